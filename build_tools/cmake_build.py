@@ -1,0 +1,66 @@
+"""Runs CMake for setuptools, so that `pip install` and plain CMake build the very same thing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class CMakeExtension(Extension):
+    """An extension module that CMakeLists.txt builds, with everything that it installs beside it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, sources=[])
+
+
+class CMakeBuild(build_ext):
+    """Builds and installs the CMake project; other extensions are built as ever.
+
+    The build folder is kept in build/, so that a second build compiles only what changed.
+    """
+
+    def build_extension(self, ext: Extension) -> None:
+        """Builds one extension."""
+        if not isinstance(ext, CMakeExtension):
+            super().build_extension(ext)
+            return
+        package = Path(*ext.name.split(".")[:-1])
+        editable = self.inplace or getattr(self, "editable_mode", False)
+        destination = ROOT / package if editable else Path(self.build_lib).resolve() / package
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        # An isolated build comes with another CMake, Ninja and pybind11 each time: find them anew, keep the objects.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
+        # The compiled parts of an earlier build, of which this one may make fewer.
+        for stale in destination.glob("_lsoftmax_ops*.so"):
+            stale.unlink()
+        options = {
+            "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
+            "Python_EXECUTABLE": sys.executable,
+            "LSOFTMAX_VERSION": self.distribution.get_version(),
+            "LSOFTMAX_TF": os.environ.get("LSOFTMAX_TF", "AUTO"),
+        }
+        self._cmake("-S", ROOT, "-B", build, "-G", "Ninja", *[f"-D{k}={v}" for k, v in options.items()])
+        self._cmake("--build", build)
+        self._cmake("--install", build, "--prefix", destination)
+
+    def copy_extensions_to_source(self) -> None:
+        """Copies what setuptools built itself; CMake has installed its own in place."""
+        everything = self.extensions
+        self.extensions = [ext for ext in everything if not isinstance(ext, CMakeExtension)]
+        super().copy_extensions_to_source()
+        self.extensions = everything
+
+    @staticmethod
+    def _cmake(*arguments: object) -> None:
+        cmake = shutil.which("cmake")
+        if cmake is None:
+            raise RuntimeError("CMake was not found: pip install cmake ninja")
+        subprocess.run([cmake, *map(str, arguments)], check=True)

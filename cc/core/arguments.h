@@ -1,0 +1,51 @@
+// What every kernel of this library takes: pointers, sizes and the margin, said once for the CPU and for CUDA.
+//
+// Every pointer is dense and row-major, and lies in the memory of the device that runs the kernel. A kernel reads and
+// writes only the arrays that its contract (rows.h) names; the others may be null.
+#ifndef LSOFTMAX_CORE_ARGUMENTS_H_
+#define LSOFTMAX_CORE_ARGUMENTS_H_
+
+#include <stdint.h>
+
+#include "core/inline.h"
+
+namespace lsoftmax {
+
+// Class indices [N], 32 or 64 bits wide. -1 means "no target in this row".
+struct Labels {
+  const void* data = nullptr;
+  bool wide = false;  // int64 where true, int32 where false
+};
+
+LSOFTMAX_INLINE int64_t label_of(const Labels& labels, int64_t row) {
+  return labels.wide ? static_cast<const int64_t*>(labels.data)[row]
+                     : static_cast<const int32_t*>(labels.data)[row];
+}
+
+template <typename T>
+struct Arguments {
+  int64_t rows = 0;     // N, samples
+  int64_t depth = 0;    // D, features of a sample
+  int64_t classes = 0;  // C
+  int margin = 1;       // m, 1 <= m <= 64
+
+  const T* features = nullptr;  // [N, D]
+  const T* weights = nullptr;   // [D, C]
+  Labels labels;                // [N], each -1 or in [0, C)
+  const double* lambda = nullptr;  // [], >= 0
+
+  double* geometry = nullptr;       // [3, N]: x . w_y, |x|^2, |w_y|^2
+  double* geometry_grad = nullptr;  // [3, N]: the loss's derivative in each of them
+
+  T* logits = nullptr;         // [N, C]
+  T* logits_grad = nullptr;    // [N, C]
+  T* features_grad = nullptr;  // [N, D]
+  T* weights_grad = nullptr;   // [D, C]
+
+  double* cos_theta = nullptr;  // [N]
+  int32_t* segment = nullptr;   // [N]
+};
+
+}  // namespace lsoftmax
+
+#endif  // LSOFTMAX_CORE_ARGUMENTS_H_

@@ -1,0 +1,84 @@
+// Chooses the CPU variant of the row kernels, once, when first asked.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/rows.h"
+
+namespace lsoftmax {
+
+#define LSOFTMAX_DECLARE(variant)         \
+  namespace variant {                     \
+  template <typename T>                   \
+  const RowKernels<T>& row_kernels();     \
+  }
+LSOFTMAX_DECLARE(baseline)
+#ifdef LSOFTMAX_X86_VARIANTS
+LSOFTMAX_DECLARE(avx2)
+LSOFTMAX_DECLARE(avx512)
+#endif
+#undef LSOFTMAX_DECLARE
+
+namespace {
+
+enum class Variant { kBaseline, kAvx2, kAvx512 };
+
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+
+Variant best() {
+#ifdef LSOFTMAX_X86_VARIANTS
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  if (v4) return Variant::kAvx512;
+  if (v3) return Variant::kAvx2;
+#endif
+  return Variant::kBaseline;
+}
+
+Variant choose() {
+  const Variant most = best();
+  const char* const wish = getenv("LSOFTMAX_CPU");
+  if (wish == nullptr || *wish == '\0') return most;
+  for (int v = 0; v <= static_cast<int>(most); ++v) {
+    if (strcmp(wish, kNames[v]) == 0) return static_cast<Variant>(v);
+  }
+  fprintf(stderr, "lsoftmax_op: LSOFTMAX_CPU=%s names no variant that this machine runs (one of:", wish);
+  for (int v = 0; v <= static_cast<int>(most); ++v) fprintf(stderr, " %s", kNames[v]);
+  fprintf(stderr, "); using %s.\n", kNames[static_cast<int>(most)]);
+  return most;
+}
+
+Variant chosen() {
+  static const Variant variant = choose();
+  return variant;
+}
+
+}  // namespace
+
+template <typename T>
+const RowKernels<T>& row_kernels() {
+  switch (chosen()) {
+#ifdef LSOFTMAX_X86_VARIANTS
+    case Variant::kAvx512:
+      return avx512::row_kernels<T>();
+    case Variant::kAvx2:
+      return avx2::row_kernels<T>();
+#endif
+    default:
+      return baseline::row_kernels<T>();
+  }
+}
+
+template const RowKernels<float16>& row_kernels<float16>();
+template const RowKernels<bfloat16>& row_kernels<bfloat16>();
+template const RowKernels<float>& row_kernels<float>();
+template const RowKernels<double>& row_kernels<double>();
+
+const char* cpu_variant() { return kNames[static_cast<int>(chosen())]; }
+
+
+}  // namespace lsoftmax

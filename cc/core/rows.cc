@@ -1,0 +1,215 @@
+// Compiled once for every CPU variant, under a namespace of its own (LSOFTMAX_VARIANT); dispatch.cc chooses among them.
+// Nothing here may call an inline function of the standard library: see inline.h.
+#include "core/rows.h"
+
+#include "core/margin.h"
+
+
+namespace lsoftmax {
+namespace {
+
+// A weight column is strided: its D entries lie in D rows of W, C apart. Walking W in tiles of a few rows of W for a
+// block of samples lets samples whose classes share a cache line share its load, and keeps a tile's loads in flight
+// side by side where they do not.
+constexpr int64_t kTile = 16;       // feature dimensions: a cache line of floats
+constexpr int64_t kLanes = 8;       // partial sums, kept apart for the vector unit
+constexpr int64_t kRowBlock = 64;   // samples
+
+LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// column[0 .. width) = entries [d, d + width) of the weight column of class y, widened.
+template <typename T>
+LSOFTMAX_INLINE void load_column(const T* matrix, int64_t classes, int64_t y, int64_t d, int64_t width,
+                                 double* column) {
+  const T* entry = matrix + d * classes + y;
+  for (int64_t l = 0; l < width; ++l) column[l] = widen(entry[l * classes]);
+}
+
+struct Sums {
+  double dot[kLanes], features_sq[kLanes], weights_sq[kLanes];
+};
+
+LSOFTMAX_INLINE double total(const double* lanes) {
+  double sum = 0;
+  for (int64_t l = 0; l < kLanes; ++l) sum += lanes[l];
+  return sum;
+}
+
+template <typename T>
+LSOFTMAX_INLINE void accumulate(const T* x, const double* w, int64_t width, Sums& sums) {
+  for (int64_t half = 0; half < width; half += kLanes) {
+    const int64_t lanes = smaller(kLanes, width - half);
+    for (int64_t l = 0; l < lanes; ++l) {
+      const double xl = widen(x[half + l]), wl = w[half + l];
+      sums.dot[l] += xl * wl;
+      sums.features_sq[l] += xl * xl;
+      sums.weights_sq[l] += wl * wl;
+    }
+  }
+}
+
+template <typename T>
+void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
+  for (int64_t first = begin; first < end; first += kRowBlock) {
+    const int64_t block = smaller(kRowBlock, end - first);
+    Sums sums[kRowBlock] = {};
+    for (int64_t d = 0; d < args.depth; d += kTile) {
+      const int64_t width = smaller(kTile, args.depth - d);
+      for (int64_t r = 0; r < block; ++r) {
+        const int64_t y = label_of(args.labels, first + r);
+        if (y < 0) continue;
+        const T* x = args.features + (first + r) * args.depth + d;
+        double w[kTile];
+        if (width == kTile) {
+          load_column(args.weights, args.classes, y, d, kTile, w);
+          accumulate(x, w, kTile, sums[r]);
+        } else {
+          load_column(args.weights, args.classes, y, d, width, w);
+          accumulate(x, w, width, sums[r]);
+        }
+      }
+    }
+    for (int64_t r = 0; r < block; ++r) {
+      args.geometry[first + r] = total(sums[r].dot);
+      args.geometry[args.rows + first + r] = total(sums[r].features_sq);
+      args.geometry[2 * args.rows + first + r] = total(sums[r].weights_sq);
+    }
+  }
+}
+
+template <typename T>
+void logits(const Arguments<T>& args, int64_t begin, int64_t end) {
+  const double alpha = margin_share(*args.lambda);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t y = label_of(args.labels, i);
+    const double s = args.geometry[i], A = args.geometry[args.rows + i], B = args.geometry[2 * args.rows + i];
+    if (y < 0 || !has_margin(args.margin, alpha, A, B)) continue;
+    assign(args.logits[i * args.classes + y], target_logit(args.margin, alpha, s, A, B).value);
+  }
+}
+
+template <typename T>
+void logits_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
+  const double alpha = margin_share(*args.lambda);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t y = label_of(args.labels, i);
+    const double s = args.geometry[i], A = args.geometry[args.rows + i], B = args.geometry[2 * args.rows + i];
+    double d_dot = 0, d_features_sq = 0, d_weights_sq = 0;
+    if (y >= 0 && has_margin(args.margin, alpha, A, B)) {
+      const TargetLogit<double> t = target_logit(args.margin, alpha, s, A, B);
+      T& entry = args.logits_grad[i * args.classes + y];
+      const double upstream = widen(entry);
+      assign(entry, 0);
+      d_dot = upstream * t.d_dot;
+      d_features_sq = upstream * t.d_features_sq;
+      d_weights_sq = upstream * t.d_weights_sq;
+    }
+    args.geometry_grad[i] = d_dot;
+    args.geometry_grad[args.rows + i] = d_features_sq;
+    args.geometry_grad[2 * args.rows + i] = d_weights_sq;
+  }
+}
+
+template <typename T>
+void angles(const Arguments<T>& args, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const bool has_target = label_of(args.labels, i) >= 0;
+    const double s = args.geometry[i], A = args.geometry[args.rows + i], B = args.geometry[2 * args.rows + i];
+    const double c = cos_theta(s, A, B);
+    args.cos_theta[i] = has_target ? c : static_cast<double>(NAN);
+    args.segment[i] = has_target ? psi(args.margin, c).segment : -1;
+  }
+}
+
+// gradient[0 .. width) += along_w w + along_x x
+template <typename T>
+LSOFTMAX_INLINE void add_row(const T* x, const double* w, double along_x, double along_w, int64_t width,
+                             T* gradient) {
+  for (int64_t l = 0; l < width; ++l) {
+    assign(gradient[l], widen(gradient[l]) + (along_w * w[l] + along_x * widen(x[l])));
+  }
+}
+
+template <typename T>
+void features_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
+  for (int64_t first = begin; first < end; first += kRowBlock) {
+    const int64_t last = smaller(first + kRowBlock, end);
+    for (int64_t d = 0; d < args.depth; d += kTile) {
+      const int64_t width = smaller(kTile, args.depth - d);
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t y = label_of(args.labels, i);
+        const double along_w = args.geometry_grad[i];
+        const double along_x = 2 * args.geometry_grad[args.rows + i];
+        if (y < 0 || (along_w == 0 && along_x == 0)) continue;
+        const T* x = args.features + i * args.depth + d;
+        T* gradient = args.features_grad + i * args.depth + d;
+        double w[kTile];
+        if (width == kTile) {
+          load_column(args.weights, args.classes, y, d, kTile, w);
+          add_row(x, w, along_x, along_w, kTile, gradient);
+        } else {
+          load_column(args.weights, args.classes, y, d, width, w);
+          add_row(x, w, along_x, along_w, width, gradient);
+        }
+      }
+    }
+  }
+}
+
+// sum[0 .. width) += along_x x
+template <typename T>
+LSOFTMAX_INLINE void add_sample(const T* x, double along_x, int64_t width, double* sum) {
+  for (int64_t l = 0; l < width; ++l) sum[l] += along_x * widen(x[l]);
+}
+
+template <typename T>
+void weights_grad(const Arguments<T>& args, const Groups& groups, int64_t begin, int64_t end) {
+  for (int64_t d = begin; d < end; d += kTile) {
+    const int64_t width = smaller(kTile, end - d);
+    for (int64_t g = 0; g < groups.count; ++g) {
+      double sum[kTile] = {}, along_w = 0;
+      bool changes = false;
+      for (int64_t n = groups.starts[g]; n < groups.starts[g + 1]; ++n) {
+        const int64_t i = groups.order[n];
+        const double along_x = args.geometry_grad[i];
+        const double norm_grad = args.geometry_grad[2 * args.rows + i];
+        if (along_x == 0 && norm_grad == 0) continue;
+        changes = true;
+        along_w += 2 * norm_grad;
+        const T* x = args.features + i * args.depth + d;
+        if (width == kTile) {
+          add_sample(x, along_x, kTile, sum);
+        } else {
+          add_sample(x, along_x, width, sum);
+        }
+      }
+      if (!changes) continue;
+      double w[kTile];
+      load_column(args.weights, args.classes, groups.classes[g], d, width, w);
+      T* gradient = args.weights_grad + d * args.classes + groups.classes[g];
+      for (int64_t l = 0; l < width; ++l) {
+        T& entry = gradient[l * args.classes];
+        assign(entry, widen(entry) + (sum[l] + along_w * w[l]));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+namespace LSOFTMAX_VARIANT {
+
+template <typename T>
+const RowKernels<T>& row_kernels() {
+  static constexpr RowKernels<T> kKernels = {geometry<T>, logits<T>,        logits_grad<T>,
+                                             angles<T>,   features_grad<T>, weights_grad<T>};
+  return kKernels;
+}
+
+template const RowKernels<float16>& row_kernels<float16>();
+template const RowKernels<bfloat16>& row_kernels<bfloat16>();
+template const RowKernels<float>& row_kernels<float>();
+template const RowKernels<double>& row_kernels<double>();
+
+}  // namespace LSOFTMAX_VARIANT
+}  // namespace lsoftmax

@@ -1,0 +1,93 @@
+// The CPU backend of the op kernels: runs the row kernels of the core on TensorFlow's own thread pool.
+#ifndef LSOFTMAX_TF_CPU_H_
+#define LSOFTMAX_TF_CPU_H_
+
+#include <algorithm>
+
+#include "core/groups.h"
+#include "core/rows.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tf/inputs.h"
+
+namespace lsoftmax {
+
+struct Cpu {
+  // Values that only the host can judge before the kernel runs.
+  static absl::Status check_labels(const tensorflow::Tensor& labels, int64_t classes) {
+    return lsoftmax::check_labels(labels, classes);
+  }
+  static absl::Status check_lambda(const tensorflow::Tensor& lambda) {
+    return lsoftmax::check_lambda(lambda);
+  }
+
+  // Output 0 as a copy of input `index`: the very buffer where nobody else needs it any more.
+  template <typename T>
+  static absl::Status take_or_copy(tensorflow::OpKernelContext* context, int index,
+                                         tensorflow::Tensor** output) {
+    const tensorflow::TensorShape shape = context->input(index).shape();
+    int taken = -1;
+    TF_RETURN_IF_ERROR(context->forward_input_or_allocate_output({index}, 0, shape, output, &taken));
+    if (taken < 0) {
+      const T* const from = context->input(index).flat<T>().data();
+      T* const to = (*output)->flat<T>().data();
+      over(context, shape.num_elements(), 1, [&](int64_t begin, int64_t end) {
+        std::copy(from + begin, from + end, to + begin);
+      });
+    }
+    return absl::Status();
+  }
+
+  template <typename T>
+  static void geometry(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    over_rows(context, args, row_kernels<T>().geometry, kColumnCost * args.depth);
+  }
+
+  template <typename T>
+  static void logits(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    over_rows(context, args, row_kernels<T>().logits, kTargetCost);
+  }
+
+  template <typename T>
+  static void logits_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    over_rows(context, args, row_kernels<T>().logits_grad, kTargetCost);
+  }
+
+  static void angles(tensorflow::OpKernelContext* context, const Arguments<double>& args) {
+    over_rows(context, args, row_kernels<double>().angles, kTargetCost);
+  }
+
+  template <typename T>
+  static void features_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    over_rows(context, args, row_kernels<T>().features_grad, kColumnCost * args.depth);
+  }
+
+  template <typename T>
+  static void weights_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    const RowGrouping grouping(args.labels, args.rows);
+    const Groups groups = grouping.groups();
+    over(context, args.depth, kColumnCost * args.rows, [&](int64_t begin, int64_t end) {
+      row_kernels<T>().weights_grad(args, groups, begin, end);
+    });
+  }
+
+ private:
+  // Cycles, roughly: one entry of a strided weight column, and one target logit.
+  static constexpr int64_t kColumnCost = 8;
+  static constexpr int64_t kTargetCost = 200;
+
+  template <typename Work>
+  static void over(tensorflow::OpKernelContext* context, int64_t total, int64_t cost, const Work& work) {
+    context->device()->tensorflow_cpu_worker_threads()->workers->ParallelFor(
+        total, tensorflow::thread::ThreadPool::SchedulingParams::Adaptive(cost), work);
+  }
+
+  template <typename T>
+  static void over_rows(tensorflow::OpKernelContext* context, const Arguments<T>& args,
+                        void (*kernel)(const Arguments<T>&, int64_t, int64_t), int64_t cost) {
+    over(context, args.rows, cost, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  }
+};
+
+}  // namespace lsoftmax
+
+#endif  // LSOFTMAX_TF_CPU_H_

@@ -1,0 +1,66 @@
+#include "tf/inputs.h"
+
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "core/margin.h"
+#include "core/validate.h"
+
+namespace lsoftmax {
+
+using tensorflow::Tensor;
+using tensorflow::shape_inference::DimensionHandle;
+using tensorflow::shape_inference::DimensionOrConstant;
+using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
+
+absl::Status check_shape(const char* argument, const Tensor& tensor, std::initializer_list<int64_t> expected) {
+  bool good = tensor.dims() == static_cast<int>(expected.size());
+  std::vector<std::string> sizes;
+  int d = 0;
+  for (const int64_t size : expected) {
+    good = good && (size < 0 || tensor.dim_size(d) == size);
+    sizes.push_back(size < 0 ? "?" : absl::StrCat(size));
+    ++d;
+  }
+  if (good) return absl::Status();
+  return absl::InvalidArgumentError(absl::StrCat(argument, ": expected shape [", absl::StrJoin(sizes, ","), "], got ",
+                         tensor.shape().DebugString()));
+}
+
+absl::Status check_labels(const Tensor& labels, int64_t classes) {
+  const Labels view = labels_of(labels);
+  const int64_t row = first_bad_label(view, labels.NumElements(), classes);
+  if (row < 0) return absl::Status();
+  return absl::InvalidArgumentError(absl::StrCat("labels: expected values in [0, ", classes, "), or -1 for a row without a target, got labels[",
+                         row, "] = ", label_of(view, row)));
+}
+
+absl::Status check_lambda(const Tensor& lambda) {
+  const double value = lambda.scalar<double>()();
+  if (is_good_lambda(value)) return absl::Status();
+  return absl::InvalidArgumentError(absl::StrCat("lam: expected a number >= 0, got ", value));
+}
+
+absl::Status read_margin(tensorflow::OpKernelConstruction* construction, int* margin) {
+  TF_RETURN_IF_ERROR(construction->GetAttr("margin", margin));
+  if (1 <= *margin && *margin <= kMaxMargin) return absl::Status();
+  return absl::InvalidArgumentError(absl::StrCat("margin: expected an integer from 1 to ", kMaxMargin, ", got ", *margin));
+}
+
+Labels labels_of(const Tensor& labels) {
+  return {labels.data(), labels.dtype() == tensorflow::DT_INT64};
+}
+
+absl::Status merge_input(InferenceContext* context, int index, const char* argument,
+                   std::initializer_list<DimensionOrConstant> expected, ShapeHandle* merged) {
+  std::vector<DimensionHandle> dims;
+  for (const DimensionOrConstant& dim : expected) dims.push_back(context->MakeDim(dim));
+  const ShapeHandle shape = context->MakeShape(dims);
+  if (context->Merge(context->input(index), shape, merged).ok()) return absl::Status();
+  return absl::InvalidArgumentError(absl::StrCat(argument, ": expected shape ", context->DebugString(shape), ", got ",
+                         context->DebugString(context->input(index))));
+}
+
+}  // namespace lsoftmax

@@ -1,0 +1,73 @@
+"""Large-Margin Softmax (L-Softmax; Liu, Wen, Yu, Yang, ICML 2016) for TensorFlow.
+
+A dense layer plus softmax cross-entropy in which one logit a row, the target's, is made harder to raise:
+``|w||x| cos(theta)`` becomes ``|w||x| psi(theta)``. The classes that come out are compact and well separated.
+
+Importing this package imports neither TensorFlow nor NumPy: every name is loaded when first used. Once TensorFlow is
+imported, before or after, its ops are registered, so that saved models that hold them can be loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lsoftmax_op import arrays, reference
+    from lsoftmax_op.drop_in import L_softmax
+    from lsoftmax_op.library import build_info, library_path
+    from lsoftmax_op.ops import lsoftmax_logits, target_angles
+    from lsoftmax_op.schedules import LambdaSchedule
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "L_softmax": "drop_in",
+    "LambdaSchedule": "schedules",
+    "build_info": "library",
+    "library_path": "library",
+    "lsoftmax_logits": "ops",
+    "target_angles": "ops",
+}
+_MODULES = ("arrays", "reference")
+
+__all__ = [
+    "L_softmax",
+    "LambdaSchedule",
+    "arrays",
+    "build_info",
+    "library_path",
+    "lsoftmax_logits",
+    "reference",
+    "target_angles",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+def _register_ops() -> None:
+    from lsoftmax_op import library
+
+    library.load_if_built()
+
+
+if "tensorflow" in sys.modules:
+    _register_ops()
+else:
+    from lsoftmax_op._import_hook import after_import
+
+    after_import("tensorflow", _register_ops)

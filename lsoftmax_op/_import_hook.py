@@ -1,0 +1,45 @@
+"""Runs a function right after a module is first imported, however much later that is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+class _Finder:
+    """Finds one module as the other finders do, and has its loader call back once it has executed it."""
+
+    def __init__(self, module: str, callback: Callable[[], None]) -> None:
+        self.module = module
+        self.callback = callback
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != self.module:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)
+            if spec is not None:
+                break
+        else:
+            return None
+        loader = spec.loader
+        if loader is None:
+            return spec
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            loader.exec_module = execute
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self.callback()
+
+        loader.exec_module = exec_module
+        return spec
+
+
+def after_import(module: str, callback: Callable[[], None]) -> None:
+    """Calls `callback` once, right after the first import of `module` (which is not imported yet)."""
+    sys.meta_path.insert(0, _Finder(module, callback))

@@ -1,0 +1,136 @@
+"""The gradients of the raw ops, of every order, registered with TensorFlow.
+
+First order, with G = dL/d(margin logits), g_i its target entries and t(s, A, B) the target logit:
+
+    LsoftmaxLogits           ->  LsoftmaxLogitsGrad       products: G, 0 at the targets;  geometry: g_i dt
+    LsoftmaxTargetGeometry   ->  LsoftmaxFeaturesGrad     features: what came through X W + g_s w_y + 2 g_A x
+                                 LsoftmaxWeightsGrad      weights:  what came through X W + sum of g_s x + 2 g_B w_y
+
+LsoftmaxFeaturesGrad and LsoftmaxWeightsGrad are multilinear: their own gradients are the same ops again. Only
+LsoftmaxLogitsGrad has a gradient with new mathematics, the second derivatives of t. It is rarely asked for and N-sized,
+so it is composed of TensorFlow's ops, and TensorFlow derives it again for whoever wants a third.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from lsoftmax_op.library import load
+
+tf.no_gradient("LsoftmaxTargetAngles")
+
+
+@tf.RegisterGradient("LsoftmaxTargetGeometry")
+def _target_geometry(
+    op: Any, features_grad: tf.Tensor, weights_grad: tf.Tensor, geometry_grad: tf.Tensor
+) -> list:
+    features, weights, labels = op.inputs
+    unwanted = getattr(op, "skip_input_indices", None) or ()  # set where an eager tape runs
+    for_features, for_weights = None, None
+    if 0 not in unwanted:
+        for_features = load().lsoftmax_features_grad(
+            features_grad, features, weights, labels, geometry_grad
+        )
+    if 1 not in unwanted:
+        for_weights = load().lsoftmax_weights_grad(
+            weights_grad, features, weights, labels, geometry_grad
+        )
+    return [for_features, for_weights, None]
+
+
+@tf.RegisterGradient("LsoftmaxLogits")
+def _logits(op: Any, logits_grad: tf.Tensor) -> list:
+    _, labels, geometry, lam = op.inputs
+    products_grad, geometry_grad = load().lsoftmax_logits_grad(
+        logits_grad, labels, geometry, lam, margin=op.get_attr("margin")
+    )
+    return [products_grad, None, geometry_grad, None]
+
+
+@tf.RegisterGradient("LsoftmaxFeaturesGrad")
+def _features_grad(op: Any, upstream: tf.Tensor) -> list:
+    # f = base + g_s w_y + 2 g_A x
+    _, features, weights, labels, geometry_grad = op.inputs
+    has_target = tf.cast(labels >= 0, tf.float64)
+    g_s, g_A, _ = tf.unstack(geometry_grad * has_target)
+    none = tf.zeros_like(g_s)
+    for_features = tf.cast(2 * g_A, features.dtype)[:, None] * upstream
+    for_weights = load().lsoftmax_weights_grad(
+        tf.zeros_like(weights), upstream, weights, labels, tf.stack([g_s, none, none])
+    )
+    along_w = load().lsoftmax_target_geometry(upstream, weights, labels).geometry[0]
+    along_x = _inner(upstream, features, axis=1) * has_target
+    return [upstream, for_features, for_weights, None, tf.stack([along_w, 2 * along_x, none])]
+
+
+@tf.RegisterGradient("LsoftmaxWeightsGrad")
+def _weights_grad(op: Any, upstream: tf.Tensor) -> list:
+    # f[:, y] = base[:, y] + sum of g_s x + 2 g_B w_y
+    _, features, weights, labels, geometry_grad = op.inputs
+    has_target = tf.cast(labels >= 0, tf.float64)
+    g_s, _, g_B = tf.unstack(geometry_grad)
+    none = tf.zeros_like(g_s)
+    for_features = load().lsoftmax_features_grad(
+        tf.zeros_like(features), features, upstream, labels, tf.stack([g_s, none, none])
+    )
+    for_weights = load().lsoftmax_weights_grad(
+        tf.zeros_like(weights), features, upstream, labels, tf.stack([none, none, g_B])
+    )
+    columns = tf.maximum(labels, 0)
+    along_x = load().lsoftmax_target_geometry(features, upstream, labels).geometry[0]
+    along_w = has_target * _inner(
+        tf.gather(upstream, columns, axis=1), tf.gather(weights, columns, axis=1), axis=0
+    )
+    return [upstream, for_features, for_weights, None, tf.stack([along_x, none, 2 * along_w])]
+
+
+@tf.RegisterGradient("LsoftmaxLogitsGrad")
+def _logits_grad(op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Tensor) -> list:
+    # products_grad = G, 0 at the targets; geometry_grad = g dt(geometry): bilinear in G, curved in the geometry.
+    logits_grad, labels, geometry, lam = op.inputs
+    margin = op.get_attr("margin")
+    alpha = 1 / (1 + lam)
+    _, A, B = tf.unstack(geometry)
+    has_margin = (labels >= 0) & (A != 0) & (B != 0) & (alpha != 0) & (margin > 1)
+    rows = tf.range(tf.size(labels, labels.dtype), dtype=labels.dtype)
+    targets = tf.stack([rows, tf.maximum(labels, 0)], axis=1)
+    g = tf.cast(tf.gather_nd(logits_grad, targets), tf.float64)
+    safe = tf.where(has_margin, geometry, tf.constant([[0.0], [1.0], [1.0]], tf.float64))
+    with tf.GradientTape() as tape:
+        tape.watch(safe)
+        along = tf.reduce_sum(geometry_upstream * _jacobian(safe, alpha, margin), axis=0)
+    curvature = tape.gradient(along, safe)
+    along = tf.cast(along, logits_grad.dtype)
+    for_logits = tf.tensor_scatter_nd_update(
+        products_upstream,
+        targets,
+        tf.where(has_margin, along, tf.gather_nd(products_upstream, targets)),
+    )
+    for_geometry = tf.where(has_margin, g * curvature, tf.zeros_like(geometry))
+    return [for_logits, None, for_geometry, None]
+
+
+def _jacobian(geometry: tf.Tensor, alpha: tf.Tensor, margin: int) -> tf.Tensor:
+    """dt / d(s, A, B), [3, N], differentiable: cc/core/margin.h in TensorFlow's ops. Needs nonzero norms."""
+    s, A, B = tf.unstack(geometry)
+    a, b = tf.sqrt(A), tf.sqrt(B)
+    c = s / (a * b)
+    c += tf.stop_gradient(tf.clip_by_value(c, -1.0, 1.0) - c)  # clamped, and still with the slope of c
+    before, u = tf.zeros_like(c), tf.ones_like(c)
+    segment, sign = tf.zeros_like(c), tf.ones_like(c)
+    for _ in range(1, margin):
+        before, u = u, 2 * c * u - before
+        changes = sign * u < 0
+        segment += tf.cast(changes, c.dtype)
+        sign = tf.where(changes, -sign, sign)
+    psi = sign * (c * u - before) - 2 * segment
+    slope = sign * margin * u
+    q = alpha * (psi - c * slope) / 2
+    return tf.stack([1 + alpha * (slope - 1), q * b / a, q * a / b])
+
+
+def _inner(a: tf.Tensor, b: tf.Tensor, axis: int) -> tf.Tensor:
+    """Inner products in float64."""
+    return tf.reduce_sum(tf.cast(a, tf.float64) * tf.cast(b, tf.float64), axis=axis)

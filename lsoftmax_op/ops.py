@@ -1,0 +1,199 @@
+"""The margin logits as a TensorFlow function.
+
+    products = X W                                         TensorFlow's own matrix product
+    geometry = (x_i . w_{y_i}, |x_i|^2, |w_{y_i}|^2)_i     what the margin depends on, in float64
+    logits   = products, the target's entry of each row replaced by t(geometry)   + bias
+
+Three ops, however large the batch. Their gradients (gradients.py) are the two products that any dense layer needs,
+completed in place.
+"""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import tensorflow as tf
+
+from lsoftmax_op import _checks, library
+
+if TYPE_CHECKING:
+    from tensorflow.types.experimental import TensorLike
+
+_FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
+_INTEGERS = (tf.int32, tf.int64)
+
+
+def lsoftmax_logits(
+    features: TensorLike,
+    weights: TensorLike,
+    labels: TensorLike,
+    bias: TensorLike | None = None,
+    *,
+    margin: int = 4,
+    lam: float | TensorLike = 0.0,
+    name: str | None = None,
+) -> tf.Tensor:
+    """Computes the logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6).
+
+    Every logit is the dense layer's, ``features @ weights + bias``, but the target's: with theta the angle between a
+    sample x and the weights w of its class,
+
+        ``(lam |w||x| cos(theta) + |w||x| psi(theta)) / (1 + lam) + bias``
+        ``psi(theta) = (-1)^k cos(margin theta) - 2k   for theta in [k pi/margin, (k+1) pi/margin]``
+
+    Feed them to a softmax cross-entropy in training. For inference use the plain ``features @ weights + bias``.
+
+    Works eagerly, in ``tf.function`` and in v1 graphs, and is differentiable any number of times in features, weights
+    and bias.
+
+    Args:
+        features: [N, D], float16, bfloat16, float32 or float64.
+        weights: [D, C], of the same dtype: the kernel of a Keras ``Dense`` layer, a column for every class.
+        labels: [N], int32 or int64, each in [0, C); -1 leaves its row the plain dense layer's.
+        bias: [C], of the same dtype, or None.
+        margin: the integer m from 1 (no margin) to 64.
+        lam: the annealing weight lambda >= 0, a number or a scalar tensor or variable (which never retraces).
+            Large values are close to the plain softmax, 0 is the full margin. See `LambdaSchedule`.
+        name: a name for the ops.
+
+    Returns:
+        The logits, [N, C], of the features' dtype.
+
+    Raises:
+        TypeError: an argument of the wrong dtype or type.
+        ValueError: shapes that do not fit, or a margin or lambda out of range, as far as it is known when called.
+        tf.errors.InvalidArgumentError: the same, and labels out of range, when it is only known at run time.
+    """
+    with tf.name_scope(name or "lsoftmax_logits"):
+        return margin_layer(features, weights, labels, bias, margin=margin, lam=lam).logits
+
+
+def target_angles(
+    features: TensorLike, weights: TensorLike, labels: TensorLike, *, margin: int = 4
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Computes the angle between every sample and the weights of its class, to watch it while training.
+
+    Args:
+        features: [N, D], float16, bfloat16, float32 or float64.
+        weights: [D, C], of the same dtype.
+        labels: [N], int32 or int64, each in [0, C), or -1.
+        margin: the integer m from 1 to 64 that cuts [0, pi] into segments.
+
+    Returns:
+        A pair of cos(theta) [N], of the features' dtype, 0 where a norm is zero and NaN where the label is -1; and
+        the segment k [N], int32, for which theta is in [k pi/margin, (k+1) pi/margin], -1 where the label is -1.
+        Neither is differentiable.
+
+    Raises:
+        TypeError, ValueError, tf.errors.InvalidArgumentError: as for `lsoftmax_logits`.
+    """
+    margin = _checks.margin(margin)
+    with tf.name_scope("target_angles"):
+        batch = _batch(features, weights, labels)
+        ops = library.load()
+        geometry = ops.lsoftmax_target_geometry(*batch).geometry
+        return _angles(batch.labels, geometry, margin, batch.features.dtype)
+
+
+class MarginLayer(NamedTuple):
+    """The margin logits and, for whoever wants to watch them, the angles behind."""
+
+    logits: tf.Tensor
+    cos_theta: tf.Tensor
+    segment: tf.Tensor
+
+
+def margin_layer(
+    features: TensorLike,
+    weights: TensorLike,
+    labels: TensorLike,
+    bias: TensorLike | None,
+    *,
+    margin: int,
+    lam: float | TensorLike,
+    angles: bool = False,
+) -> MarginLayer:
+    """Returns the margin logits and, if asked, the angles, from one pass over the label columns."""
+    margin = _checks.margin(margin)
+    lam = _lambda(lam)
+    batch = _batch(features, weights, labels)
+    bias = None if bias is None else _bias(bias, batch.weights)
+    ops = library.load()
+    features, weights, geometry = ops.lsoftmax_target_geometry(*batch)
+    products = tf.matmul(features, weights)
+    logits = ops.lsoftmax_logits(products, batch.labels, geometry, lam, margin=margin)
+    if bias is not None:
+        logits = tf.nn.bias_add(logits, bias)
+    if not angles:
+        return MarginLayer(logits, None, None)
+    return MarginLayer(logits, *_angles(batch.labels, geometry, margin, logits.dtype))
+
+
+def _angles(
+    labels: tf.Tensor, geometry: tf.Tensor, margin: int, dtype: tf.DType
+) -> tuple[tf.Tensor, tf.Tensor]:
+    cos_theta, segment = library.load().lsoftmax_target_angles(labels, geometry, margin=margin)
+    return tf.cast(cos_theta, dtype), segment
+
+
+class _Batch(NamedTuple):
+    features: tf.Tensor
+    weights: tf.Tensor
+    labels: tf.Tensor
+
+
+def _batch(features: Any, weights: Any, labels: Any) -> _Batch:
+    """Converts the three to tensors and checks what is known of them."""
+    features = _tensor("features", features, _FLOATS, "[N, D]")
+    weights = _tensor("weights", weights, (features.dtype,), "[D, C]")
+    labels = _tensor("labels", labels, _INTEGERS, "[N]")
+    (rows, depth), (weights_depth, classes) = features.shape, weights.shape
+    if None not in (depth, weights_depth) and depth != weights_depth:
+        raise ValueError(
+            f"weights: expected shape [D, C] with the D = {depth} of features {features.shape}, got {weights.shape}"
+        )
+    if classes == 0:
+        raise ValueError(f"weights: expected shape [D, C] with at least one class, got {weights.shape}")
+    if None not in (rows, labels.shape[0]) and rows != labels.shape[0]:
+        raise ValueError(
+            f"labels: expected shape [N] with the N = {rows} of features {features.shape}, got {labels.shape}"
+        )
+    return _Batch(features, weights, labels)
+
+
+def _bias(bias: Any, weights: tf.Tensor) -> tf.Tensor:
+    bias = _tensor("bias", bias, (weights.dtype,), "[C]")
+    classes = weights.shape[1]
+    if None not in (classes, bias.shape[0]) and classes != bias.shape[0]:
+        raise ValueError(
+            f"bias: expected shape [C] with the C = {classes} of weights {weights.shape}, got {bias.shape}"
+        )
+    return bias
+
+
+def _lambda(lam: Any) -> tf.Tensor:
+    """Returns lambda as a float64 scalar tensor."""
+    if isinstance(lam, (bool, Real)):
+        return tf.constant(_checks.host_lambda(lam), tf.float64)
+    lam = _tensor("lam", lam, (*_FLOATS, *_INTEGERS), "[]")
+    return tf.cast(lam, tf.float64)
+
+
+def _tensor(argument: str, value: Any, dtypes: tuple[tf.DType, ...], shape: str) -> tf.Tensor:
+    """Converts `value` to a tensor of one of the dtypes and of the rank that `shape` spells."""
+    names = " or ".join(dtype.name for dtype in dtypes)
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{argument}: expected a tensor {shape} of {names}, got {type(value).__name__}: {error}"
+        ) from error
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{argument}: expected {names}, got {tensor.dtype.name}")
+    rank = len(shape.strip("[]").split(",")) if shape != "[]" else 0
+    if tensor.shape.rank is None:
+        tensor = tf.ensure_shape(tensor, [None] * rank)
+    if tensor.shape.rank != rank:
+        raise ValueError(f"{argument}: expected shape {shape}, got {tensor.shape}")
+    return tensor
