@@ -13,17 +13,9 @@ namespace {
 // side by side where they do not.
 constexpr int64_t kTile = 16;       // feature dimensions: a cache line of floats
 constexpr int64_t kLanes = 8;       // partial sums, kept apart for the vector unit
-constexpr int64_t kRowBlock = 64;   // samples
+constexpr int64_t kRowBlock = 128;   // samples
 
 LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// column[0 .. width) = entries [d, d + width) of the weight column of class y, widened.
-template <typename T>
-LSOFTMAX_INLINE void load_column(const T* matrix, int64_t classes, int64_t y, int64_t d, int64_t width,
-                                 double* column) {
-  const T* entry = matrix + d * classes + y;
-  for (int64_t l = 0; l < width; ++l) column[l] = widen(entry[l * classes]);
-}
 
 struct Sums {
   double dot[kLanes], features_sq[kLanes], weights_sq[kLanes];
@@ -35,16 +27,14 @@ LSOFTMAX_INLINE double total(const double* lanes) {
   return sum;
 }
 
+// sums += the products of x[0 .. width) and of the strided entries of a weight column.
 template <typename T>
-LSOFTMAX_INLINE void accumulate(const T* x, const double* w, int64_t width, Sums& sums) {
-  for (int64_t half = 0; half < width; half += kLanes) {
-    const int64_t lanes = smaller(kLanes, width - half);
-    for (int64_t l = 0; l < lanes; ++l) {
-      const double xl = widen(x[half + l]), wl = w[half + l];
-      sums.dot[l] += xl * wl;
-      sums.features_sq[l] += xl * xl;
-      sums.weights_sq[l] += wl * wl;
-    }
+LSOFTMAX_INLINE void accumulate(const T* x, const T* w, int64_t stride, int64_t width, Sums& sums) {
+  for (int64_t l = 0; l < width; ++l) {
+    const double xl = widen(x[l]), wl = widen(w[l * stride]);
+    sums.dot[l] += xl * wl;
+    sums.features_sq[l] += xl * xl;
+    sums.weights_sq[l] += wl * wl;
   }
 }
 
@@ -53,19 +43,17 @@ void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t first = begin; first < end; first += kRowBlock) {
     const int64_t block = smaller(kRowBlock, end - first);
     Sums sums[kRowBlock] = {};
-    for (int64_t d = 0; d < args.depth; d += kTile) {
-      const int64_t width = smaller(kTile, args.depth - d);
+    for (int64_t d = 0; d < args.depth; d += kLanes) {
+      const int64_t width = smaller(kLanes, args.depth - d);
       for (int64_t r = 0; r < block; ++r) {
         const int64_t y = label_of(args.labels, first + r);
         if (y < 0) continue;
         const T* x = args.features + (first + r) * args.depth + d;
-        double w[kTile];
-        if (width == kTile) {
-          load_column(args.weights, args.classes, y, d, kTile, w);
-          accumulate(x, w, kTile, sums[r]);
+        const T* w = args.weights + d * args.classes + y;
+        if (width == kLanes) {
+          accumulate(x, w, args.classes, kLanes, sums[r]);
         } else {
-          load_column(args.weights, args.classes, y, d, width, w);
-          accumulate(x, w, width, sums[r]);
+          accumulate(x, w, args.classes, width, sums[r]);
         }
       }
     }
@@ -121,12 +109,12 @@ void angles(const Arguments<T>& args, int64_t begin, int64_t end) {
   }
 }
 
-// gradient[0 .. width) += along_w w + along_x x
+// gradient[0 .. width) += along_w w + along_x x, where w is strided.
 template <typename T>
-LSOFTMAX_INLINE void add_row(const T* x, const double* w, double along_x, double along_w, int64_t width,
+LSOFTMAX_INLINE void add_row(const T* x, const T* w, int64_t stride, double along_x, double along_w, int64_t width,
                              T* gradient) {
   for (int64_t l = 0; l < width; ++l) {
-    assign(gradient[l], widen(gradient[l]) + (along_w * w[l] + along_x * widen(x[l])));
+    assign(gradient[l], widen(gradient[l]) + (along_w * widen(w[l * stride]) + along_x * widen(x[l])));
   }
 }
 
@@ -142,14 +130,12 @@ void features_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
         const double along_x = 2 * args.geometry_grad[args.rows + i];
         if (y < 0 || (along_w == 0 && along_x == 0)) continue;
         const T* x = args.features + i * args.depth + d;
+        const T* w = args.weights + d * args.classes + y;
         T* gradient = args.features_grad + i * args.depth + d;
-        double w[kTile];
         if (width == kTile) {
-          load_column(args.weights, args.classes, y, d, kTile, w);
-          add_row(x, w, along_x, along_w, kTile, gradient);
+          add_row(x, w, args.classes, along_x, along_w, kTile, gradient);
         } else {
-          load_column(args.weights, args.classes, y, d, width, w);
-          add_row(x, w, along_x, along_w, width, gradient);
+          add_row(x, w, args.classes, along_x, along_w, width, gradient);
         }
       }
     }
@@ -184,12 +170,11 @@ void weights_grad(const Arguments<T>& args, const Groups& groups, int64_t begin,
         }
       }
       if (!changes) continue;
-      double w[kTile];
-      load_column(args.weights, args.classes, groups.classes[g], d, width, w);
+      const T* w = args.weights + d * args.classes + groups.classes[g];
       T* gradient = args.weights_grad + d * args.classes + groups.classes[g];
       for (int64_t l = 0; l < width; ++l) {
         T& entry = gradient[l * args.classes];
-        assign(entry, widen(entry) + (sum[l] + along_w * w[l]));
+        assign(entry, widen(entry) + (sum[l] + along_w * widen(w[l * args.classes])));
       }
     }
   }
