@@ -1,0 +1,47 @@
+# make demo · make test · make bench    on a fresh machine with python3 (3.10 to 3.13), a C++17 compiler and make
+#
+# Everything lives in .venv; remove that folder to start afresh. VENV and PYTHON choose others.
+PYTHON ?= python3
+VENV ?= .venv
+TENSORFLOW ?= tensorflow>=2.18,<2.22
+BIN := $(VENV)/bin
+SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.cc' -o -name '*.cmake' -o -name '*.in') \
+           CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test bench sanitize lint clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: $(VENV)/built  ## compile the library into $(VENV), in place
+
+demo: build  ## train on handwritten digits with a large margin, and draw what was learned
+	$(BIN)/python -m examples.digits
+
+test: build  ## run the tests
+	$(BIN)/python -m pytest
+
+bench: build  ## measure it beside its peers: tables, and JSON in benchmarks/results
+	$(BIN)/python -m benchmarks
+
+sanitize: build  ## run core and bindings under the address and undefined-behaviour sanitizers
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python build_tools/sanitize.py
+
+lint: $(VENV)/ready  ## check style and types
+	$(BIN)/python -m pip install --quiet '.[dev]' --no-deps --dry-run >/dev/null 2>&1 || true
+	$(BIN)/pre-commit run --all-files
+
+clean:  ## remove what was built (not $(VENV))
+	rm -rf build dist lsoftmax_op/*.so lsoftmax_op/_build_info.json lsoftmax_op/reference.c $(VENV)/built
+
+# The build needs TensorFlow and its own tools beforehand: it is not isolated, so that a second one compiles only what changed.
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet '$(TENSORFLOW)' $$($(BIN)/python build_tools/requirements.py build test)
+	touch $@
+
+$(VENV)/built: $(VENV)/ready $(SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" LSOFTMAX_TF=ON $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@

@@ -1,0 +1,110 @@
+"""``python -m lsoftmax_op``: what was built, what this machine has, and whether it computes. Paste it into a bug report."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def main() -> int:
+    """Prints the report; returns 0 where every check passed."""
+    import lsoftmax_op
+
+    print(f"lsoftmax_op {lsoftmax_op.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    try:
+        info = lsoftmax_op.build_info()
+    except ImportError as error:
+        print(f"FAILED   {error}")
+        return 1
+    for key, value in info.items():
+        print(f"  {key:<14}{', '.join(value) if isinstance(value, list) else value}")
+    checks = {"arrays": _check_arrays}
+    if info["tensorflow"] is not None:
+        checks |= {"tensorflow": _report_tensorflow, "eager": _check_eager, "tf.function": _check_graph}
+    failed = 0
+    for name, check in checks.items():
+        try:
+            print(f"  {name:<14}{check()}")
+        except Exception as error:
+            failed += 1
+            print(f"  {name:<14}FAILED: {type(error).__name__}: {error}")
+    print("All checks passed." if not failed else f"{failed} of {len(checks)} checks FAILED.")
+    return 1 if failed else 0
+
+
+def _batch() -> tuple:
+    """A batch that meets every segment of m = 4, a zero row and a row without a target; and its oracle."""
+    import numpy as np
+
+    from lsoftmax_op import reference
+
+    angles = np.linspace(0, math.pi, 9)
+    features = np.stack([np.cos(angles), np.sin(angles), 0.1 * angles], axis=1)
+    features[3] = 0
+    weights = np.eye(3, 4) + 0.25
+    labels = np.array([0, 0, 0, 0, 3, 1, 2, 0, -1])
+    grad = np.cos(np.arange(36.0)).reshape(9, 4)
+    expected = reference.logits(features, weights, labels, margin=4, lam=0.5)
+    gradients = reference.logits_grad(grad, features, weights, labels, margin=4, lam=0.5)
+    return features, weights, labels, grad, expected, gradients
+
+
+def _compare(got: list, expected: list) -> str:
+    import numpy as np
+
+    worst = max(float(np.max(np.abs(np.asarray(g) - e))) for g, e in zip(got, expected, strict=True))
+    if not worst < 1e-12:
+        raise AssertionError(f"off the float64 oracle by {worst:.1e}")
+    return f"ok, within {worst:.1e} of the float64 oracle"
+
+
+def _check_arrays() -> str:
+    from lsoftmax_op import arrays
+
+    features, weights, labels, grad, expected, gradients = _batch()
+    logits = arrays.logits(features, weights, labels, margin=4, lam=0.5)
+    got = arrays.logits_grad(grad, features, weights, labels, margin=4, lam=0.5)
+    return _compare([logits, *got[:2]], [expected, *gradients[:2]])
+
+
+def _report_tensorflow() -> str:
+    import tensorflow as tf
+
+    devices = [device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices()]
+    return f"{tf.__version__}, devices {' '.join(devices)}"
+
+
+def _check_eager() -> str:
+    import tensorflow as tf
+
+    return _check_tensorflow(lambda function: function, tf)
+
+
+def _check_graph() -> str:
+    import tensorflow as tf
+
+    return _check_tensorflow(tf.function, tf)
+
+
+def _check_tensorflow(wrap: object, tf: object) -> str:
+    import lsoftmax_op
+
+    features, weights, labels, grad, expected, gradients = _batch()
+
+    def step(features: object, weights: object) -> tuple:
+        with tf.GradientTape() as tape:
+            tape.watch([features, weights])
+            logits = lsoftmax_op.lsoftmax_logits(features, weights, labels, margin=4, lam=0.5)
+            loss = tf.reduce_sum(grad * logits)
+        return (logits, *tape.gradient(loss, [features, weights]))
+
+    got = wrap(step)(tf.constant(features), tf.constant(weights))
+    return _compare(list(got), [expected, *gradients[:2]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

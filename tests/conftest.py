@@ -1,0 +1,83 @@
+"""Parameters of the suite: the layer under test, and its data type."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+from support import DTYPES, Batch
+
+from lsoftmax_op import arrays
+
+
+class ArraysLayer:
+    """lsoftmax_op.arrays on the CPU."""
+
+    def __call__(self, batch: Batch, margin: int, lam: float) -> tuple:
+        options = {"margin": margin, "lam": lam}
+        return arrays.logits(*batch.layer, **options), arrays.logits_grad(batch.grad, *batch.layer, **options)
+
+    def plain(self, batch: Batch) -> tuple:
+        wide = [a.astype(np.float32) for a in (batch.features, batch.weights, batch.grad)]
+        x, w, g = wide
+        dtype = batch.features.dtype
+        logits = (x @ w).astype(dtype) + batch.bias
+        gradients = [a.astype(dtype) for a in (g @ w.T, x.T @ g, g.sum(axis=0))]
+        return logits, gradients
+
+
+class TensorFlowLayer:
+    """lsoftmax_op.lsoftmax_logits and its gradient, eagerly or in a tf.function."""
+
+    def __init__(self, compiled: bool) -> None:
+        self.compiled = compiled
+
+    def __call__(self, batch: Batch, margin: int, lam: float) -> tuple:
+        import lsoftmax_op
+
+        return self._run(
+            batch,
+            lambda x, w, b: lsoftmax_op.lsoftmax_logits(x, w, batch.labels, b, margin=margin, lam=lam),
+        )
+
+    def plain(self, batch: Batch) -> tuple:
+        import tensorflow as tf
+
+        return self._run(batch, lambda x, w, b: tf.nn.bias_add(tf.matmul(x, w), b))
+
+    def _run(self, batch: Batch, layer: object) -> tuple:
+        import tensorflow as tf
+
+        def step(*arguments: object) -> tuple:
+            with tf.GradientTape() as tape:
+                tape.watch(arguments)
+                logits = layer(*arguments)
+            return logits, tape.gradient(logits, arguments, output_gradients=tf.constant(batch.grad))
+
+        if self.compiled:
+            step = tf.function(step)
+        arguments = [tf.constant(a) for a in (batch.features, batch.weights, batch.bias)]
+        logits, gradients = step(*arguments)
+        return logits.numpy(), [g.numpy() for g in gradients]
+
+
+LAYERS = {
+    "arrays": ArraysLayer(),
+    "eager": TensorFlowLayer(compiled=False),
+    "function": TensorFlowLayer(compiled=True),
+}
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["arrays", "eager"])
+def layer(request: pytest.FixtureRequest) -> object:
+    if request.param != "arrays":
+        pytest.importorskip("tensorflow")
+    return LAYERS[request.param]
