@@ -21,9 +21,9 @@ class ArraysLayer:
         return arrays.logits(*batch.layer, **options), arrays.logits_grad(batch.grad, *batch.layer, **options)
 
     def plain(self, batch: Batch) -> tuple:
-        wide = [a.astype(np.float32) for a in (batch.features, batch.weights, batch.grad)]
-        x, w, g = wide
         dtype = batch.features.dtype
+        wide = np.float64 if dtype == np.float64 else np.float32
+        x, w, g = (a.astype(wide) for a in (batch.features, batch.weights, batch.grad))
         logits = (x @ w).astype(dtype) + batch.bias
         gradients = [a.astype(dtype) for a in (g @ w.T, x.T @ g, g.sum(axis=0))]
         return logits, gradients

@@ -24,7 +24,7 @@ MARGINS = range(1, 9)
 LAMBDAS = (0.0, 0.5, 5.0, 1000.0, np.inf)
 SHAPES = ((1, 1, 1), (1, 5, 1), (7, 1, 3), (5, 17, 2), (13, 33, 7), (130, 19, 6), (0, 4, 3))
 
-# Relative to the natural scale of each entry, |x||w| for a logit and its sums for the gradients.
+# Relative to the natural scale of each entry: its own size plus |x||w| for a logit, and sums of those for a gradient.
 LOGITS_TOLERANCE = {"float64": 1e-12, "float32": 2e-6}
 GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 
@@ -116,7 +116,7 @@ def errors(batch: Batch, logits: np.ndarray, gradients: tuple, margin: int, lam:
     for got, want, scale in zip((logits, *gradients), (expected, *expected_gradients), scales, strict=True):
         assert got.shape == want.shape
         error = np.abs(np.asarray(got, np.float64) - want)
-        found.append(np.where(error == 0, 0, error / np.maximum(scale, 1e-300)))
+        found.append(np.where(error == 0, 0, error / np.maximum(scale + np.abs(want), 1e-300)))
     return found
 
 

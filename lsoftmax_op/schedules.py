@@ -1,0 +1,85 @@
+"""How the annealing weight lambda falls while a network trains.
+
+    lambda(step) = max(minimum, base (1 + gamma step)^(-power))
+
+A large lambda keeps the target logit close to the plain one, |w||x| cos(theta): the margin grows as lambda falls. This is the
+schedule of the authors' own Caffe layer.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LambdaSchedule:
+    """The annealing weight lambda as a function of the optimizer's step.
+
+    ``schedule(step) = max(minimum, base * (1 + gamma * step) ** -power)``
+
+    The defaults are the authors' for MNIST with a margin of 4. As a rule, lambda should have fallen to a few units by
+    the middle of the training: with T steps in all, ``gamma = 0.5 / T`` and ``power = 35`` do that, and so for every
+    T; ``minimum`` keeps a hard margin (4 and more, many classes) trainable, the authors of later work use 5.
+
+    Attributes:
+        base: lambda at step 0, finite and >= 0.
+        gamma: how fast a step counts, >= 0.
+        power: how steeply lambda falls, >= 0.
+        minimum: where lambda stops falling, within 0 and `base`.
+
+    >>> schedule = LambdaSchedule(base=1000.0, gamma=2.5e-5, power=35.0, minimum=5.0)
+    >>> [round(schedule(step), 2) for step in (0, 1000, 5000, 10000)]
+    [1000.0, 421.37, 16.2, 5.0]
+    """
+
+    base: float = 1000.0
+    gamma: float = 2.5e-5
+    power: float = 35.0
+    minimum: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("base", "gamma", "power", "minimum"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name}: expected a number, got {value!r}")
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+        if self.minimum > self.base:
+            raise ValueError(
+                f"minimum: expected a number within 0 and base = {self.base!r}, got {self.minimum!r}"
+            )
+
+    def __call__(self, step: Any) -> Any:
+        """Computes lambda at a step.
+
+        Args:
+            step: the number of optimizer steps taken, >= 0: a number, a NumPy array, or a TensorFlow tensor or variable of
+                any shape.
+
+        Returns:
+            A float for a number, a float64 array for an array, a float64 tensor for a tensor or variable.
+
+        Raises:
+            TypeError: a step that is none of these.
+            ValueError: a negative or NaN step, as far as it is known when called.
+        """
+        tf = sys.modules.get("tensorflow")
+        if tf is not None and (tf.is_tensor(step) or isinstance(step, tf.Variable)):
+            return tf.maximum(self._falling(tf.cast(step, tf.float64)), self.minimum)
+        array = np.asarray(step)
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"step: expected a number, an array or a tensor, got {step!r}")
+        array = array.astype(np.float64)
+        if not (array >= 0).all():
+            raise ValueError(f"step: expected a number >= 0, got {step!r}")
+        value = np.maximum(self._falling(array), self.minimum)
+        return value if isinstance(step, np.ndarray) else float(value)
+
+    def _falling(self, step: Any) -> Any:
+        return self.base * (1.0 + self.gamma * step) ** -self.power

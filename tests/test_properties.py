@@ -1,0 +1,123 @@
+"""What must hold for any batch (hypothesis)."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import random_batch
+
+from lsoftmax_op import arrays, reference
+
+batches = st.builds(
+    random_batch,
+    st.tuples(st.integers(1, 20), st.integers(1, 40), st.integers(1, 9)),
+    st.just("float64"),
+    st.integers(0, 10**6),
+)
+margins = st.integers(1, 12)
+lambdas = st.one_of(st.just(0.0), st.floats(0, 1e6))
+quick = settings(max_examples=60, deadline=None)
+
+
+def targets(batch, logits):
+    """The target entries of the rows that have one."""
+    rows = np.flatnonzero(batch.labels >= 0)
+    return logits[rows, batch.labels[rows]]
+
+
+@quick
+@given(batches, lambdas)
+def test_margin_one_is_the_dense_layer(batch, lam):
+    plain = batch.features @ batch.weights + batch.bias
+    np.testing.assert_array_equal(arrays.logits(*batch.layer, margin=1, lam=lam), plain)
+
+
+@quick
+@given(batches, margins)
+def test_infinite_lambda_is_the_dense_layer(batch, margin):
+    plain = batch.features @ batch.weights + batch.bias
+    np.testing.assert_array_equal(arrays.logits(*batch.layer, margin=margin, lam=np.inf), plain)
+
+
+@quick
+@given(batches, margins, lambdas, st.floats(1e-6, 1e6))
+def test_scaling_the_features_scales_the_logits(batch, margin, lam, scale):
+    logits = arrays.logits(*batch.layer[:3], margin=margin, lam=lam)
+    scaled = arrays.logits(scale * batch.features, *batch.layer[1:3], margin=margin, lam=lam)
+    np.testing.assert_allclose(scaled, scale * logits, rtol=1e-9, atol=1e-9 * scale)
+
+
+@quick
+@given(batches, margins, lambdas, st.randoms(use_true_random=False))
+def test_permuting_the_batch_permutes_the_result(batch, margin, lam, random):
+    order = list(range(len(batch.labels)))
+    random.shuffle(order)
+    logits = arrays.logits(*batch.layer, margin=margin, lam=lam)
+    permuted = arrays.logits(
+        batch.features[order], batch.weights, batch.labels[order], batch.bias, margin=margin, lam=lam
+    )
+    np.testing.assert_allclose(permuted, logits[order], rtol=1e-12, atol=1e-12)
+    gradients = [
+        arrays.logits_grad(
+            batch.grad[o], batch.features[o], batch.weights, batch.labels[o], margin=margin, lam=lam
+        )
+        for o in (slice(None), order)
+    ]
+    np.testing.assert_allclose(gradients[1].features, gradients[0].features[order], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(gradients[1].weights, gradients[0].weights, rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(batches, margins, lambdas)
+def test_the_margin_never_helps(batch, margin, lam):
+    """psi(theta) <= cos(theta): the target logit only ever falls."""
+    plain = targets(batch, batch.features @ batch.weights)
+    large = targets(batch, arrays.logits(*batch.layer[:3], margin=margin, lam=lam))
+    assert (large <= plain + 1e-11 * (1 + np.abs(plain)) * margin).all()
+
+
+@quick
+@given(batches, margins, lambdas)
+def test_more_lambda_is_closer_to_the_dense_layer(batch, margin, lam):
+    less = targets(batch, arrays.logits(*batch.layer[:3], margin=margin, lam=lam))
+    more = targets(batch, arrays.logits(*batch.layer[:3], margin=margin, lam=2 * lam + 1))
+    assert (less <= more + 1e-10 * margin * (1 + np.abs(more))).all()
+
+
+@quick
+@given(batches, margins, lambdas)
+def test_a_row_without_a_target_is_the_dense_layers(batch, margin, lam):
+    ignored = batch.labels < 0
+    plain = batch.features @ batch.weights + batch.bias
+    logits = arrays.logits(*batch.layer, margin=margin, lam=lam)
+    np.testing.assert_array_equal(logits[ignored], plain[ignored])
+    gradient = arrays.logits_grad(batch.grad, *batch.layer, margin=margin, lam=lam).features
+    np.testing.assert_allclose(
+        gradient[ignored], (batch.grad @ batch.weights.T)[ignored], rtol=1e-12, atol=1e-12
+    )
+
+
+@quick
+@given(batches, margins, lambdas)
+def test_any_number_of_threads_gives_the_same_bits(batch, margin, lam):
+    batch.features = np.tile(batch.features, (40, 12))  # enough work for several
+    batch.weights = np.tile(batch.weights, (12, 1))
+    batch.labels, batch.grad = np.tile(batch.labels, 40), np.tile(batch.grad, (40, 1))
+    results = []
+    for n in (1, 2, 3):
+        options = {"margin": margin, "lam": lam, "num_threads": n}
+        logits = arrays.logits(*batch.layer, **options)
+        results.append([logits, *arrays.logits_grad(batch.grad, *batch.layer, **options)])
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+@quick
+@given(batches, margins, lambdas)
+def test_any_batch_agrees_with_the_oracle(batch, margin, lam):
+    np.testing.assert_allclose(
+        arrays.logits(*batch.layer, margin=margin, lam=lam),
+        reference.logits(*batch.layer, margin=margin, lam=lam),
+        rtol=1e-10,
+        atol=1e-10,
+    )
