@@ -35,7 +35,7 @@ class LambdaSchedule:
 
     >>> schedule = LambdaSchedule(base=1000.0, gamma=2.5e-5, power=35.0, minimum=5.0)
     >>> [round(schedule(step), 2) for step in (0, 1000, 5000, 10000)]
-    [1000.0, 421.37, 16.2, 5.0]
+    [1000.0, 421.37, 16.21, 5.0]
     """
 
     base: float = 1000.0

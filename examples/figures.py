@@ -1,0 +1,95 @@
+"""The two pictures of the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from lsoftmax_op import reference
+
+if TYPE_CHECKING:
+    from examples.digits import Run
+
+# Ten colours that stay apart for colour-blind readers and in neighbouring wedges (Paul Tol's muted scheme and a black).
+COLOURS = (
+    "#332288",
+    "#88CCEE",
+    "#44AA99",
+    "#117733",
+    "#999933",
+    "#DDCC77",
+    "#CC6677",
+    "#882255",
+    "#AA4499",
+    "#444444",
+)
+STYLE = {"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def name_of(margin: int) -> str:
+    """Returns the name of a row or a panel."""
+    return "softmax" if margin == 1 else f"L-Softmax m={margin}"
+
+
+def draw_features(runs: list[Run], dataset: str, path: Path) -> Path:
+    """Draws the learned 2-D features of the test images, a panel a network, as in the paper's Figure 2."""
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(
+            1, len(runs), figsize=(4 * len(runs), 4.7), squeeze=False, layout="constrained"
+        )
+        for run, panel in zip(runs, panels[0], strict=True):
+            _draw_features_of(run, panel)
+        figure.suptitle(f"Two features learned from {dataset}: test images, and the direction of each class")
+        figure.savefig(path, dpi=100)
+        plt.close(figure)
+    return path
+
+
+def _draw_features_of(run: Run, panel: plt.Axes) -> None:
+    radius = np.percentile(np.linalg.norm(run.features, axis=1), 99.5)
+    for c in range(run.weights.shape[1]):
+        colour = COLOURS[c % len(COLOURS)]
+        direction = run.weights[:, c] / np.linalg.norm(run.weights[:, c])
+        panel.plot(*np.outer(direction, [0, 1.12 * radius]), color=colour, linewidth=1, alpha=0.8, zorder=1)
+        panel.text(*(1.2 * radius * direction), str(c), color=colour, ha="center", va="center", weight="bold")
+        points = run.features[run.labels == c]
+        panel.scatter(*points.T, s=9, color=colour, alpha=0.7, linewidths=0, zorder=2)
+    panel.set(
+        aspect="equal",
+        xticks=[],
+        yticks=[],
+        xlim=(-1.35 * radius, 1.35 * radius),
+        ylim=(-1.35 * radius, 1.35 * radius),
+        title=f"{name_of(run.margin)}\ntest error {100 * run.error:.1f} %, own class at {run.own_angle:.1f}°",
+    )
+    panel.spines[:].set_visible(False)
+
+
+def draw_psi(path: Path) -> Path:
+    """Draws psi(theta) for margins of 2, 3 and 4 beside the cosine, as in the paper's Figure 3."""
+    angles = np.linspace(0, np.pi, 721)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+        for margin, colour in ((1, "#444444"), (2, "#44AA99"), (3, "#DDAA33"), (4, "#BB5566")):
+            values = [reference.psi(angle, margin) for angle in angles]
+            label = "cos θ  (m = 1, softmax)" if margin == 1 else f"ψ(θ), m = {margin}"
+            axes.plot(np.degrees(angles), values, label=label, color=colour, linewidth=2)
+        axes.set(
+            xlabel="angle θ between the sample and the weights of its class",
+            ylabel="target logit / |w||x|",
+            xlim=(0, 180),
+            xticks=range(0, 181, 30),
+            title="The larger the margin, the smaller the angle that a target logit asks for",
+        )
+        axes.xaxis.set_major_formatter("{x:.0f}°")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, loc="lower left")
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
+    return path
