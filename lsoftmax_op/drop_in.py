@@ -53,7 +53,7 @@ def L_softmax(
 def _check_batch_size(feature: tf.Tensor, batch_size: Any) -> tf.Tensor:
     """Returns the feature; where its size or the batch size is only known at run time, checked then."""
     message = "batch_size: expected the number of rows of feature"
-    rows = feature.shape[0] if feature.shape.rank else None
+    rows = feature.shape[0] if feature.shape.rank == 2 else None
     if not tf.is_tensor(batch_size):
         if isinstance(batch_size, bool):
             raise TypeError(f"batch_size: expected an integer, got {batch_size!r}")
@@ -61,6 +61,8 @@ def _check_batch_size(feature: tf.Tensor, batch_size: Any) -> tf.Tensor:
             batch_size = operator.index(batch_size)
         except TypeError:
             raise TypeError(f"batch_size: expected an integer, got {batch_size!r}") from None
+        if feature.shape.rank not in (2, None):
+            return feature  # the layer says what is wrong with it
         if rows is not None:
             if rows != batch_size:
                 raise ValueError(f"{message}, {rows}, got {batch_size}")
