@@ -1,0 +1,1 @@
+"""What it costs, measured beside its peers: one module a question. ``python -m benchmarks`` asks them all."""

@@ -1,0 +1,87 @@
+"""Honest measuring: peers interleaved in one process, medians, and the machine that it was.
+
+Every repeat runs every peer once, in an order that rotates; a ratio is the median over the repeats of the ratio within one
+repeat, so that whatever slows the machine for a while slows both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def interleave(peers: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Returns the seconds of every repeat of every peer."""
+    for function in peers.values():
+        for _ in range(warm_up):
+            function()
+    names = list(peers)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for repeat in range(repeats):
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            began = time.perf_counter()
+            peers[name]()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """Returns the median of the ratios within one repeat."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def spread(ours: list[float], theirs: list[float]) -> list[float]:
+    """Returns the first and the third quartile of the ratios within one repeat."""
+    quartiles = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
+    return [quartiles[0], quartiles[2]]
+
+
+def milliseconds(seconds: list[float]) -> float:
+    """Returns the median, in milliseconds."""
+    return 1e3 * statistics.median(seconds)
+
+
+def machine() -> dict[str, Any]:
+    """Returns what was measured on."""
+    import tensorflow as tf
+
+    import lsoftmax_op
+
+    info = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    model = re.search(r"model name\s*: (.*)", info)
+    return {
+        "cpu": model.group(1) if model else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "lsoftmax_op": {k: v for k, v in lsoftmax_op.build_info().items() if k != "library"},
+    }
+
+
+def report(question: str, title: str, rows: list[dict[str, Any]], output: Path | None) -> None:
+    """Prints the rows as a table, and writes them with the machine as JSON."""
+    print(f"\n{title}\n")
+    texts = [{key: _text(value) for key, value in row.items()} for row in rows]
+    widths = {key: max(len(key), *(len(text[key]) for text in texts)) for key in rows[0]}
+    print("  ".join(key.rjust(width) for key, width in widths.items()))
+    for text in texts:
+        print("  ".join(text[key].rjust(width) for key, width in widths.items()))
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        document = {"question": title, "machine": machine(), "rows": rows}
+        (output / f"{question}.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_text, value))
+    return f"{value:.3g}" if isinstance(value, float) and value >= 100 else f"{value:.3f}" if isinstance(value, float) else str(value)
