@@ -1,6 +1,7 @@
 # make demo · make test · make bench    on a fresh machine with python3 (3.10 to 3.13), a C++17 compiler and make
 #
-# Everything lives in .venv; remove that folder to start afresh. VENV and PYTHON choose others.
+# Everything is installed into .venv; remove that folder to start afresh. VENV, PYTHON and TENSORFLOW choose others:
+#   make test VENV=.venv-oldest TENSORFLOW="tensorflow==2.18.*"
 PYTHON ?= python3
 VENV ?= .venv
 TENSORFLOW ?= tensorflow>=2.18,<2.22
@@ -14,7 +15,7 @@ SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.c
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: $(VENV)/built  ## compile the library into $(VENV), in place
+build: $(VENV)/built  ## install what it needs into .venv and compile the library
 
 demo: build  ## train on handwritten digits with a large margin, and draw what was learned
 	$(BIN)/python -m examples.digits
@@ -26,22 +27,23 @@ bench: build  ## measure it beside its peers: tables, and JSON in benchmarks/res
 	$(BIN)/python -m benchmarks
 
 sanitize: build  ## run core and bindings under the address and undefined-behaviour sanitizers
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python build_tools/sanitize.py
+	PATH="$(abspath $(BIN)):$$PATH" build_tools/sanitize.sh $(BIN)/python
 
-lint: $(VENV)/ready  ## check style and types
-	$(BIN)/python -m pip install --quiet '.[dev]' --no-deps --dry-run >/dev/null 2>&1 || true
-	$(BIN)/pre-commit run --all-files
+lint: $(VENV)/ready  ## format the code and check its style
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py dev)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files
 
-clean:  ## remove what was built (not $(VENV))
+clean:  ## remove what was built (.venv stays)
 	rm -rf build dist lsoftmax_op/*.so lsoftmax_op/_build_info.json lsoftmax_op/reference.c $(VENV)/built
 
-# The build needs TensorFlow and its own tools beforehand: it is not isolated, so that a second one compiles only what changed.
+# The build is not isolated, so that a second one compiles only what changed: its tools are installed beforehand.
 $(VENV)/ready: pyproject.toml
+	@echo "Installing TensorFlow, the build tools and the test tools into $(VENV); this takes a minute or two ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet '$(TENSORFLOW)' $$($(BIN)/python build_tools/requirements.py build test)
-	touch $@
+	@touch $@
 
 $(VENV)/built: $(VENV)/ready $(SOURCES)
+	@echo "Compiling lsoftmax_op; this takes about a minute ..."
 	PATH="$(abspath $(BIN)):$$PATH" LSOFTMAX_TF=ON $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
-	touch $@
+	@touch $@

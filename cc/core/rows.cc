@@ -17,6 +17,13 @@ constexpr int64_t kRowBlock = 128;   // samples
 
 LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Asks for the entries [0, width) of a weight column that the next tile will read: the hardware's own prefetchers do not
+// see through a column's stride.
+template <typename T>
+LSOFTMAX_INLINE void prefetch_column(const T* w, int64_t stride, int64_t width) {
+  for (int64_t l = 0; l < width; ++l) __builtin_prefetch(w + l * stride, 0, 2);
+}
+
 struct Sums {
   double dot[kLanes], features_sq[kLanes], weights_sq[kLanes];
 };
@@ -50,6 +57,7 @@ void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
         if (y < 0) continue;
         const T* x = args.features + (first + r) * args.depth + d;
         const T* w = args.weights + d * args.classes + y;
+        prefetch_column(w + width * args.classes, args.classes, smaller(kLanes, args.depth - d - width));
         if (width == kLanes) {
           accumulate(x, w, args.classes, kLanes, sums[r]);
         } else {
@@ -132,6 +140,7 @@ void features_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
         const T* x = args.features + i * args.depth + d;
         const T* w = args.weights + d * args.classes + y;
         T* gradient = args.features_grad + i * args.depth + d;
+        prefetch_column(w + width * args.classes, args.classes, smaller(kTile, args.depth - d - width));
         if (width == kTile) {
           add_row(x, w, args.classes, along_x, along_w, kTile, gradient);
         } else {
@@ -172,6 +181,9 @@ void weights_grad(const Arguments<T>& args, const Groups& groups, int64_t begin,
       if (!changes) continue;
       const T* w = args.weights + d * args.classes + groups.classes[g];
       T* gradient = args.weights_grad + d * args.classes + groups.classes[g];
+      const int64_t next = smaller(kTile, end - d - width);
+      prefetch_column(w + width * args.classes, args.classes, next);
+      prefetch_column(gradient + width * args.classes, args.classes, next);
       for (int64_t l = 0; l < width; ++l) {
         T& entry = gradient[l * args.classes];
         assign(entry, widen(entry) + (sum[l] + along_w * widen(w[l * args.classes])));
