@@ -33,7 +33,12 @@ def main(output: Path | None, quick: bool = False) -> None:
         return len(graph.node) + sum(len(f.node_def) for f in graph.library.function)
 
     batches = (2, 4) if quick else (8, 128, 1024)
-    layers = {"plain": peers.plain, "ours": peers.ours, "vectorised": peers.vectorised, "per-sample loop": loop}
+    layers = {
+        "plain": peers.plain,
+        "ours": peers.ours,
+        "vectorised": peers.vectorised,
+        "per-sample loop": loop,
+    }
     rows = [
         {
             "layer": name,

@@ -1,7 +1,7 @@
 """Honest measuring: peers interleaved in one process, medians, and the machine that it was.
 
-Every repeat runs every peer once, in an order that rotates; a ratio is the median over the repeats of the ratio within one
-repeat, so that whatever slows the machine for a while slows both sides.
+Every repeat runs every peer once, in an order that rotates; a ratio is the median over the repeats of the ratio within
+one repeat, so that whatever slows the machine for a while slows both sides.
 """
 
 from __future__ import annotations
@@ -84,4 +84,10 @@ def report(question: str, title: str, rows: list[dict[str, Any]], output: Path |
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return " to ".join(map(_text, value))
-    return f"{value:.3g}" if isinstance(value, float) and value >= 100 else f"{value:.3f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and value >= 100
+        else f"{value:.3f}"
+        if isinstance(value, float)
+        else str(value)
+    )

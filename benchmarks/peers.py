@@ -51,9 +51,7 @@ def step(layer: object, features: tf.Tensor, weights: tf.Variable, labels: tf.Te
         with tf.GradientTape() as tape:
             tape.watch(features)
             logits = layer(features, weights, labels)
-            loss = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-            )
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
         return loss, *tape.gradient(loss, [features, weights])
 
     return run

@@ -80,9 +80,7 @@ def describe(folder: Path) -> dict[str, str]:
     info = json.loads(answer.stdout.splitlines()[-1])
     version = tuple(int(part) for part in info["version"].split(".")[:2])
     if not SUPPORTED[0] <= version <= SUPPORTED[1]:
-        raise RuntimeError(
-            f"The TensorFlow in {folder} is {info['version']}; supported is {REQUIREMENT}."
-        )
+        raise RuntimeError(f"The TensorFlow in {folder} is {info['version']}; supported is {REQUIREMENT}.")
     return info
 
 

@@ -20,6 +20,7 @@ for variant in baseline avx2 avx512; do
   LSOFTMAX_CPU=$variant PYTHONPATH="$PWD/$package" "$python" - <<'P'
 import sys
 
+sys.path.remove("")  # the package of the clone
 sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f).lower()]  # the sanitized copy, not the installed one
 sys.modules["tensorflow"] = None  # what needs TensorFlow skips
 import lsoftmax_op, pytest

@@ -3,8 +3,8 @@
     make demo        or        python -m examples.digits [--data-dir FOLDER] [--margins 1 2 3 4] [--seeds 3] ...
 
 Every row of the table is the same convolutional network, the same data, optimizer and number of steps; only the margin
-differs (a margin of 1 is the plain softmax). It ends in a linear layer of two features, so that the features can be drawn, as
-in Figure 2 of the paper. Two pictures are written: the features, and psi beside the cosine (the paper's Figure 3).
+differs (a margin of 1 is the plain softmax). It ends in a linear layer of two features, so that the features can be
+drawn, as in Figure 2 of the paper. Two pictures are written: the features, and psi beside the cosine (the paper's Figure 3).
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ def train(data: Dataset, margin: int, seed: int, steps: int, progress: tqdm) -> 
         with tf.GradientTape() as tape:
             features = model(images, training=True)
             logits = lsoftmax_op.lsoftmax_logits(features, weights, labels, margin=margin, lam=lam)
-            loss = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-            )
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return loss
 
@@ -184,9 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     margins = list(dict.fromkeys(options.margins))
     with tqdm(total=len(margins) * options.seeds * options.steps, unit="step") as progress:
         runs = [
-            train(data, margin, seed, options.steps, progress)
-            for margin in margins
-            for seed in range(options.seeds)
+            train(data, margin, seed, options.steps, progress) for margin in margins for seed in range(options.seeds)
         ]
     print_table(runs, data, options.steps)
     options.output.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,12 @@ COLOURS = (
     "#AA4499",
     "#444444",
 )
-STYLE = {"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False}
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 def name_of(margin: int) -> str:
@@ -40,9 +45,7 @@ def name_of(margin: int) -> str:
 def draw_features(runs: list[Run], dataset: str, path: Path) -> Path:
     """Draws the learned 2-D features of the test images, a panel a network, as in the paper's Figure 2."""
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(
-            1, len(runs), figsize=(4 * len(runs), 4.7), squeeze=False, layout="constrained"
-        )
+        figure, panels = plt.subplots(1, len(runs), figsize=(4 * len(runs), 4.7), squeeze=False, layout="constrained")
         for run, panel in zip(runs, panels[0], strict=True):
             _draw_features_of(run, panel)
         figure.suptitle(f"Two features learned from {dataset}: test images, and the direction of each class")
@@ -57,7 +60,14 @@ def _draw_features_of(run: Run, panel: plt.Axes) -> None:
         colour = COLOURS[c % len(COLOURS)]
         direction = run.weights[:, c] / np.linalg.norm(run.weights[:, c])
         panel.plot(*np.outer(direction, [0, 1.12 * radius]), color=colour, linewidth=1, alpha=0.8, zorder=1)
-        panel.text(*(1.2 * radius * direction), str(c), color=colour, ha="center", va="center", weight="bold")
+        panel.text(
+            *(1.2 * radius * direction),
+            str(c),
+            color=colour,
+            ha="center",
+            va="center",
+            weight="bold",
+        )
         points = run.features[run.labels == c]
         panel.scatter(*points.T, s=9, color=colour, alpha=0.7, linewidths=0, zorder=2)
     panel.set(

@@ -65,7 +65,7 @@ def _register_ops() -> None:
     library.load_if_built()
 
 
-if "tensorflow" in sys.modules:
+if sys.modules.get("tensorflow") is not None:
     _register_ops()
 else:
     from lsoftmax_op._import_hook import after_import

@@ -1,4 +1,4 @@
-"""``python -m lsoftmax_op``: what was built, what this machine has, and whether it computes. Paste it into a bug report."""
+"""``python -m lsoftmax_op``: what was built, what this machine has, does it compute? Paste it into a bug report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ def main() -> int:
         print(f"  {key:<14}{', '.join(value) if isinstance(value, list) else value}")
     checks = {"arrays": _check_arrays}
     if info["tensorflow"] is not None:
-        checks |= {"tensorflow": _report_tensorflow, "eager": _check_eager, "tf.function": _check_graph}
+        checks |= {
+            "tensorflow": _report_tensorflow,
+            "eager": _check_eager,
+            "tf.function": _check_graph,
+        }
     failed = 0
     for name, check in checks.items():
         try:

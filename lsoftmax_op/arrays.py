@@ -1,7 +1,7 @@
 """The margin logits and their gradient on NumPy arrays, without TensorFlow.
 
-The products are NumPy's (float16 and bfloat16 multiply in float32, as its BLAS has no other way); the margin comes from the
-same kernels as the TensorFlow ops'. The GIL is released while they run. Results do not depend on the number of threads.
+The products are NumPy's (float16 and bfloat16 multiply in float32, as its BLAS has no other way); the margin comes from
+the same kernels as the TensorFlow ops'. The GIL is released while they run. Results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -120,11 +120,9 @@ def _computed_in(dtype: np.dtype) -> type:
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b in the dtype of both, dense."""
+    """A @ b in the dtype of both, dense."""
     wide = _computed_in(a.dtype)
-    return np.matmul(a.astype(wide, copy=False), b.astype(wide, copy=False)).astype(
-        a.dtype, copy=False
-    )
+    return np.matmul(a.astype(wide, copy=False), b.astype(wide, copy=False)).astype(a.dtype, copy=False)
 
 
 def _threads(num_threads: int | None) -> int:
@@ -170,9 +168,7 @@ def _batch(
             f"got {list(weights.shape)}"
         )
     if classes == 0:
-        raise ValueError(
-            f"weights: expected shape [D, C] with at least one class, got {list(weights.shape)}"
-        )
+        raise ValueError(f"weights: expected shape [D, C] with at least one class, got {list(weights.shape)}")
     if labels.shape != (rows,):
         raise ValueError(
             f"labels: expected shape [N] with the N = {rows} of features {list(features.shape)}, "

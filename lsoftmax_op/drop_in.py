@@ -44,9 +44,7 @@ def L_softmax(
     """
     with tf.name_scope("L_softmax"):
         feature = _check_batch_size(tf.convert_to_tensor(feature), batch_size)
-        layer = ops.margin_layer(
-            feature, softmax_w, labels, softmax_b, margin=margin, lam=labmda, angles=True
-        )
+        layer = ops.margin_layer(feature, softmax_w, labels, softmax_b, margin=margin, lam=labmda, angles=True)
         return layer.logits, [layer.cos_theta, layer.segment]
 
 

@@ -23,20 +23,14 @@ tf.no_gradient("LsoftmaxTargetAngles")
 
 
 @tf.RegisterGradient("LsoftmaxTargetGeometry")
-def _target_geometry(
-    op: Any, features_grad: tf.Tensor, weights_grad: tf.Tensor, geometry_grad: tf.Tensor
-) -> list:
+def _target_geometry(op: Any, features_grad: tf.Tensor, weights_grad: tf.Tensor, geometry_grad: tf.Tensor) -> list:
     features, weights, labels = op.inputs
     unwanted = getattr(op, "skip_input_indices", None) or ()  # set where an eager tape runs
     for_features, for_weights = None, None
     if 0 not in unwanted:
-        for_features = load().lsoftmax_features_grad(
-            features_grad, features, weights, labels, geometry_grad
-        )
+        for_features = load().lsoftmax_features_grad(features_grad, features, weights, labels, geometry_grad)
     if 1 not in unwanted:
-        for_weights = load().lsoftmax_weights_grad(
-            weights_grad, features, weights, labels, geometry_grad
-        )
+        for_weights = load().lsoftmax_weights_grad(weights_grad, features, weights, labels, geometry_grad)
     return [for_features, for_weights, None]
 
 
@@ -80,9 +74,7 @@ def _weights_grad(op: Any, upstream: tf.Tensor) -> list:
     )
     columns = tf.maximum(labels, 0)
     along_x = load().lsoftmax_target_geometry(features, upstream, labels).geometry[0]
-    along_w = has_target * _inner(
-        tf.gather(upstream, columns, axis=1), tf.gather(weights, columns, axis=1), axis=0
-    )
+    along_w = has_target * _inner(tf.gather(upstream, columns, axis=1), tf.gather(weights, columns, axis=1), axis=0)
     return [upstream, for_features, for_weights, None, tf.stack([along_x, none, 2 * along_w])]
 
 
@@ -113,7 +105,7 @@ def _logits_grad(op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Te
 
 
 def _jacobian(geometry: tf.Tensor, alpha: tf.Tensor, margin: int) -> tf.Tensor:
-    """dt / d(s, A, B), [3, N], differentiable: cc/core/margin.h in TensorFlow's ops. Needs nonzero norms."""
+    """Dt / d(s, A, B), [3, N], differentiable: cc/core/margin.h in TensorFlow's ops. Needs nonzero norms."""
     s, A, B = tf.unstack(geometry)
     a, b = tf.sqrt(A), tf.sqrt(B)
     c = s / (a * b)

@@ -116,7 +116,8 @@ def _check_single(path: str) -> None:
 
     if op_def_registry.get("LsoftmaxLogits") is None or sys.platform != "linux":
         return
-    mapped = {line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/" in line}
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    mapped = {line.split(maxsplit=5)[5] for line in maps if "/" in line}
     if os.path.realpath(path) not in mapped:
         others = sorted(file for file in mapped if os.path.basename(file) == os.path.basename(path))
         raise ImportError(

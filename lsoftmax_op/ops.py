@@ -130,9 +130,7 @@ def margin_layer(
     return MarginLayer(logits, *_angles(batch.labels, geometry, margin, logits.dtype))
 
 
-def _angles(
-    labels: tf.Tensor, geometry: tf.Tensor, margin: int, dtype: tf.DType
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _angles(labels: tf.Tensor, geometry: tf.Tensor, margin: int, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
     cos_theta, segment = library.load().lsoftmax_target_angles(labels, geometry, margin=margin)
     return tf.cast(cos_theta, dtype), segment
 

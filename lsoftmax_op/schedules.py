@@ -2,8 +2,8 @@
 
     lambda(step) = max(minimum, base (1 + gamma step)^(-power))
 
-A large lambda keeps the target logit close to the plain one, |w||x| cos(theta): the margin grows as lambda falls. This is the
-schedule of the authors' own Caffe layer.
+A large lambda keeps the target logit close to the plain one, |w||x| cos(theta): the margin grows as lambda falls. This
+is the schedule of the authors' own Caffe layer.
 """
 
 from __future__ import annotations
@@ -51,16 +51,14 @@ class LambdaSchedule:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
         if self.minimum > self.base:
-            raise ValueError(
-                f"minimum: expected a number within 0 and base = {self.base!r}, got {self.minimum!r}"
-            )
+            raise ValueError(f"minimum: expected a number within 0 and base = {self.base!r}, got {self.minimum!r}")
 
     def __call__(self, step: Any) -> Any:
         """Computes lambda at a step.
 
         Args:
-            step: the number of optimizer steps taken, >= 0: a number, a NumPy array, or a TensorFlow tensor or variable of
-                any shape.
+            step: the number of optimizer steps taken, >= 0: a number, a NumPy array, or a TensorFlow tensor or variable
+                of any shape.
 
         Returns:
             A float for a number, a float64 array for an array, a float64 tensor for a tensor or variable.

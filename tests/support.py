@@ -161,4 +161,12 @@ def run_python(code: str, *, check: bool = True, **environment: str) -> subproce
     return finished
 
 
-__all__ = ["Batch", "angle_batch", "arrays", "assert_close_to_oracle", "errors", "random_batch", "run_python"]
+__all__ = [
+    "Batch",
+    "angle_batch",
+    "arrays",
+    "assert_close_to_oracle",
+    "errors",
+    "random_batch",
+    "run_python",
+]

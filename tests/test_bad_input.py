@@ -8,7 +8,12 @@ from lsoftmax_op import arrays, reference
 
 tf = pytest.importorskip("tensorflow")
 
-X, W, Y, B = np.ones((3, 2), np.float32), np.ones((2, 4), np.float32), np.array([0, 3, -1]), np.zeros(4, np.float32)
+X, W, Y, B = (
+    np.ones((3, 2), np.float32),
+    np.ones((2, 4), np.float32),
+    np.array([0, 3, -1]),
+    np.zeros(4, np.float32),
+)
 
 
 def arguments(**changes):
@@ -156,7 +161,8 @@ def test_shapes_known_at_run_time():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "error"), [(2, ValueError), (4, ValueError), (3.0, TypeError), ("3", TypeError), (True, TypeError)]
+    ("batch_size", "error"),
+    [(2, ValueError), (4, ValueError), (3.0, TypeError), ("3", TypeError), (True, TypeError)],
 )
 def test_batch_size(batch_size, error):
     with pytest.raises(error, match="batch_size: expected .*got"):
@@ -178,14 +184,26 @@ def test_raw_ops_check_for_themselves():
     geometry = tf.zeros([3, 3], tf.float64)
     for call, message in (
         (lambda: ops.lsoftmax_target_geometry(X, W.T, Y), "weights: expected shape"),
-        (lambda: ops.lsoftmax_logits(X, Y, geometry[:2], 0.0, margin=2), "geometry: expected shape"),
+        (
+            lambda: ops.lsoftmax_logits(X, Y, geometry[:2], 0.0, margin=2),
+            "geometry: expected shape",
+        ),
         (lambda: ops.lsoftmax_logits(X, Y, geometry, [0.0], margin=2), "lam: expected shape"),
         (lambda: ops.lsoftmax_logits(X, [0, 0, 2], geometry, 0.0, margin=2), r"labels\[2\] = 2"),
         (lambda: ops.lsoftmax_logits(X, [0, 0, 1], geometry, 0.0, margin=65), "margin: expected"),
         (lambda: ops.lsoftmax_logits(X, [0, 0, 1], geometry, 0.0, margin=0), "margin"),
-        (lambda: ops.lsoftmax_logits_grad(X, Y[:2], geometry, 0.0, margin=2), "labels: expected shape"),
-        (lambda: ops.lsoftmax_features_grad(W, X, W, Y, geometry), "products_features_grad: expected"),
-        (lambda: ops.lsoftmax_weights_grad(X, X, W, Y, geometry), "products_weights_grad: expected"),
+        (
+            lambda: ops.lsoftmax_logits_grad(X, Y[:2], geometry, 0.0, margin=2),
+            "labels: expected shape",
+        ),
+        (
+            lambda: ops.lsoftmax_features_grad(W, X, W, Y, geometry),
+            "products_features_grad: expected",
+        ),
+        (
+            lambda: ops.lsoftmax_weights_grad(X, X, W, Y, geometry),
+            "products_weights_grad: expected",
+        ),
         (lambda: ops.lsoftmax_target_angles(Y[:2], geometry, margin=2), "geometry: expected shape"),
     ):
         with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=message):

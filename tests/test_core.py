@@ -34,7 +34,5 @@ def test_halves_round_as_numpy_rounds(dtype):
     rows = len(every)
     geometry_grad = np.zeros((3, rows))
     geometry_grad[1] = 0.5
-    _core.features_grad(
-        gradient, features, np.ones((1, 1), dtype), np.zeros(rows, np.int32), geometry_grad, 1
-    )
+    _core.features_grad(gradient, features, np.ones((1, 1), dtype), np.zeros(rows, np.int32), geometry_grad, 1)
     np.testing.assert_array_equal(gradient.astype(np.float32), expected.astype(np.float32))

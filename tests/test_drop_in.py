@@ -14,7 +14,15 @@ pytest.importorskip("tensorflow")
 
 def test_signature():
     names = list(inspect.signature(lsoftmax_op.L_softmax).parameters)
-    assert names == ["feature", "labels", "softmax_w", "softmax_b", "batch_size", "labmda", "margin"]
+    assert names == [
+        "feature",
+        "labels",
+        "softmax_w",
+        "softmax_b",
+        "batch_size",
+        "labmda",
+        "margin",
+    ]
     assert inspect.signature(lsoftmax_op.L_softmax).parameters["labmda"].default == 100
 
 

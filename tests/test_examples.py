@@ -62,9 +62,7 @@ def test_damaged_idx_files(folder, damage, capsys):
     assert str(folder) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "options", [["--margins", "0"], ["--margins", "x"], ["--seeds", "0"], ["--steps", "-1"]]
-)
+@pytest.mark.parametrize("options", [["--margins", "0"], ["--margins", "x"], ["--seeds", "0"], ["--steps", "-1"]])
 def test_bad_options(options, capsys):
     with pytest.raises(SystemExit):
         digits.main(options)

@@ -102,9 +102,7 @@ def test_a_plainly_loaded_library_has_gradients():
         x = tf.compat.v1.placeholder(tf.float64, [None, 7])
         w = tf.compat.v1.placeholder(tf.float64, [7, 4])
         features, weights, geometry = ops.lsoftmax_target_geometry(x, w, batch.labels)
-        logits = ops.lsoftmax_logits(
-            tf.matmul(features, weights), batch.labels, geometry, 0.5, margin=3
-        )
+        logits = ops.lsoftmax_logits(tf.matmul(features, weights), batch.labels, geometry, 0.5, margin=3)
         gradients = tf.compat.v1.gradients(logits, [x, w], grad_ys=tf.constant(batch.grad))
         with tf.compat.v1.Session() as session:
             got = session.run([logits, *gradients], {x: batch.features, w: batch.weights})

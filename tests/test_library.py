@@ -77,14 +77,16 @@ def test_the_self_check():
 
 def test_plain_load_op_library():
     pytest.importorskip("tensorflow")
-    run_python("""
+    run_python(
+        """
 import tensorflow as tf
 path = PATH
 ops = tf.load_op_library(path)
 x, w, geometry = ops.lsoftmax_target_geometry([[3.0, 4.0]], [[1.0], [0.0]], [0])
 print(ops.lsoftmax_logits(tf.matmul(x, w), [0], geometry, 0.0, margin=2))
 assert "lsoftmax" in ops.lsoftmax_logits.__name__ and "products" in ops.lsoftmax_logits.__doc__
-""".replace("PATH", repr(lsoftmax_op.library_path())))
+""".replace("PATH", repr(lsoftmax_op.library_path()))
+    )
 
 
 def test_a_library_for_another_tensorflow(copy):

@@ -53,13 +53,16 @@ def test_permuting_the_batch_permutes_the_result(batch, margin, lam, random):
     random.shuffle(order)
     logits = arrays.logits(*batch.layer, margin=margin, lam=lam)
     permuted = arrays.logits(
-        batch.features[order], batch.weights, batch.labels[order], batch.bias, margin=margin, lam=lam
+        batch.features[order],
+        batch.weights,
+        batch.labels[order],
+        batch.bias,
+        margin=margin,
+        lam=lam,
     )
     np.testing.assert_allclose(permuted, logits[order], rtol=1e-12, atol=1e-12)
     gradients = [
-        arrays.logits_grad(
-            batch.grad[o], batch.features[o], batch.weights, batch.labels[o], margin=margin, lam=lam
-        )
+        arrays.logits_grad(batch.grad[o], batch.features[o], batch.weights, batch.labels[o], margin=margin, lam=lam)
         for o in (slice(None), order)
     ]
     np.testing.assert_allclose(gradients[1].features, gradients[0].features[order], rtol=1e-9, atol=1e-9)
@@ -91,9 +94,7 @@ def test_a_row_without_a_target_is_the_dense_layers(batch, margin, lam):
     logits = arrays.logits(*batch.layer, margin=margin, lam=lam)
     np.testing.assert_array_equal(logits[ignored], plain[ignored])
     gradient = arrays.logits_grad(batch.grad, *batch.layer, margin=margin, lam=lam).features
-    np.testing.assert_allclose(
-        gradient[ignored], (batch.grad @ batch.weights.T)[ignored], rtol=1e-12, atol=1e-12
-    )
+    np.testing.assert_allclose(gradient[ignored], (batch.grad @ batch.weights.T)[ignored], rtol=1e-12, atol=1e-12)
 
 
 @quick

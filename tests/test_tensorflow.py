@@ -88,9 +88,7 @@ def test_inside_while_loop_and_map_fn(batch):
     x, w = tf.constant(batch.features), tf.constant(batch.weights)
 
     def layer(scale, x, w):
-        return tf.reduce_sum(
-            batch.grad * lsoftmax_op.lsoftmax_logits(scale * x, w, batch.labels, margin=3, lam=0.5)
-        )
+        return tf.reduce_sum(batch.grad * lsoftmax_op.lsoftmax_logits(scale * x, w, batch.labels, margin=3, lam=0.5))
 
     @tf.function
     def by_while(x, w):
@@ -185,7 +183,8 @@ grad = tape.gradient(loss, model.weights)
 w = model.weights.numpy().astype("float64")
 want = lsoftmax_op.reference.logits(x, w, y, lam=0.5)
 np.testing.assert_allclose(z, want, rtol=1e-5, atol=1e-5)
-np.testing.assert_allclose(grad, lsoftmax_op.reference.logits_grad(2 * want, x, w, y, lam=0.5).weights, rtol=1e-4, atol=1e-4)
+want_grad = lsoftmax_op.reference.logits_grad(2 * want, x, w, y, lam=0.5).weights
+np.testing.assert_allclose(grad, want_grad, rtol=1e-4, atol=1e-4)
 """
 
 

@@ -1,7 +1,8 @@
-// What every kernel of this library takes: pointers, sizes and the margin, said once for the CPU and for CUDA.
+// What every kernel of this library takes: pointers, sizes and the margin, said once for the CPU and for
+// CUDA.
 //
-// Every pointer is dense and row-major, and lies in the memory of the device that runs the kernel. A kernel reads and
-// writes only the arrays that its contract (rows.h) names; the others may be null.
+// Every pointer is dense and row-major, and lies in the memory of the device that runs the kernel. A kernel
+// reads and writes only the arrays that its contract (rows.h) names; the others may be null.
 #ifndef LSOFTMAX_CORE_ARGUMENTS_H_
 #define LSOFTMAX_CORE_ARGUMENTS_H_
 
@@ -18,8 +19,7 @@ struct Labels {
 };
 
 LSOFTMAX_INLINE int64_t label_of(const Labels& labels, int64_t row) {
-  return labels.wide ? static_cast<const int64_t*>(labels.data)[row]
-                     : static_cast<const int32_t*>(labels.data)[row];
+  return labels.wide ? static_cast<const int64_t*>(labels.data)[row] : static_cast<const int32_t*>(labels.data)[row];
 }
 
 template <typename T>
@@ -29,9 +29,9 @@ struct Arguments {
   int64_t classes = 0;  // C
   int margin = 1;       // m, 1 <= m <= 64
 
-  const T* features = nullptr;  // [N, D]
-  const T* weights = nullptr;   // [D, C]
-  Labels labels;                // [N], each -1 or in [0, C)
+  const T* features = nullptr;     // [N, D]
+  const T* weights = nullptr;      // [D, C]
+  Labels labels;                   // [N], each -1 or in [0, C)
   const double* lambda = nullptr;  // [], >= 0
 
   double* geometry = nullptr;       // [3, N]: x . w_y, |x|^2, |w_y|^2

@@ -7,10 +7,10 @@
 
 namespace lsoftmax {
 
-#define LSOFTMAX_DECLARE(variant)         \
-  namespace variant {                     \
-  template <typename T>                   \
-  const RowKernels<T>& row_kernels();     \
+#define LSOFTMAX_DECLARE(variant)     \
+  namespace variant {                 \
+  template <typename T>               \
+  const RowKernels<T>& row_kernels(); \
   }
 LSOFTMAX_DECLARE(baseline)
 #ifdef LSOFTMAX_X86_VARIANTS
@@ -28,8 +28,8 @@ constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
 Variant best() {
 #ifdef LSOFTMAX_X86_VARIANTS
   __builtin_cpu_init();
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                  __builtin_cpu_supports("bmi2");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
@@ -79,6 +79,5 @@ template const RowKernels<float>& row_kernels<float>();
 template const RowKernels<double>& row_kernels<double>();
 
 const char* cpu_variant() { return kNames[static_cast<int>(chosen())]; }
-
 
 }  // namespace lsoftmax

@@ -9,9 +9,8 @@ RowGrouping::RowGrouping(const Labels& labels, int64_t rows) {
   for (int64_t i = 0; i < rows; ++i) {
     if (label_of(labels, i) >= 0) order_.push_back(i);
   }
-  std::stable_sort(order_.begin(), order_.end(), [&labels](int64_t i, int64_t j) {
-    return label_of(labels, i) < label_of(labels, j);
-  });
+  std::stable_sort(order_.begin(), order_.end(),
+                   [&labels](int64_t i, int64_t j) { return label_of(labels, i) < label_of(labels, j); });
   for (size_t n = 0; n < order_.size(); ++n) {
     const int64_t label = label_of(labels, order_[n]);
     if (classes_.empty() || classes_.back() != label) {

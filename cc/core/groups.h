@@ -10,8 +10,8 @@
 
 namespace lsoftmax {
 
-// Group g holds the rows order[starts[g]] .. order[starts[g + 1] - 1], all of class classes[g], in ascending order. Rows
-// without a target are in no group.
+// Group g holds the rows order[starts[g]] .. order[starts[g + 1] - 1], all of class classes[g], in ascending
+// order. Rows without a target are in no group.
 struct Groups {
   int64_t count;
   const int64_t* classes;  // [count], ascending

@@ -3,8 +3,9 @@
 //   float16    1 sign, 5 exponent, 10 fraction bits (IEEE 754 binary16)
 //   bfloat16   1 sign, 8 exponent,  7 fraction bits (the upper half of a float)
 //
-// Layout-compatible with Eigen::half, Eigen::bfloat16, numpy.float16 and ml_dtypes.bfloat16. Narrowing rounds to nearest,
-// ties to even. Branches are selections, so that loops over rows vectorise. The float-to-half arithmetic is Fabian Giesen's.
+// Layout-compatible with Eigen::half, Eigen::bfloat16, numpy.float16 and ml_dtypes.bfloat16. Narrowing rounds
+// to nearest, ties to even. Branches are selections, so that loops over rows vectorise. The float-to-half
+// arithmetic is Fabian Giesen's.
 #ifndef LSOFTMAX_CORE_HALF_H_
 #define LSOFTMAX_CORE_HALF_H_
 
@@ -44,13 +45,13 @@ LSOFTMAX_INLINE float widen(float16 x) {
   const uint32_t exponent = magnitude & (0x7c00u << 13);
   const uint32_t rebiased = magnitude + ((127u - 15u) << 23);
   const uint32_t special = rebiased + ((128u - 16u) << 23);  // inf, NaN
-  const uint32_t subnormal =
-      bits_of(float_of(rebiased + (1u << 23)) - float_of((127u - 14u) << 23));
+  const uint32_t subnormal = bits_of(float_of(rebiased + (1u << 23)) - float_of((127u - 14u) << 23));
   const uint32_t finite = exponent == 0 ? subnormal : rebiased;
   return float_of(sign | (exponent == (0x7c00u << 13) ? special : finite));
 }
 
-// Narrowing: `assign(y, x)` sets y to the value nearest to x. A NaN stays a NaN, an overflow becomes an infinity.
+// Narrowing: `assign(y, x)` sets y to the value nearest to x. A NaN stays a NaN, an overflow becomes an
+// infinity.
 LSOFTMAX_INLINE void assign(double& y, double x) { y = x; }
 LSOFTMAX_INLINE void assign(float& y, double x) { y = static_cast<float>(x); }
 LSOFTMAX_INLINE void assign(bfloat16& y, double x) {
@@ -65,8 +66,7 @@ LSOFTMAX_INLINE void assign(float16& y, double x) {
   const uint32_t magnitude = bits & 0x7fffffffu;
   const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
   const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
-  const uint32_t normal =
-      (magnitude - ((127u - 15u) << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t normal = (magnitude - ((127u - 15u) << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   const uint32_t finite = magnitude < (113u << 23) ? subnormal : normal;
   y.bits = static_cast<uint16_t>(sign | (magnitude >= (143u << 23) ? special : finite));
 }

@@ -1,24 +1,23 @@
-// Compiled once for every CPU variant, under a namespace of its own (LSOFTMAX_VARIANT); dispatch.cc chooses among them.
-// Nothing here may call an inline function of the standard library: see inline.h.
+// Compiled once for every CPU variant, under a namespace of its own (LSOFTMAX_VARIANT); dispatch.cc chooses
+// among them. Nothing here may call an inline function of the standard library: see inline.h.
 #include "core/rows.h"
 
 #include "core/margin.h"
 
-
 namespace lsoftmax {
 namespace {
 
-// A weight column is strided: its D entries lie in D rows of W, C apart. Walking W in tiles of a few rows of W for a
-// block of samples lets samples whose classes share a cache line share its load, and keeps a tile's loads in flight
-// side by side where they do not.
+// A weight column is strided: its D entries lie in D rows of W, C apart. Walking W in tiles of a few rows of
+// W for a block of samples lets samples whose classes share a cache line share its load, and keeps a tile's
+// loads in flight side by side where they do not.
 constexpr int64_t kTile = 16;       // feature dimensions: a cache line of floats
 constexpr int64_t kLanes = 8;       // partial sums, kept apart for the vector unit
-constexpr int64_t kRowBlock = 128;   // samples
+constexpr int64_t kRowBlock = 128;  // samples
 
 LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Asks for the entries [0, width) of a weight column that the next tile will read: the hardware's own prefetchers do not
-// see through a column's stride.
+// Asks for the entries [0, width) of a weight column that the next tile will read: the hardware's own
+// prefetchers do not see through a column's stride.
 template <typename T>
 LSOFTMAX_INLINE void prefetch_column(const T* w, int64_t stride, int64_t width) {
   for (int64_t l = 0; l < width; ++l) __builtin_prefetch(w + l * stride, 0, 2);

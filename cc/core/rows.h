@@ -1,7 +1,9 @@
-// The CPU kernels: each works on a range of rows (or of feature dimensions), so that the caller shards as it likes.
+// The CPU kernels: each works on a range of rows (or of feature dimensions), so that the caller shards as it
+// likes.
 //
-// However a batch is cut into ranges, each number is computed by the same operations in the same order: results are
-// bit-identical for any number of threads. Sums run in double for every data type, over a fixed set of lanes.
+// However a batch is cut into ranges, each number is computed by the same operations in the same order:
+// results are bit-identical for any number of threads. Sums run in double for every data type, over a fixed
+// set of lanes.
 #ifndef LSOFTMAX_CORE_ROWS_H_
 #define LSOFTMAX_CORE_ROWS_H_
 
@@ -18,15 +20,17 @@ struct RowKernels {
   // Rows [begin, end): geometry from features, weights, labels. A row without a target gets zeros.
   void (*geometry)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Rows [begin, end): replaces the target entry of logits, from geometry, labels, lambda, margin. Precondition: logits
-  // holds the dense layer's products x . w_c.
+  // Rows [begin, end): replaces the target entry of logits, from geometry, labels, lambda, margin.
+  // Precondition: logits holds the dense layer's products x . w_c.
   void (*logits)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Rows [begin, end): the derivative of the above. In: logits_grad = dL/d(margin logits). Out: geometry_grad, and
-  // logits_grad = dL/d(products), in place: the target entry's share has moved into geometry_grad and becomes 0.
+  // Rows [begin, end): the derivative of the above. In: logits_grad = dL/d(margin logits). Out:
+  // geometry_grad, and logits_grad = dL/d(products), in place: the target entry's share has moved into
+  // geometry_grad and becomes 0.
   void (*logits_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Rows [begin, end): cos_theta and segment, from geometry, labels, margin. A row without a target gets NaN and -1.
+  // Rows [begin, end): cos_theta and segment, from geometry, labels, margin. A row without a target gets NaN
+  // and -1.
   void (*angles)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // Rows [begin, end): features_grad += geometry_grad_s w_y + 2 geometry_grad_A x.
@@ -37,8 +41,8 @@ struct RowKernels {
   void (*weights_grad)(const Arguments<T>&, const Groups&, int64_t begin, int64_t end);
 };
 
-// The kernels for this machine, chosen once: the best variant that it runs, or the one that the environment variable
-// LSOFTMAX_CPU names (baseline, avx2, avx512).
+// The kernels for this machine, chosen once: the best variant that it runs, or the one that the environment
+// variable LSOFTMAX_CPU names (baseline, avx2, avx512).
 template <typename T>
 const RowKernels<T>& row_kernels();
 

@@ -1,7 +1,8 @@
 // lsoftmax_op._core: the row kernels of the core on NumPy arrays.
 //
-// The Python side (arrays.py) has checked shapes, dtypes and values, and made every array dense; here they are checked
-// only as far as memory safety asks. Arrays called `..._inout` are changed in place. The GIL is released while a kernel runs.
+// The Python side (arrays.py) has checked shapes, dtypes and values, and made every array dense; here they
+// are checked only as far as memory safety asks. Arrays called `..._inout` are changed in place. The GIL is
+// released while a kernel runs.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -108,12 +109,10 @@ using RowKernel = void (*)(const Arguments<T>&, int64_t, int64_t);
 template <typename T>
 void run(RowKernel<T> kernel, const Arguments<T>& args, int64_t cost, int threads) {
   const py::gil_scoped_release release;
-  parallel_for(args.rows, cost, threads,
-               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  parallel_for(args.rows, cost, threads, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-Float64s target_geometry(const py::array& features, const py::array& weights, const py::array& labels,
-                         int threads) {
+Float64s target_geometry(const py::array& features, const py::array& weights, const py::array& labels, int threads) {
   Float64s geometry;
   dispatch(features, [&](auto zero) {
     using T = decltype(zero);
@@ -125,8 +124,7 @@ Float64s target_geometry(const py::array& features, const py::array& weights, co
   return geometry;
 }
 
-void logits(py::array logits_inout, const py::array& labels, Float64s geometry, double lam, int margin,
-            int threads) {
+void logits(py::array logits_inout, const py::array& labels, Float64s geometry, double lam, int margin, int threads) {
   dispatch(logits_inout, [&](auto zero) {
     using T = decltype(zero);
     Arguments<T> args = arguments_of<T>(logits_inout, labels, margin);
@@ -153,8 +151,8 @@ Float64s logits_grad(py::array grad_inout, const py::array& labels, Float64s geo
   return geometry_grad;
 }
 
-void features_grad(py::array grad_inout, const py::array& features, const py::array& weights,
-                   const py::array& labels, Float64s geometry_grad, int threads) {
+void features_grad(py::array grad_inout, const py::array& features, const py::array& weights, const py::array& labels,
+                   Float64s geometry_grad, int threads) {
   dispatch(features, [&](auto zero) {
     using T = decltype(zero);
     Arguments<T> args = arguments_of<T>(features, weights, labels);
@@ -167,8 +165,8 @@ void features_grad(py::array grad_inout, const py::array& features, const py::ar
   });
 }
 
-void weights_grad(py::array grad_inout, const py::array& features, const py::array& weights,
-                  const py::array& labels, Float64s geometry_grad, int threads) {
+void weights_grad(py::array grad_inout, const py::array& features, const py::array& weights, const py::array& labels,
+                  Float64s geometry_grad, int threads) {
   dispatch(features, [&](auto zero) {
     using T = decltype(zero);
     Arguments<T> args = arguments_of<T>(features, weights, labels);
@@ -180,9 +178,8 @@ void weights_grad(py::array grad_inout, const py::array& features, const py::arr
     const py::gil_scoped_release release;
     const RowGrouping grouping(args.labels, args.rows);
     const Groups groups = grouping.groups();
-    parallel_for(args.depth, kColumnCost * args.rows, threads, [&](int64_t begin, int64_t end) {
-      row_kernels<T>().weights_grad(args, groups, begin, end);
-    });
+    parallel_for(args.depth, kColumnCost * args.rows, threads,
+                 [&](int64_t begin, int64_t end) { row_kernels<T>().weights_grad(args, groups, begin, end); });
   });
 }
 
@@ -194,8 +191,8 @@ PYBIND11_MODULE(_core, module) {
              py::arg("threads"));
   module.def("logits", logits, py::arg("logits_inout"), py::arg("labels"), py::arg("geometry"), py::arg("lam"),
              py::arg("margin"), py::arg("threads"));
-  module.def("logits_grad", logits_grad, py::arg("grad_inout"), py::arg("labels"), py::arg("geometry"),
-             py::arg("lam"), py::arg("margin"), py::arg("threads"));
+  module.def("logits_grad", logits_grad, py::arg("grad_inout"), py::arg("labels"), py::arg("geometry"), py::arg("lam"),
+             py::arg("margin"), py::arg("threads"));
   module.def("features_grad", features_grad, py::arg("grad_inout"), py::arg("features"), py::arg("weights"),
              py::arg("labels"), py::arg("geometry_grad"), py::arg("threads"));
   module.def("weights_grad", weights_grad, py::arg("grad_inout"), py::arg("features"), py::arg("weights"),

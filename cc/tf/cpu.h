@@ -16,23 +16,19 @@ struct Cpu {
   static absl::Status check_labels(const tensorflow::Tensor& labels, int64_t classes) {
     return lsoftmax::check_labels(labels, classes);
   }
-  static absl::Status check_lambda(const tensorflow::Tensor& lambda) {
-    return lsoftmax::check_lambda(lambda);
-  }
+  static absl::Status check_lambda(const tensorflow::Tensor& lambda) { return lsoftmax::check_lambda(lambda); }
 
   // Output 0 as a copy of input `index`: the very buffer where nobody else needs it any more.
   template <typename T>
-  static absl::Status take_or_copy(tensorflow::OpKernelContext* context, int index,
-                                         tensorflow::Tensor** output) {
+  static absl::Status take_or_copy(tensorflow::OpKernelContext* context, int index, tensorflow::Tensor** output) {
     const tensorflow::TensorShape shape = context->input(index).shape();
     int taken = -1;
     TF_RETURN_IF_ERROR(context->forward_input_or_allocate_output({index}, 0, shape, output, &taken));
     if (taken < 0) {
       const T* const from = context->input(index).flat<T>().data();
       T* const to = (*output)->flat<T>().data();
-      over(context, shape.num_elements(), 1, [&](int64_t begin, int64_t end) {
-        std::copy(from + begin, from + end, to + begin);
-      });
+      over(context, shape.num_elements(), 1,
+           [&](int64_t begin, int64_t end) { std::copy(from + begin, from + end, to + begin); });
     }
     return absl::Status();
   }
@@ -65,9 +61,8 @@ struct Cpu {
   static void weights_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
     const RowGrouping grouping(args.labels, args.rows);
     const Groups groups = grouping.groups();
-    over(context, args.depth, kColumnCost * args.rows, [&](int64_t begin, int64_t end) {
-      row_kernels<T>().weights_grad(args, groups, begin, end);
-    });
+    over(context, args.depth, kColumnCost * args.rows,
+         [&](int64_t begin, int64_t end) { row_kernels<T>().weights_grad(args, groups, begin, end); });
   }
 
  private:

@@ -25,8 +25,8 @@ REGISTER_OP("LsoftmaxFeaturesGrad")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle features, ignored;
       TF_RETURN_IF_ERROR(merge_input(c, 1, "features", {c->UnknownDim(), c->UnknownDim()}, &features));
-      TF_RETURN_IF_ERROR(merge_input(c, 0, "products_features_grad",
-                                     {c->Dim(features, 0), c->Dim(features, 1)}, &features));
+      TF_RETURN_IF_ERROR(
+          merge_input(c, 0, "products_features_grad", {c->Dim(features, 0), c->Dim(features, 1)}, &features));
       TF_RETURN_IF_ERROR(merge_input(c, 2, "weights", {c->Dim(features, 1), c->UnknownDim()}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 3, "labels", {c->Dim(features, 0)}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 4, "geometry_grad", {3, c->Dim(features, 0)}, &ignored));
@@ -55,8 +55,7 @@ class FeaturesGradOp : public OpKernel {
     Arguments<Core<T>> args;
     args.rows = features.dim_size(0);
     args.depth = features.dim_size(1);
-    OP_REQUIRES_OK(context,
-                   check_shape("products_features_grad", context->input(0), {args.rows, args.depth}));
+    OP_REQUIRES_OK(context, check_shape("products_features_grad", context->input(0), {args.rows, args.depth}));
     OP_REQUIRES_OK(context, check_shape("weights", weights, {args.depth, -1}));
     args.classes = weights.dim_size(1);
     OP_REQUIRES_OK(context, check_shape("labels", labels, {args.rows}));

@@ -25,16 +25,17 @@ absl::Status check_shape(const char* argument, const Tensor& tensor, std::initia
     ++d;
   }
   if (good) return absl::Status();
-  return absl::InvalidArgumentError(absl::StrCat(argument, ": expected shape [", absl::StrJoin(sizes, ","), "], got ",
-                         tensor.shape().DebugString()));
+  return absl::InvalidArgumentError(
+      absl::StrCat(argument, ": expected shape [", absl::StrJoin(sizes, ","), "], got ", tensor.shape().DebugString()));
 }
 
 absl::Status check_labels(const Tensor& labels, int64_t classes) {
   const Labels view = labels_of(labels);
   const int64_t row = first_bad_label(view, labels.NumElements(), classes);
   if (row < 0) return absl::Status();
-  return absl::InvalidArgumentError(absl::StrCat("labels: expected values in [0, ", classes, "), or -1 for a row without a target, got labels[",
-                         row, "] = ", label_of(view, row)));
+  return absl::InvalidArgumentError(absl::StrCat("labels: expected values in [0, ", classes,
+                                                 "), or -1 for a row without a target, got labels[", row,
+                                                 "] = ", label_of(view, row)));
 }
 
 absl::Status check_lambda(const Tensor& lambda) {
@@ -46,21 +47,20 @@ absl::Status check_lambda(const Tensor& lambda) {
 absl::Status read_margin(tensorflow::OpKernelConstruction* construction, int* margin) {
   TF_RETURN_IF_ERROR(construction->GetAttr("margin", margin));
   if (1 <= *margin && *margin <= kMaxMargin) return absl::Status();
-  return absl::InvalidArgumentError(absl::StrCat("margin: expected an integer from 1 to ", kMaxMargin, ", got ", *margin));
+  return absl::InvalidArgumentError(
+      absl::StrCat("margin: expected an integer from 1 to ", kMaxMargin, ", got ", *margin));
 }
 
-Labels labels_of(const Tensor& labels) {
-  return {labels.data(), labels.dtype() == tensorflow::DT_INT64};
-}
+Labels labels_of(const Tensor& labels) { return {labels.data(), labels.dtype() == tensorflow::DT_INT64}; }
 
 absl::Status merge_input(InferenceContext* context, int index, const char* argument,
-                   std::initializer_list<DimensionOrConstant> expected, ShapeHandle* merged) {
+                         std::initializer_list<DimensionOrConstant> expected, ShapeHandle* merged) {
   std::vector<DimensionHandle> dims;
   for (const DimensionOrConstant& dim : expected) dims.push_back(context->MakeDim(dim));
   const ShapeHandle shape = context->MakeShape(dims);
   if (context->Merge(context->input(index), shape, merged).ok()) return absl::Status();
   return absl::InvalidArgumentError(absl::StrCat(argument, ": expected shape ", context->DebugString(shape), ", got ",
-                         context->DebugString(context->input(index))));
+                                                 context->DebugString(context->input(index))));
 }
 
 }  // namespace lsoftmax

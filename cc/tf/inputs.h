@@ -1,7 +1,8 @@
-// What every op of this library checks of its inputs, and how a checked input becomes an argument of the core.
+// What every op of this library checks of its inputs, and how a checked input becomes an argument of the
+// core.
 //
-// Each check answers with an InvalidArgument status that names the argument, what came and what was expected. Static
-// shapes meet the same rules in the shape functions, so that they fail when a graph is built.
+// Each check answers with an InvalidArgument status that names the argument, what came and what was expected.
+// Static shapes meet the same rules in the shape functions, so that they fail when a graph is built.
 #ifndef LSOFTMAX_TF_INPUTS_H_
 #define LSOFTMAX_TF_INPUTS_H_
 
@@ -39,7 +40,7 @@ Core<T>* data_of(tensorflow::Tensor* tensor) {
 
 // Run time: shapes. -1 in `expected` is any size.
 absl::Status check_shape(const char* argument, const tensorflow::Tensor& tensor,
-                               std::initializer_list<int64_t> expected);
+                         std::initializer_list<int64_t> expected);
 
 // Run time: values on the host.
 absl::Status check_labels(const tensorflow::Tensor& labels, int64_t classes);
@@ -51,12 +52,11 @@ absl::Status read_margin(tensorflow::OpKernelConstruction* construction, int* ma
 // Precondition: int32 or int64.
 Labels labels_of(const tensorflow::Tensor& labels);
 
-// Graph building: the shape of input `index` merged with `expected` (an unknown dimension matches any). The message
-// names the input.
-absl::Status merge_input(tensorflow::shape_inference::InferenceContext* context, int index,
-                               const char* argument,
-                               std::initializer_list<tensorflow::shape_inference::DimensionOrConstant> expected,
-                               tensorflow::shape_inference::ShapeHandle* merged);
+// Graph building: the shape of input `index` merged with `expected` (an unknown dimension matches any). The
+// message names the input.
+absl::Status merge_input(tensorflow::shape_inference::InferenceContext* context, int index, const char* argument,
+                         std::initializer_list<tensorflow::shape_inference::DimensionOrConstant> expected,
+                         tensorflow::shape_inference::ShapeHandle* merged);
 
 }  // namespace lsoftmax
 

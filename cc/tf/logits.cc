@@ -2,8 +2,8 @@
 //
 //   logits[i, y_i] = t(geometry[:, i])     with t from core/margin.h; every other entry stays as it is
 //
-// in the products' own buffer where TensorFlow gives it away. t is computed from the geometry, not from the product: a
-// product in TF32 or bfloat16 does not bend the margin.
+// in the products' own buffer where TensorFlow gives it away. t is computed from the geometry, not from the
+// product: a product in TF32 or bfloat16 does not bend the margin.
 #include "tf/register.h"
 
 namespace lsoftmax {

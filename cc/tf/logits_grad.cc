@@ -1,8 +1,11 @@
-// LsoftmaxLogitsGrad: dL/d(margin logits) [N, C], labels, geometry, lam  ->  dL/d(products) [N, C], dL/d(geometry) [3, N]
+// LsoftmaxLogitsGrad: dL/d(margin logits) [N, C], labels, geometry, lam  ->  dL/d(products) [N, C],
+// dL/d(geometry) [3, N]
 //
-//   g_i = logits_grad[i, y_i]      geometry_grad[:, i] = g_i (dt/ds, dt/dA, dt/dB)      products_grad[i, y_i] = 0
+//   g_i = logits_grad[i, y_i]      geometry_grad[:, i] = g_i (dt/ds, dt/dA, dt/dB)      products_grad[i, y_i]
+//   = 0
 //
-// and every other entry of products_grad is that of logits_grad, in its buffer where TensorFlow gives it away.
+// and every other entry of products_grad is that of logits_grad, in its buffer where TensorFlow gives it
+// away.
 #include "tf/register.h"
 
 namespace lsoftmax {

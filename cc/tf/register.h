@@ -1,6 +1,7 @@
 // Registers one op kernel for every data type and label type.
 //
-// KERNEL is a class template over <backend, data type>; both of an op's type attributes are called T and Tlabels.
+// KERNEL is a class template over <backend, data type>; both of an op's type attributes are called T and
+// Tlabels.
 #ifndef LSOFTMAX_TF_REGISTER_H_
 #define LSOFTMAX_TF_REGISTER_H_
 
@@ -8,10 +9,9 @@
 #include "tf/cpu.h"
 #include "tf/inputs.h"
 
-#define LSOFTMAX_REGISTER_CPU_(OP, KERNEL, TYPE)                                                     \
-  REGISTER_KERNEL_BUILDER(                                                                           \
-      Name(OP).Device(::tensorflow::DEVICE_CPU).TypeConstraint<TYPE>("T"),             \
-      KERNEL<::lsoftmax::Cpu, TYPE>)
+#define LSOFTMAX_REGISTER_CPU_(OP, KERNEL, TYPE)                                               \
+  REGISTER_KERNEL_BUILDER(Name(OP).Device(::tensorflow::DEVICE_CPU).TypeConstraint<TYPE>("T"), \
+                          KERNEL<::lsoftmax::Cpu, TYPE>)
 
 #define LSOFTMAX_REGISTER_KERNELS(OP, KERNEL)            \
   LSOFTMAX_REGISTER_CPU_(OP, KERNEL, ::Eigen::half);     \

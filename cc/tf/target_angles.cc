@@ -69,7 +69,6 @@ class TargetAnglesOp : public OpKernel {
   int margin_ = 1;
 };
 
-REGISTER_KERNEL_BUILDER(Name("LsoftmaxTargetAngles").Device(tensorflow::DEVICE_CPU),
-                        TargetAnglesOp<Cpu>);
+REGISTER_KERNEL_BUILDER(Name("LsoftmaxTargetAngles").Device(tensorflow::DEVICE_CPU), TargetAnglesOp<Cpu>);
 
 }  // namespace lsoftmax

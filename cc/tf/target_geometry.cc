@@ -2,8 +2,8 @@
 //
 //   geometry[0, i] = x_i . w_{y_i}     geometry[1, i] = |x_i|^2     geometry[2, i] = |w_{y_i}|^2
 //
-// Everything that the margin needs to know of a sample. X and W pass through untouched and uncopied, so that the gradient
-// of this op meets the gradients of the matrix product X W and can complete them in place.
+// Everything that the margin needs to know of a sample. X and W pass through untouched and uncopied, so that
+// the gradient of this op meets the gradients of the matrix product X W and can complete them in place.
 #include "absl/strings/str_cat.h"
 #include "tf/register.h"
 
@@ -32,8 +32,8 @@ REGISTER_OP("LsoftmaxTargetGeometry")
       TF_RETURN_IF_ERROR(merge_input(c, 1, "weights", {c->Dim(features, 1), c->UnknownDim()}, &weights));
       TF_RETURN_IF_ERROR(merge_input(c, 2, "labels", {c->Dim(features, 0)}, &labels));
       if (c->Value(c->Dim(weights, 1)) == 0) {
-        return absl::InvalidArgumentError(absl::StrCat("weights: expected at least one class, got shape ",
-                                                   c->DebugString(weights)));
+        return absl::InvalidArgumentError(
+            absl::StrCat("weights: expected at least one class, got shape ", c->DebugString(weights)));
       }
       c->set_output(0, c->MakeShape({c->Dim(labels, 0), c->Dim(weights, 0)}));
       c->set_output(1, weights);
@@ -68,8 +68,8 @@ class TargetGeometryOp : public OpKernel {
     args.depth = weights.dim_size(0);
     args.classes = weights.dim_size(1);
     OP_REQUIRES(context, args.classes > 0,
-                absl::InvalidArgumentError(absl::StrCat("weights: expected at least one class, got shape ",
-                                                    weights.shape().DebugString())));
+                absl::InvalidArgumentError(
+                    absl::StrCat("weights: expected at least one class, got shape ", weights.shape().DebugString())));
     OP_REQUIRES_OK(context, Backend::check_labels(labels, args.classes));
 
     Tensor* geometry = nullptr;

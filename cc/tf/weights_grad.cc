@@ -1,6 +1,7 @@
 // LsoftmaxWeightsGrad: completes the weight gradient of the product X W with that of the geometry, in place
 //
-//   weights_grad[:, y] += sum over the samples i of class y of  g_s x_i + 2 g_B w_y      with (g_s, g_A, g_B) =
+//   weights_grad[:, y] += sum over the samples i of class y of  g_s x_i + 2 g_B w_y      with (g_s, g_A, g_B)
+//   =
 //                                                                                        geometry_grad[:, i]
 //
 // Only the columns of the batch's own classes are touched, and no matrix beside the product's is made.
@@ -29,8 +30,8 @@ REGISTER_OP("LsoftmaxWeightsGrad")
       ShapeHandle features, weights, ignored;
       TF_RETURN_IF_ERROR(merge_input(c, 1, "features", {c->UnknownDim(), c->UnknownDim()}, &features));
       TF_RETURN_IF_ERROR(merge_input(c, 2, "weights", {c->Dim(features, 1), c->UnknownDim()}, &weights));
-      TF_RETURN_IF_ERROR(merge_input(c, 0, "products_weights_grad",
-                                     {c->Dim(weights, 0), c->Dim(weights, 1)}, &weights));
+      TF_RETURN_IF_ERROR(
+          merge_input(c, 0, "products_weights_grad", {c->Dim(weights, 0), c->Dim(weights, 1)}, &weights));
       TF_RETURN_IF_ERROR(merge_input(c, 3, "labels", {c->Dim(features, 0)}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 4, "geometry_grad", {3, c->Dim(features, 0)}, &ignored));
       c->set_output(0, weights);
@@ -60,8 +61,7 @@ class WeightsGradOp : public OpKernel {
     args.depth = features.dim_size(1);
     OP_REQUIRES_OK(context, check_shape("weights", weights, {args.depth, -1}));
     args.classes = weights.dim_size(1);
-    OP_REQUIRES_OK(context,
-                   check_shape("products_weights_grad", context->input(0), {args.depth, args.classes}));
+    OP_REQUIRES_OK(context, check_shape("products_weights_grad", context->input(0), {args.depth, args.classes}));
     OP_REQUIRES_OK(context, check_shape("labels", labels, {args.rows}));
     OP_REQUIRES_OK(context, check_shape("geometry_grad", geometry_grad, {3, args.rows}));
     OP_REQUIRES_OK(context, Backend::check_labels(labels, args.classes));
