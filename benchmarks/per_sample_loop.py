@@ -1,8 +1,9 @@
 """The per-sample loop of a 2018 post that this library replaces: a reconstruction from its description.
 
-For each sample it slices the feature and the label's weight column, expands cos(4 theta) by binomials, finds the segment
-k in a float64 while loop over the segments' edges, adds |b|, and stacks the rows. Its faults are kept: the margin is fixed
-at 4, the graph grows with the batch, and a cosine that rounds past 1 is in no segment, so that the search never ends.
+For each sample it slices the feature and the label's weight column, expands cos(4 theta) by binomials, finds the
+segment k in a float64 while loop over the segments' edges, adds |b|, and stacks the rows. Its faults are kept: the
+margin is fixed at 4, the graph grows with the batch, and a cosine that rounds past 1 is in no segment, so that the
+search never ends.
 """
 
 from __future__ import annotations

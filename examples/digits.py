@@ -2,9 +2,10 @@
 
     make demo        or        python -m examples.digits [--data-dir FOLDER] [--margins 1 2 3 4] [--seeds 3] ...
 
-Every row of the table is the same convolutional network, the same data, optimizer and number of steps; only the margin
-differs (a margin of 1 is the plain softmax). It ends in a linear layer of two features, so that the features can be
-drawn, as in Figure 2 of the paper. Two pictures are written: the features, and psi beside the cosine (the paper's Figure 3).
+Every row of the table is the same convolutional network, the same data, optimizer and number of steps; only the
+margin differs (a margin of 1 is the plain softmax). It ends in a linear layer of two features, so that the features
+can be drawn, as in Figure 2 of the paper. Two pictures are written: the features, and psi beside the cosine (the
+paper's Figure 3).
 """
 
 from __future__ import annotations

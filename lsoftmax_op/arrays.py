@@ -1,7 +1,8 @@
 """The margin logits and their gradient on NumPy arrays, without TensorFlow.
 
-The products are NumPy's (float16 and bfloat16 multiply in float32, as its BLAS has no other way); the margin comes from
-the same kernels as the TensorFlow ops'. The GIL is released while they run. Results do not depend on the number of threads.
+The products are NumPy's (float16 and bfloat16 multiply in float32, as its BLAS has no other way); the margin comes
+from the same kernels as the TensorFlow ops'. The GIL is released while they run. Results do not depend on the number
+of threads.
 """
 
 from __future__ import annotations
