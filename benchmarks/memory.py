@@ -1,7 +1,7 @@
 """How much memory does a training step with the margin need at its peak, beside one without?
 
 Each side runs in a process of its own; measured is the peak of the resident memory during the steps, data included,
-less what TensorFlow held before any data was made. Freed memory goes back to the system at once, so that the peak is the
+less what TensorFlow held before any data was made. Freed memory goes back to the system at once, so the peak is the
 step's own.
 """
 

@@ -46,7 +46,15 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name in _HOME:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        try:
+            value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        except ModuleNotFoundError as error:
+            if error.name != "tensorflow":
+                raise
+            raise ImportError(
+                f"lsoftmax_op.{name} needs TensorFlow, which is not installed. Install it, then install lsoftmax_op "
+                "again, so that its ops are built; lsoftmax_op.arrays and lsoftmax_op.reference work without."
+            ) from error
     elif name in _MODULES:
         value = importlib.import_module(f"{__name__}.{name}")
     else:

@@ -135,6 +135,12 @@ lsoftmax_op.lsoftmax_logits([[1.]], [[1.]], [0])
     assert "pip install" in finished.stderr.splitlines()[-1]
 
 
+def test_no_tensorflow_at_all():
+    code = "import sys; sys.modules['tensorflow'] = None; import lsoftmax_op; lsoftmax_op.lsoftmax_logits"
+    finished = run_python(code, check=False)
+    assert "ImportError: lsoftmax_op.lsoftmax_logits needs TensorFlow" in finished.stderr
+
+
 def test_missing_compiled_parts(copy):
     folder, prelude = copy
     for file in folder.glob("_core*"):
