@@ -45,10 +45,13 @@ def name_of(margin: int) -> str:
 def draw_features(runs: list[Run], dataset: str, path: Path) -> Path:
     """Draws the learned 2-D features of the test images, a panel a network, as in the paper's Figure 2."""
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, len(runs), figsize=(4 * len(runs), 4.7), squeeze=False, layout="constrained")
+        figure, panels = plt.subplots(1, len(runs), figsize=(4 * len(runs), 5), squeeze=False, layout="constrained")
         for run, panel in zip(runs, panels[0], strict=True):
             _draw_features_of(run, panel)
-        figure.suptitle(f"Two features learned from {dataset}: test images, and the direction of each class")
+        figure.suptitle(
+            f"Two features learned from {dataset}: test images, and the direction of each class", fontsize=14
+        )
+        figure.get_layout_engine().set(rect=(0, 0, 1, 0.97), h_pad=0.12)
         figure.savefig(path, dpi=100)
         plt.close(figure)
     return path

@@ -12,12 +12,13 @@ Here theta is an arc cosine, k is searched for, and the derivative goes through 
     d target = (lambda d(w.x) + psi d(|w||x|) + |w||x| psi'(theta) d theta) / (1 + lambda)
     psi'(theta) = -(-1)^k m sin(m theta)       d theta = -d cos(theta) / sin(theta)
 
-It is slow, it is meant to be read, and it shares no code with the kernels that it judges. Sums are exact (math.fsum).
+It is slow, it is meant to be read, and it shares no code with the kernels that it judges. Sums of products are rounded
+once, at their end.
 """
 
-from libc.math cimport M_PI as pi, acos, cos, isfinite, isnan, sin, sqrt
+from libc.math cimport M_PI as pi, acos, cos, fma, isfinite, isnan, sin, sqrt
 
-from math import fsum
+from math import fsum, log1p
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ class Gradients(NamedTuple):
 cdef int _segment(double theta, int m) noexcept:
     """k, for which theta lies in [k pi/m, (k+1) pi/m]."""
     cdef int k = 0
-    while k < m - 1 and theta > (k + 1) * pi / m:
+    while k < m - 1 and theta > pi * ((k + 1.0) / m):  # in this order, half a turn's edge is pi/2 to the last bit
         k += 1
     return k
 
@@ -85,15 +86,19 @@ cdef class _Target:
     cdef readonly object in_x, in_w
 
     def __init__(self, x, w, int m, double lam):
-        cdef double dot = fsum(x * w), norm_x = _norm(x), norm_w = _norm(w)
+        cdef double dot = _dot(x, w), norm_x = _norm(x), norm_w = _norm(w)
         cdef double theta, value, slope, share
         if norm_x == 0 or norm_w == 0:  # no angle: the plain logit
             self.cos_theta = 0
             self.k = _segment(pi / 2, m)
             self.logit, self.in_x, self.in_w = dot, w, x
             return
-        self.cos_theta = min(1.0, max(-1.0, dot / norm_x / norm_w))
-        theta = acos(self.cos_theta)
+        self.cos_theta = dot / norm_x / norm_w
+        if self.cos_theta > 1:
+            self.cos_theta = 1
+        if self.cos_theta < -1:
+            self.cos_theta = -1
+        theta = acos(self.cos_theta)  # NaN where a feature or a weight is NaN or infinite
         self.k = _segment(theta, m)
         if not isfinite(lam):
             self.logit, self.in_x, self.in_w = dot, w, x
@@ -111,13 +116,25 @@ cdef class _Target:
         )
 
 
+cdef double _dot(const double[:] v, const double[:] w):
+    """v . w, rounded once: fma tells what rounding left off a product, and fsum adds without loss."""
+    cdef double product
+    terms = []
+    for i in range(v.shape[0]):
+        product = v[i] * w[i]
+        if not isfinite(product):
+            return float(np.dot(v, w))  # infinite or NaN: nothing to be exact about
+        terms += [product, fma(v[i], w[i], -product)]
+    return fsum(terms)
+
+
 cdef double _norm(v):
     """|v|, scaled so that no square over- or underflows."""
     cdef double largest = np.max(np.abs(v), initial=0.0)
     if largest == 0 or not isfinite(largest):
         return largest
     scaled = v / largest
-    return largest * sqrt(fsum(scaled * scaled))
+    return largest * sqrt(_dot(scaled, scaled))
 
 
 # A batch --------------------------------------------------------------------------------------------------------------
@@ -142,7 +159,7 @@ def logits(features, weights, labels, bias=None, *, margin=4, double lam=0.0) ->
     z = np.empty((x.shape[0], w.shape[1]))
     for i in range(x.shape[0]):
         for c in range(w.shape[1]):
-            z[i, c] = fsum(x[i] * w[:, c])
+            z[i, c] = _dot(x[i], w[:, c])
         if y[i] >= 0:
             z[i, y[i]] = _Target(x[i], w[:, y[i]], m, lam).logit
     return z if b is None else z + b
@@ -168,17 +185,20 @@ def logits_grad(grad, features, weights, labels, bias=None, *, margin=4, double 
     g = np.asarray(grad, np.float64)
     if g.shape != (x.shape[0], w.shape[1]):
         raise ValueError(f"grad: expected shape {[x.shape[0], w.shape[1]]}, got {list(g.shape)}")
-    in_x, in_w = np.zeros_like(x), np.zeros_like(w)
+    targets = {i: _Target(x[i], w[:, label], m, lam) for i, label in enumerate(y) if label >= 0}
+    in_x, in_w = np.empty_like(x), np.empty_like(w)
     for i in range(x.shape[0]):
-        for c in range(w.shape[1]):
-            if c == y[i]:
-                target = _Target(x[i], w[:, c], m, lam)
-                in_x[i] += g[i, c] * target.in_x
-                in_w[:, c] += g[i, c] * target.in_w
-            else:
-                in_x[i] += g[i, c] * w[:, c]
-                in_w[:, c] += g[i, c] * x[i]
-    return Gradients(in_x, in_w, None if b is None else g.sum(axis=0))
+        slopes = w.copy()  # d logits[i, c] / d x[i] in column c
+        if y[i] >= 0:
+            slopes[:, y[i]] = targets[i].in_x
+        in_x[i] = [_dot(g[i], slope) for slope in slopes]
+    for c in range(w.shape[1]):
+        slopes = x.copy()  # d logits[i, c] / d w[:, c] in row i
+        for i in np.flatnonzero(y == c):
+            slopes[i] = targets[i].in_w
+        in_w[:, c] = [_dot(g[:, c], slope) for slope in slopes.T]
+    in_b = None if b is None else np.array([_dot(column, np.ones(len(x))) for column in g.T])
+    return Gradients(in_x, in_w, in_b)
 
 
 def target_angles(features, weights, labels, *, margin=4) -> tuple:
@@ -209,8 +229,9 @@ def loss(features, weights, labels, bias=None, *, margin=4, double lam=0.0) -> n
     losses = np.zeros(len(z))
     for i, label in enumerate(np.asarray(labels)):
         if label >= 0:
-            largest = z[i].max()
-            losses[i] = np.log(fsum(np.exp(z[i] - largest))) + largest - z[i, label]
+            largest = z[i].argmax()
+            e = np.exp(z[i] - z[i, largest])
+            losses[i] = log1p(fsum(np.delete(e, largest))) + (z[i, largest] - z[i, label])
     return losses
 
 
@@ -229,7 +250,7 @@ def loss_grad(grad, features, weights, labels, bias=None, *, margin=4, double la
         if label >= 0:
             e = np.exp(z[i] - z[i].max())
             in_logits[i] = g[i] * e / fsum(e)
-            in_logits[i, label] -= g[i]
+            in_logits[i, label] = -g[i] * fsum(np.delete(e, label)) / fsum(e)  # p - 1 without its cancellation
     return logits_grad(in_logits, features, weights, labels, bias, margin=margin, lam=lam)
 
 

@@ -71,7 +71,7 @@ class LambdaSchedule:
         if tf is not None and (tf.is_tensor(step) or isinstance(step, tf.Variable)):
             return tf.maximum(self._falling(tf.cast(step, tf.float64)), self.minimum)
         array = np.asarray(step)
-        if array.dtype.kind not in "iuf":
+        if array.dtype.kind not in "iuf" or (array.ndim > 0 and not isinstance(step, np.ndarray)):
             raise TypeError(f"step: expected a number, an array or a tensor, got {step!r}")
         array = array.astype(np.float64)
         if not (array >= 0).all():

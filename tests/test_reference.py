@@ -53,6 +53,47 @@ def test_segments(margin):
         assert reference.segment((k + 0.5) * math.pi / margin, margin) == k
 
 
+@pytest.mark.parametrize("features", [[0.0, 1.0], [0.0, 0.0]])
+def test_the_segment_of_a_right_angle(features):
+    """k counts the edges cos(j pi/m) above 0; for an even margin, the middle edge is 0 itself and does not count."""
+    for margin in range(1, 65):
+        cos_theta, k = reference.target_angles([features], [[1.0], [0.0]], [0], margin=margin)
+        assert (cos_theta[0], k[0]) == (0, sum(2 * j < margin for j in range(1, margin)))
+
+
+def test_angles_without_a_target_or_a_number():
+    cos_theta, k = reference.target_angles([[3.0], [-3.0], [1.0], [np.nan]], [[1.0]], [0, 0, -1, 0])
+    np.testing.assert_array_equal(cos_theta, [1, -1, np.nan, np.nan])
+    np.testing.assert_array_equal(k, [0, 3, -1, 0])
+    assert k.dtype == np.int32
+
+
+def test_infinities_of_both_signs_give_nan():
+    with np.errstate(invalid="ignore"):
+        logits = reference.logits([[np.inf, np.inf], [1.0, 2.0]], [[1.0], [-1.0]], [0, -1])
+    np.testing.assert_array_equal(logits, [[np.nan], [-1]])
+
+
+def test_sums_are_rounded_once():
+    third = 1 / 3
+    row, column = [1 / 3, -1.0, 2.0**60, -(2.0**60)], [[3.0], [third * 3], [1.0], [1.0]]
+    left = -(2.0**-54)  # of 3 (1/3) - 1, which rounds to 0
+    assert reference.logits([row], column, [-1])[0, 0] == left
+    gradients = reference.logits_grad([row], [[1.0]], [[c for (c,) in column]], [-1])
+    assert gradients.features[0, 0] == left
+    gradients = reference.logits_grad([[g] for g in row], column, [[1.0]], [-1] * 4)
+    assert gradients.weights[0, 0] == left
+
+
+def test_the_loss_of_a_certain_answer():
+    """exp(-40), where the loss of a large logit is far below that logit's own rounding."""
+    arguments = [[1000.0]], [[1.0, 0.96]], [0]
+    rest = math.exp(-40)
+    assert reference.loss(*arguments)[0] == pytest.approx(rest, rel=1e-12, abs=0)
+    gradient = reference.loss_grad([1.0], *arguments).weights
+    np.testing.assert_allclose(gradient, [[-1000 * rest, 1000 * rest]], rtol=1e-12)
+
+
 def mp_target(x, w, margin, lam):
     """The target logit from its definition, at mpmath's precision; the segment by rounding down."""
     dot, a, b = mpmath.fdot(x, w), mpmath.sqrt(mpmath.fdot(x, x)), mpmath.sqrt(mpmath.fdot(w, w))
@@ -83,14 +124,15 @@ def test_against_mpmath_at_50_digits(margin, lam, case):
             # Central differences at 50 digits are good to about 30.
             grad[:] = 0
             grad[i, y] = 1
-            in_x = reference.logits_grad(grad, x, w, batch.labels, margin=margin, lam=lam).features[i]
-            step = mpmath.mpf(np.linalg.norm(x[i])) * mpmath.mpf(10) ** -20
-            for d in (0, len(xi) - 1):
-                up, down = list(xi), list(xi)
-                up[d] += step
-                down[d] -= step
-                slope = (mp_target(up, wi, margin, lam) - mp_target(down, wi, margin, lam)) / (2 * step)
-                assert abs(in_x[d] - slope) <= 1e-11 * margin**2 * np.linalg.norm(w[:, y])
+            gradients = reference.logits_grad(grad, x, w, batch.labels, margin=margin, lam=lam)
+            for v, other, gradient in ((xi, wi, gradients.features[i]), (wi, xi, gradients.weights[:, y])):
+                step = mpmath.norm(v) * mpmath.mpf(10) ** -20
+                for d in (0, len(v) - 1):
+                    up, down = list(v), list(v)
+                    up[d] += step
+                    down[d] -= step
+                    slope = (mp_target(up, other, margin, lam) - mp_target(down, other, margin, lam)) / (2 * step)
+                    assert abs(gradient[d] - slope) <= 1e-14 * margin**2 * mpmath.norm(other)
 
 
 @pytest.mark.parametrize("margin", [1, 2, 4])

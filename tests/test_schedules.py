@@ -72,7 +72,7 @@ def test_bad_parameters(name, value, error):
 
 
 @pytest.mark.parametrize(
-    ("step", "error"), [(-1, ValueError), (np.nan, ValueError), ("3", TypeError), (None, TypeError)]
+    ("step", "error"), [(-1, ValueError), (np.nan, ValueError), ("3", TypeError), (None, TypeError), ([5], TypeError)]
 )
 def test_bad_steps(step, error):
     with pytest.raises(error, match="step"):

@@ -5,14 +5,6 @@
 
 namespace lsoftmax {
 
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
-using tensorflow::shape_inference::InferenceContext;
-using tensorflow::shape_inference::ShapeHandle;
-
 REGISTER_OP("LsoftmaxFeaturesGrad")
     .Input("products_features_grad: T")
     .Input("features: T")

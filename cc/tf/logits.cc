@@ -8,13 +8,6 @@
 
 namespace lsoftmax {
 
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::Tensor;
-using tensorflow::shape_inference::InferenceContext;
-using tensorflow::shape_inference::ShapeHandle;
-
 REGISTER_OP("LsoftmaxLogits")
     .Input("products: T")
     .Input("labels: Tlabels")

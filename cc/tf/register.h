@@ -9,6 +9,18 @@
 #include "tf/cpu.h"
 #include "tf/inputs.h"
 
+namespace lsoftmax {
+
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
+
+}  // namespace lsoftmax
+
 #define LSOFTMAX_REGISTER_CPU_(OP, KERNEL, TYPE)                                               \
   REGISTER_KERNEL_BUILDER(Name(OP).Device(::tensorflow::DEVICE_CPU).TypeConstraint<TYPE>("T"), \
                           KERNEL<::lsoftmax::Cpu, TYPE>)

@@ -7,14 +7,6 @@
 
 namespace lsoftmax {
 
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
-using tensorflow::shape_inference::InferenceContext;
-using tensorflow::shape_inference::ShapeHandle;
-
 REGISTER_OP("LsoftmaxTargetAngles")
     .Input("labels: Tlabels")
     .Input("geometry: double")
