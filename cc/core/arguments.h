@@ -1,5 +1,4 @@
-// What every kernel of this library takes: pointers, sizes and the margin, said once for the CPU and for
-// CUDA.
+// What every kernel of this library takes: pointers, sizes and the margin, said once for the CPU and for CUDA.
 //
 // Every pointer is dense and row-major, and lies in the memory of the device that runs the kernel. A kernel
 // reads and writes only the arrays that its contract (rows.h) names; the others may be null.

@@ -4,8 +4,8 @@
 //   bfloat16   1 sign, 8 exponent,  7 fraction bits (the upper half of a float)
 //
 // Layout-compatible with Eigen::half, Eigen::bfloat16, numpy.float16 and ml_dtypes.bfloat16. Narrowing rounds
-// to nearest, ties to even. Branches are selections, so that loops over rows vectorise. The float-to-half
-// arithmetic is Fabian Giesen's.
+// to nearest, ties to even. Branches are selections, so that loops over rows vectorise.
+// The float-to-half arithmetic is Fabian Giesen's.
 #ifndef LSOFTMAX_CORE_HALF_H_
 #define LSOFTMAX_CORE_HALF_H_
 
@@ -50,8 +50,8 @@ LSOFTMAX_INLINE float widen(float16 x) {
   return float_of(sign | (exponent == (0x7c00u << 13) ? special : finite));
 }
 
-// Narrowing: `assign(y, x)` sets y to the value nearest to x. A NaN stays a NaN, an overflow becomes an
-// infinity.
+// Narrowing: `assign(y, x)` sets y to the value nearest to x. A NaN stays a NaN, an overflow becomes
+// an infinity.
 LSOFTMAX_INLINE void assign(double& y, double x) { y = x; }
 LSOFTMAX_INLINE void assign(float& y, double x) { y = static_cast<float>(x); }
 LSOFTMAX_INLINE void assign(bfloat16& y, double x) {

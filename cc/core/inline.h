@@ -1,6 +1,6 @@
-// LSOFTMAX_INLINE marks a function that host and device compile, and that leaves no symbol behind: the row
-// kernels are compiled once for every CPU variant, and a shared symbol would let the linker pick AVX-512 code
-// for a machine without it.
+// LSOFTMAX_INLINE marks a function that host and device compile, and that leaves no symbol behind: the row kernels
+// are compiled once for every CPU variant, and a shared symbol would let the linker pick AVX-512 code for a
+// machine without it.
 #ifndef LSOFTMAX_CORE_INLINE_H_
 #define LSOFTMAX_CORE_INLINE_H_
 

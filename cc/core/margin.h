@@ -1,20 +1,20 @@
-// The large margin of one sample: the target logit and its derivatives (Liu et al., ICML 2016, equations 4 to
-// 6).
+// The large margin of one sample: the target logit and its derivatives (Liu et al., ICML 2016, equations 4-6).
 //
-// A feature vector x and the weight column w of its class enter through three numbers alone, the target's
-// geometry
+// A feature vector x and the weight column w of its class enter through three numbers alone, the target's geometry
 //
 //   s = x . w      A = |x|^2      B = |w|^2
 //
 // from which, with r = sqrt(A B) = |x||w|, alpha = 1 / (1 + lambda) and c = clamp(s / r, -1, 1) = cos(theta),
 //
-//   t      = s + alpha (r psi(c) - s)                       the target logit, (lambda s + r psi) / (1 +
-//   lambda) psi    = (-1)^k T_m(c) - 2k                             on the segment theta in [k pi/m, (k+1)
-//   pi/m] dt/ds  = 1 + alpha (psi' - 1)                           psi' = (-1)^k m U_{m-1}(c) dt/dA  = alpha
-//   (psi - c psi') sqrt(B/A) / 2 dt/dB  = alpha (psi - c psi') sqrt(A/B) / 2
+//   t      = s + alpha (r psi - s)                     the target logit, (lambda s + r psi) / (1 + lambda)
+//   psi    = (-1)^k T_m(c) - 2k                        on the segment theta in [k pi/m, (k+1) pi/m]
+//   psi'   = (-1)^k m U_{m-1}(c)                       its derivative in c
+//   dt/ds  = 1 + alpha (psi' - 1)
+//   dt/dA  = alpha (psi - c psi') sqrt(B/A) / 2
+//   dt/dB  = alpha (psi - c psi') sqrt(A/B) / 2
 //
-// T and U are the Chebyshev polynomials of the first and second kind, from one recurrence: U_{j+1} = 2c U_j -
-// U_{j-1} and T_m = c U_{m-1} - U_{m-2}. The recurrence also tells the segment. The roots of U_{m-1} are the
+// T and U are the Chebyshev polynomials of the first and second kind, from one recurrence:
+// U_{j+1} = 2c U_j - U_{j-1} and T_m = c U_{m-1} - U_{m-2}. The recurrence also tells the segment. The roots of U_{m-1} are the
 // segments' edges cos(j pi / m), and U_0 .. U_{m-1} is a Sturm sequence: it changes sign once for every root
 // above c, so the number of sign changes is k. No angle, no table, no search; psi is continuously
 // differentiable, so a c that rounds across an edge does no harm.

@@ -1,9 +1,8 @@
-// The CPU kernels: each works on a range of rows (or of feature dimensions), so that the caller shards as it
-// likes.
+// The CPU kernels: each works on a range of rows (or of feature dimensions), so that the caller shards as it likes.
 //
 // However a batch is cut into ranges, each number is computed by the same operations in the same order:
-// results are bit-identical for any number of threads. Sums run in double for every data type, over a fixed
-// set of lanes.
+// results are bit-identical for any number of threads. Sums run in double for every data type, over a
+// fixed set of lanes.
 #ifndef LSOFTMAX_CORE_ROWS_H_
 #define LSOFTMAX_CORE_ROWS_H_
 
@@ -24,13 +23,13 @@ struct RowKernels {
   // Precondition: logits holds the dense layer's products x . w_c.
   void (*logits)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Rows [begin, end): the derivative of the above. In: logits_grad = dL/d(margin logits). Out:
-  // geometry_grad, and logits_grad = dL/d(products), in place: the target entry's share has moved into
-  // geometry_grad and becomes 0.
+  // Rows [begin, end): the derivative of the above. In: logits_grad = dL/d(margin logits). Out: geometry_grad,
+  // and logits_grad = dL/d(products), in place: the target entry's share has moved into geometry_grad and
+  // becomes 0.
   void (*logits_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Rows [begin, end): cos_theta and segment, from geometry, labels, margin. A row without a target gets NaN
-  // and -1.
+  // Rows [begin, end): cos_theta and segment, from geometry, labels, margin. A row without a target gets
+  // NaN and -1.
   void (*angles)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // Rows [begin, end): features_grad += geometry_grad_s w_y + 2 geometry_grad_A x.

@@ -1,8 +1,8 @@
 // lsoftmax_op._core: the row kernels of the core on NumPy arrays.
 //
-// The Python side (arrays.py) has checked shapes, dtypes and values, and made every array dense; here they
-// are checked only as far as memory safety asks. Arrays called `..._inout` are changed in place. The GIL is
-// released while a kernel runs.
+// The Python side (arrays.py) has checked shapes, dtypes and values, and made every array dense; here they are
+// checked only as far as memory safety asks. Arrays called `..._inout` are changed in place. The GIL is released
+// while a kernel runs.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 

@@ -12,8 +12,8 @@
 namespace lsoftmax {
 
 // work(begin, end) over [0, total), cut into at most `threads` equal ranges. Each range costs at least kGrain
-// operations, of which one index takes `cost`: below that a thread is dearer than its work. `work` must not
-// throw.
+// operations, of which one index takes `cost`: below that a thread is dearer than its work. `work` must
+// not throw.
 template <typename Work>
 void parallel_for(int64_t total, int64_t cost, int threads, const Work& work) {
   constexpr int64_t kGrain = 1 << 17;

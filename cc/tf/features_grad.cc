@@ -15,13 +15,10 @@ REGISTER_OP("LsoftmaxFeaturesGrad")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn([](InferenceContext* c) {
-      ShapeHandle features, ignored;
-      TF_RETURN_IF_ERROR(merge_input(c, 1, "features", {c->UnknownDim(), c->UnknownDim()}, &features));
-      TF_RETURN_IF_ERROR(
-          merge_input(c, 0, "products_features_grad", {c->Dim(features, 0), c->Dim(features, 1)}, &features));
-      TF_RETURN_IF_ERROR(merge_input(c, 2, "weights", {c->Dim(features, 1), c->UnknownDim()}, &ignored));
-      TF_RETURN_IF_ERROR(merge_input(c, 3, "labels", {c->Dim(features, 0)}, &ignored));
-      TF_RETURN_IF_ERROR(merge_input(c, 4, "geometry_grad", {3, c->Dim(features, 0)}, &ignored));
+      ShapeHandle features, weights, labels, ignored;
+      TF_RETURN_IF_ERROR(merge_batch(c, 1, &features, &weights, &labels));
+      TF_RETURN_IF_ERROR(merge_input(c, 0, "products_features_grad", {c->Dim(features, 0), c->Dim(features, 1)}, &ignored));
+      TF_RETURN_IF_ERROR(merge_input(c, 4, "geometry_grad", {3, c->Dim(labels, 0)}, &ignored));
       c->set_output(0, features);
       return absl::Status();
     })
@@ -39,26 +36,14 @@ class FeaturesGradOp : public OpKernel {
   using OpKernel::OpKernel;
 
   void Compute(OpKernelContext* context) override {
-    const Tensor& features = context->input(1);
-    const Tensor& weights = context->input(2);
-    const Tensor& labels = context->input(3);
     Tensor geometry_grad = context->input(4);
-    OP_REQUIRES_OK(context, check_shape("features", features, {-1, -1}));
     Arguments<Core<T>> args;
-    args.rows = features.dim_size(0);
-    args.depth = features.dim_size(1);
+    OP_REQUIRES_OK(context, read_batch<Backend, T>(context, 1, &args));
     OP_REQUIRES_OK(context, check_shape("products_features_grad", context->input(0), {args.rows, args.depth}));
-    OP_REQUIRES_OK(context, check_shape("weights", weights, {args.depth, -1}));
-    args.classes = weights.dim_size(1);
-    OP_REQUIRES_OK(context, check_shape("labels", labels, {args.rows}));
     OP_REQUIRES_OK(context, check_shape("geometry_grad", geometry_grad, {3, args.rows}));
-    OP_REQUIRES_OK(context, Backend::check_labels(labels, args.classes));
 
     Tensor* features_grad = nullptr;
     OP_REQUIRES_OK(context, Backend::template take_or_copy<T>(context, 0, &features_grad));
-    args.features = data_of<T>(features);
-    args.weights = data_of<T>(weights);
-    args.labels = labels_of(labels);
     args.geometry_grad = data_of<double>(&geometry_grad);
     args.features_grad = data_of<T>(features_grad);
     Backend::features_grad(context, args);

@@ -29,6 +29,12 @@ absl::Status check_shape(const char* argument, const Tensor& tensor, std::initia
       absl::StrCat(argument, ": expected shape [", absl::StrJoin(sizes, ","), "], got ", tensor.shape().DebugString()));
 }
 
+absl::Status check_classes(const Tensor& weights) {
+  if (weights.dim_size(1) > 0) return absl::Status();
+  return absl::InvalidArgumentError(
+      absl::StrCat("weights: expected at least one class, got shape ", weights.shape().DebugString()));
+}
+
 absl::Status check_labels(const Tensor& labels, int64_t classes) {
   const Labels view = labels_of(labels);
   const int64_t row = first_bad_label(view, labels.NumElements(), classes);
@@ -61,6 +67,19 @@ absl::Status merge_input(InferenceContext* context, int index, const char* argum
   if (context->Merge(context->input(index), shape, merged).ok()) return absl::Status();
   return absl::InvalidArgumentError(absl::StrCat(argument, ": expected shape ", context->DebugString(shape), ", got ",
                                                  context->DebugString(context->input(index))));
+}
+
+absl::Status merge_batch(InferenceContext* context, int first, ShapeHandle* features, ShapeHandle* weights,
+                         ShapeHandle* labels) {
+  TF_RETURN_IF_ERROR(
+      merge_input(context, first, "features", {context->UnknownDim(), context->UnknownDim()}, features));
+  TF_RETURN_IF_ERROR(
+      merge_input(context, first + 1, "weights", {context->Dim(*features, 1), context->UnknownDim()}, weights));
+  TF_RETURN_IF_ERROR(merge_input(context, first + 2, "labels", {context->Dim(*features, 0)}, labels));
+  *features = context->Matrix(context->Dim(*labels, 0), context->Dim(*weights, 0));
+  if (context->Value(context->Dim(*weights, 1)) != 0) return absl::Status();
+  return absl::InvalidArgumentError(
+      absl::StrCat("weights: expected at least one class, got shape ", context->DebugString(*weights)));
 }
 
 }  // namespace lsoftmax

@@ -1,5 +1,5 @@
-// What every op of this library checks of its inputs, and how a checked input becomes an argument of the
-// core.
+// What every op of this library checks of its inputs, and how a checked input becomes an argument of
+// the core.
 //
 // Each check answers with an InvalidArgument status that names the argument, what came and what was expected.
 // Static shapes meet the same rules in the shape functions, so that they fail when a graph is built.
@@ -42,6 +42,9 @@ Core<T>* data_of(tensorflow::Tensor* tensor) {
 absl::Status check_shape(const char* argument, const tensorflow::Tensor& tensor,
                          std::initializer_list<int64_t> expected);
 
+// Run time: a weight matrix has at least one class.
+absl::Status check_classes(const tensorflow::Tensor& weights);
+
 // Run time: values on the host.
 absl::Status check_labels(const tensorflow::Tensor& labels, int64_t classes);
 absl::Status check_lambda(const tensorflow::Tensor& lambda);
@@ -52,11 +55,59 @@ absl::Status read_margin(tensorflow::OpKernelConstruction* construction, int* ma
 // Precondition: int32 or int64.
 Labels labels_of(const tensorflow::Tensor& labels);
 
-// Graph building: the shape of input `index` merged with `expected` (an unknown dimension matches any). The
-// message names the input.
+// Graph building: the shape of input `index` merged with `expected` (an unknown dimension matches any). The message
+// names the input.
 absl::Status merge_input(tensorflow::shape_inference::InferenceContext* context, int index, const char* argument,
                          std::initializer_list<tensorflow::shape_inference::DimensionOrConstant> expected,
                          tensorflow::shape_inference::ShapeHandle* merged);
+
+// Graph building: the inputs features [N, D], weights [D, C] and labels [N], in this order from input `first` on.
+absl::Status merge_batch(tensorflow::shape_inference::InferenceContext* context, int first,
+                         tensorflow::shape_inference::ShapeHandle* features,
+                         tensorflow::shape_inference::ShapeHandle* weights,
+                         tensorflow::shape_inference::ShapeHandle* labels);
+
+// Run time: the same inputs, checked, and what they are to the core.
+template <typename Backend, typename T>
+absl::Status read_batch(tensorflow::OpKernelContext* context, int first, Arguments<Core<T>>* args) {
+  const tensorflow::Tensor& features = context->input(first);
+  const tensorflow::Tensor& weights = context->input(first + 1);
+  const tensorflow::Tensor& labels = context->input(first + 2);
+  TF_RETURN_IF_ERROR(check_shape("features", features, {-1, -1}));
+  args->rows = features.dim_size(0);
+  args->depth = features.dim_size(1);
+  TF_RETURN_IF_ERROR(check_shape("weights", weights, {args->depth, -1}));
+  args->classes = weights.dim_size(1);
+  TF_RETURN_IF_ERROR(check_classes(weights));
+  TF_RETURN_IF_ERROR(check_shape("labels", labels, {args->rows}));
+  TF_RETURN_IF_ERROR(Backend::check_labels(labels, args->classes));
+  args->features = data_of<T>(features);
+  args->weights = data_of<T>(weights);
+  args->labels = labels_of(labels);
+  return absl::Status();
+}
+
+// Run time: the four inputs matrix [N, C], labels [N], geometry [3, N] and lam [] of LsoftmaxLogits and its gradient.
+// The matrix, named `argument`, is the caller's to take.
+template <typename Backend, typename T>
+absl::Status read_targets(tensorflow::OpKernelContext* context, const char* argument, Arguments<T>* args) {
+  const tensorflow::Tensor& matrix = context->input(0);
+  const tensorflow::Tensor& labels = context->input(1);
+  tensorflow::Tensor geometry = context->input(2);
+  const tensorflow::Tensor& lambda = context->input(3);
+  TF_RETURN_IF_ERROR(check_shape(argument, matrix, {-1, -1}));
+  args->rows = matrix.dim_size(0);
+  args->classes = matrix.dim_size(1);
+  TF_RETURN_IF_ERROR(check_shape("labels", labels, {args->rows}));
+  TF_RETURN_IF_ERROR(check_shape("geometry", geometry, {3, args->rows}));
+  TF_RETURN_IF_ERROR(check_shape("lam", lambda, {}));
+  TF_RETURN_IF_ERROR(Backend::check_labels(labels, args->classes));
+  TF_RETURN_IF_ERROR(Backend::check_lambda(lambda));
+  args->labels = labels_of(labels);
+  args->geometry = data_of<double>(&geometry);
+  args->lambda = data_of<double>(lambda);
+  return absl::Status();
+}
 
 }  // namespace lsoftmax
 

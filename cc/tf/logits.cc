@@ -45,25 +45,12 @@ class LogitsOp : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    const Tensor& labels = context->input(1);
-    Tensor geometry = context->input(2);
-    const Tensor& lambda = context->input(3);
-    OP_REQUIRES_OK(context, check_shape("products", context->input(0), {-1, -1}));
     Arguments<Core<T>> args;
-    args.rows = context->input(0).dim_size(0);
-    args.classes = context->input(0).dim_size(1);
     args.margin = margin_;
-    OP_REQUIRES_OK(context, check_shape("labels", labels, {args.rows}));
-    OP_REQUIRES_OK(context, check_shape("geometry", geometry, {3, args.rows}));
-    OP_REQUIRES_OK(context, check_shape("lam", lambda, {}));
-    OP_REQUIRES_OK(context, Backend::check_labels(labels, args.classes));
-    OP_REQUIRES_OK(context, Backend::check_lambda(lambda));
+    OP_REQUIRES_OK(context, read_targets<Backend>(context, "products", &args));
 
     Tensor* logits = nullptr;
     OP_REQUIRES_OK(context, Backend::template take_or_copy<T>(context, 0, &logits));
-    args.labels = labels_of(labels);
-    args.geometry = data_of<double>(&geometry);
-    args.lambda = data_of<double>(lambda);
     args.logits = data_of<T>(logits);
     Backend::logits(context, args);
   }

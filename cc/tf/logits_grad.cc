@@ -1,11 +1,9 @@
-// LsoftmaxLogitsGrad: dL/d(margin logits) [N, C], labels, geometry, lam  ->  dL/d(products) [N, C],
-// dL/d(geometry) [3, N]
+// LsoftmaxLogitsGrad: dL/d(margin logits) [N, C], labels, geometry, lam  ->  dL/d(products), dL/d(geometry) [3, N]
 //
-//   g_i = logits_grad[i, y_i]      geometry_grad[:, i] = g_i (dt/ds, dt/dA, dt/dB)      products_grad[i, y_i]
-//   = 0
+//   geometry_grad[:, i]   = g_i (dt/ds, dt/dA, dt/dB)     with g_i = logits_grad[i, y_i]
+//   products_grad[i, y_i] = 0
 //
-// and every other entry of products_grad is that of logits_grad, in its buffer where TensorFlow gives it
-// away.
+// and every other entry of products_grad is that of logits_grad, in its buffer where TensorFlow gives it away.
 #include "tf/register.h"
 
 namespace lsoftmax {
@@ -46,27 +44,14 @@ class LogitsGradOp : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    const Tensor& labels = context->input(1);
-    Tensor geometry = context->input(2);
-    const Tensor& lambda = context->input(3);
-    OP_REQUIRES_OK(context, check_shape("logits_grad", context->input(0), {-1, -1}));
     Arguments<Core<T>> args;
-    args.rows = context->input(0).dim_size(0);
-    args.classes = context->input(0).dim_size(1);
     args.margin = margin_;
-    OP_REQUIRES_OK(context, check_shape("labels", labels, {args.rows}));
-    OP_REQUIRES_OK(context, check_shape("geometry", geometry, {3, args.rows}));
-    OP_REQUIRES_OK(context, check_shape("lam", lambda, {}));
-    OP_REQUIRES_OK(context, Backend::check_labels(labels, args.classes));
-    OP_REQUIRES_OK(context, Backend::check_lambda(lambda));
+    OP_REQUIRES_OK(context, read_targets<Backend>(context, "logits_grad", &args));
 
     Tensor *products_grad = nullptr, *geometry_grad = nullptr;
     OP_REQUIRES_OK(context, Backend::template take_or_copy<T>(context, 0, &products_grad));
-    OP_REQUIRES_OK(context, context->allocate_output(1, geometry.shape(), &geometry_grad));
-    args.labels = labels_of(labels);
-    args.geometry = data_of<double>(&geometry);
+    OP_REQUIRES_OK(context, context->allocate_output(1, context->input(2).shape(), &geometry_grad));
     args.geometry_grad = data_of<double>(geometry_grad);
-    args.lambda = data_of<double>(lambda);
     args.logits_grad = data_of<T>(products_grad);
     Backend::logits_grad(context, args);
   }

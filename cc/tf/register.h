@@ -1,7 +1,7 @@
 // Registers one op kernel for every data type and label type.
 //
-// KERNEL is a class template over <backend, data type>; both of an op's type attributes are called T and
-// Tlabels.
+// KERNEL is a class template over <backend, data type>; both of an op's type attributes are called T
+// and Tlabels.
 #ifndef LSOFTMAX_TF_REGISTER_H_
 #define LSOFTMAX_TF_REGISTER_H_
 

@@ -1,8 +1,8 @@
 // LsoftmaxWeightsGrad: completes the weight gradient of the product X W with that of the geometry, in place
 //
-//   weights_grad[:, y] += sum over the samples i of class y of  g_s x_i + 2 g_B w_y      with (g_s, g_A, g_B)
-//   =
-//                                                                                        geometry_grad[:, i]
+//   weights_grad[:, y] += sum over the samples i of class y of g_s x_i + 2 g_B w_y
+//
+// with (g_s, g_A, g_B) = geometry_grad[:, i].
 //
 // Only the columns of the batch's own classes are touched, and no matrix beside the product's is made.
 #include "tf/register.h"
@@ -19,13 +19,10 @@ REGISTER_OP("LsoftmaxWeightsGrad")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn([](InferenceContext* c) {
-      ShapeHandle features, weights, ignored;
-      TF_RETURN_IF_ERROR(merge_input(c, 1, "features", {c->UnknownDim(), c->UnknownDim()}, &features));
-      TF_RETURN_IF_ERROR(merge_input(c, 2, "weights", {c->Dim(features, 1), c->UnknownDim()}, &weights));
-      TF_RETURN_IF_ERROR(
-          merge_input(c, 0, "products_weights_grad", {c->Dim(weights, 0), c->Dim(weights, 1)}, &weights));
-      TF_RETURN_IF_ERROR(merge_input(c, 3, "labels", {c->Dim(features, 0)}, &ignored));
-      TF_RETURN_IF_ERROR(merge_input(c, 4, "geometry_grad", {3, c->Dim(features, 0)}, &ignored));
+      ShapeHandle features, weights, labels, ignored;
+      TF_RETURN_IF_ERROR(merge_batch(c, 1, &features, &weights, &labels));
+      TF_RETURN_IF_ERROR(merge_input(c, 0, "products_weights_grad", {c->Dim(weights, 0), c->Dim(weights, 1)}, &ignored));
+      TF_RETURN_IF_ERROR(merge_input(c, 4, "geometry_grad", {3, c->Dim(labels, 0)}, &ignored));
       c->set_output(0, weights);
       return absl::Status();
     })
@@ -43,26 +40,14 @@ class WeightsGradOp : public OpKernel {
   using OpKernel::OpKernel;
 
   void Compute(OpKernelContext* context) override {
-    const Tensor& features = context->input(1);
-    const Tensor& weights = context->input(2);
-    const Tensor& labels = context->input(3);
     Tensor geometry_grad = context->input(4);
-    OP_REQUIRES_OK(context, check_shape("features", features, {-1, -1}));
     Arguments<Core<T>> args;
-    args.rows = features.dim_size(0);
-    args.depth = features.dim_size(1);
-    OP_REQUIRES_OK(context, check_shape("weights", weights, {args.depth, -1}));
-    args.classes = weights.dim_size(1);
+    OP_REQUIRES_OK(context, read_batch<Backend, T>(context, 1, &args));
     OP_REQUIRES_OK(context, check_shape("products_weights_grad", context->input(0), {args.depth, args.classes}));
-    OP_REQUIRES_OK(context, check_shape("labels", labels, {args.rows}));
     OP_REQUIRES_OK(context, check_shape("geometry_grad", geometry_grad, {3, args.rows}));
-    OP_REQUIRES_OK(context, Backend::check_labels(labels, args.classes));
 
     Tensor* weights_grad = nullptr;
     OP_REQUIRES_OK(context, Backend::template take_or_copy<T>(context, 0, &weights_grad));
-    args.features = data_of<T>(features);
-    args.weights = data_of<T>(weights);
-    args.labels = labels_of(labels);
     args.geometry_grad = data_of<double>(&geometry_grad);
     args.weights_grad = data_of<T>(weights_grad);
     Backend::weights_grad(context, args);
