@@ -132,25 +132,22 @@ def train(data: Dataset, margin: int, seed: int, steps: int, progress: tqdm) -> 
 
 
 def print_table(runs: list[Run], data: Dataset, steps: int) -> None:
-    """Prints the mean and the standard deviation of every measure, a row a margin."""
+    """Prints the mean of every measure over the seeds and its standard deviation, a row a margin."""
     seeds = len({run.seed for run in runs})
-    print(f"\n{data.name}: {len(data.test_labels)} test images, {seeds} seeds, {steps} steps each\n")
+    print(f"\n{data.name}: {len(data.test_labels)} test images; {seeds} seed{'s'[: seeds > 1]}, {steps} steps each\n")
     print(f"{'':<16}{'test error':>18}{'angle to own class':>24}{'to nearest other':>22}")
     for margin in dict.fromkeys(run.margin for run in runs):
         rows = [run for run in runs if run.margin == margin]
-        measures = [
-            (np.mean(values), np.std(values))
-            for values in (
-                [100 * run.error for run in rows],
-                [run.own_angle for run in rows],
-                [run.other_angle for run in rows],
-            )
-        ]
-        (error, error_s), (own, own_s), (other, other_s) = measures
-        print(
-            f"{figures.name_of(margin):<16}{error:>10.2f} ± {error_s:4.2f} %"
-            f"{own:>16.1f} ± {own_s:3.1f} deg{other:>14.1f} ± {other_s:3.1f} deg"
-        )
+        error = spread([100 * run.error for run in rows], 2)
+        own = spread([run.own_angle for run in rows], 1)
+        other = spread([run.other_angle for run in rows], 1)
+        print(f"{figures.name_of(margin):<16}{error:>16} %{own:>20} deg{other:>18} deg")
+
+
+def spread(values: list[float], digits: int) -> str:
+    """The mean and, of more than one value, the sample standard deviation."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
