@@ -3,6 +3,7 @@
 #include "core/rows.h"
 
 #include "core/margin.h"
+#include "core/target.h"
 
 namespace lsoftmax {
 namespace {
@@ -65,9 +66,8 @@ void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
       }
     }
     for (int64_t r = 0; r < block; ++r) {
-      args.geometry[first + r] = total(sums[r].dot);
-      args.geometry[args.rows + first + r] = total(sums[r].features_sq);
-      args.geometry[2 * args.rows + first + r] = total(sums[r].weights_sq);
+      store(args.geometry, args.rows, first + r,
+            {total(sums[r].dot), total(sums[r].features_sq), total(sums[r].weights_sq)});
     }
   }
 }
@@ -75,45 +75,18 @@ void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
 template <typename T>
 void logits(const Arguments<T>& args, int64_t begin, int64_t end) {
   const double alpha = margin_share(*args.lambda);
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t y = label_of(args.labels, i);
-    const double s = args.geometry[i], A = args.geometry[args.rows + i], B = args.geometry[2 * args.rows + i];
-    if (y < 0 || !has_margin(args.margin, alpha, A, B)) continue;
-    assign(args.logits[i * args.classes + y], target_logit(args.margin, alpha, s, A, B).value);
-  }
+  for (int64_t i = begin; i < end; ++i) patch_logit(args, alpha, i);
 }
 
 template <typename T>
 void logits_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
   const double alpha = margin_share(*args.lambda);
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t y = label_of(args.labels, i);
-    const double s = args.geometry[i], A = args.geometry[args.rows + i], B = args.geometry[2 * args.rows + i];
-    double d_dot = 0, d_features_sq = 0, d_weights_sq = 0;
-    if (y >= 0 && has_margin(args.margin, alpha, A, B)) {
-      const TargetLogit<double> t = target_logit(args.margin, alpha, s, A, B);
-      T& entry = args.logits_grad[i * args.classes + y];
-      const double upstream = widen(entry);
-      assign(entry, 0);
-      d_dot = upstream * t.d_dot;
-      d_features_sq = upstream * t.d_features_sq;
-      d_weights_sq = upstream * t.d_weights_sq;
-    }
-    args.geometry_grad[i] = d_dot;
-    args.geometry_grad[args.rows + i] = d_features_sq;
-    args.geometry_grad[2 * args.rows + i] = d_weights_sq;
-  }
+  for (int64_t i = begin; i < end; ++i) split_gradient(args, alpha, i);
 }
 
 template <typename T>
 void angles(const Arguments<T>& args, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    const bool has_target = label_of(args.labels, i) >= 0;
-    const double s = args.geometry[i], A = args.geometry[args.rows + i], B = args.geometry[2 * args.rows + i];
-    const double c = cos_theta(s, A, B);
-    args.cos_theta[i] = has_target ? c : static_cast<double>(NAN);
-    args.segment[i] = has_target ? psi(args.margin, c).segment : -1;
-  }
+  for (int64_t i = begin; i < end; ++i) measure_angle(args, i);
 }
 
 // gradient[0 .. width) += along_w w + along_x x, where w is strided.

@@ -8,17 +8,18 @@
 
 namespace lsoftmax {
 
+LSOFTMAX_INLINE bool is_good_label(int64_t label, int64_t classes) { return -1 <= label && label < classes; }
+
+// False for NaN, too.
+LSOFTMAX_INLINE bool is_good_lambda(double lambda) { return lambda >= 0; }
+
 // The first row whose label is neither -1 nor in [0, classes), or -1 where all are good.
 inline int64_t first_bad_label(const Labels& labels, int64_t rows, int64_t classes) {
   for (int64_t i = 0; i < rows; ++i) {
-    const int64_t label = label_of(labels, i);
-    if (label < -1 || label >= classes) return i;
+    if (!is_good_label(label_of(labels, i), classes)) return i;
   }
   return -1;
 }
-
-// False for NaN, too.
-inline bool is_good_lambda(double lambda) { return lambda >= 0; }
 
 }  // namespace lsoftmax
 

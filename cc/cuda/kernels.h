@@ -1,0 +1,50 @@
+// The kernels of core/rows.h for CUDA: the same arguments, on a stream. Needs no CUDA header.
+//
+// Every pointer of the arguments lies in device memory, labels and lambda too, so nothing is copied to or from the
+// host. A function launches its kernels on the stream that it is given and returns at once: it allocates nothing,
+// waits for nothing and calls no other stream. Sums run in double and in a fixed order, without atomics: results are
+// bit-identical from run to run.
+//
+// Values that only the device knows are judged there: a label that is neither -1 nor in [0, classes) makes its row
+// NaN, a lambda that is negative or NaN makes every row NaN, in `logits` as in `logits_grad`.
+#ifndef LSOFTMAX_CUDA_KERNELS_H_
+#define LSOFTMAX_CUDA_KERNELS_H_
+
+#include <stdint.h>
+
+#include "core/arguments.h"
+#include "core/half.h"
+
+namespace lsoftmax {
+namespace cuda {
+
+using Stream = void*;  // a cudaStream_t, which is a CUstream
+using Status = int;    // a cudaError_t: 0 is success
+
+// For people.
+const char* message_of(Status status);
+
+// The contracts are those of RowKernels<T>, over all rows. T: float16, bfloat16, float, double.
+template <typename T>
+Status geometry(const Arguments<T>& args, Stream stream);
+template <typename T>
+Status logits(const Arguments<T>& args, Stream stream);
+template <typename T>
+Status logits_grad(const Arguments<T>& args, Stream stream);
+template <typename T>
+Status angles(const Arguments<T>& args, Stream stream);
+template <typename T>
+Status features_grad(const Arguments<T>& args, Stream stream);
+
+// `workspace`: device memory of as many bytes, 16-byte aligned, free to use until the stream has passed the kernels.
+int64_t weights_grad_workspace(int64_t rows, int64_t depth);
+template <typename T>
+Status weights_grad(const Arguments<T>& args, void* workspace, Stream stream);
+
+// Copies within device memory.
+Status copy(const void* from, void* to, int64_t bytes, Stream stream);
+
+}  // namespace cuda
+}  // namespace lsoftmax
+
+#endif  // LSOFTMAX_CUDA_KERNELS_H_

@@ -1,0 +1,311 @@
+// CUDA on the CPU, for tests: compiles the .cu sources with a host compiler and runs them where there is no GPU.
+//
+// Put this folder before CUDA's own on the include path and compile a .cu file as C++. A launch then runs at once,
+// block after block; each CUDA thread is a fiber of its own with its own stack, and gives way to the others only where
+// CUDA lets threads wait for each other: __syncthreads, __syncwarp and the warp shuffles are real barriers. So every
+// line of a kernel runs, under the sanitizers too, and a barrier that some thread never reaches is an error.
+//
+// Threads run in the order of their index, or as the environment variable CUDA_ON_CPU_ORDER says: `reverse`, or a
+// number that seeds a shuffle for each block. A kernel without races gives the same result in every order.
+//
+// What it is not: fast, or a model of memory. __shared__ arrays are static, so that one block runs at a time, and hold
+// what the last block left; asynchrony and caches do not exist.
+#ifndef LSOFTMAX_CUDA_TESTING_CUDA_RUNTIME_H_
+#define LSOFTMAX_CUDA_TESTING_CUDA_RUNTIME_H_
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define LSOFTMAX_CUDA_ON_CPU 1
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719,
+};
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the thread that runs
+
+using cudaStream_t = struct CUstream_st*;
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+namespace cuda_on_cpu {
+
+constexpr unsigned kWarp = 32;
+
+class Machine {
+ public:
+  static Machine& instance() {
+    static Machine machine;
+    return machine;
+  }
+
+  // Runs body() once for every thread of every block.
+  cudaError_t launch(dim3 grid, dim3 block, const std::function<void()>& body) {
+    const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+    const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+    if (threads == 0 || threads > 1024 || blocks == 0 || grid.x > INT32_MAX || grid.y > UINT16_MAX ||
+        grid.z > UINT16_MAX) {
+      return last_error = cudaErrorInvalidConfiguration;
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    gridDim = grid;
+    blockDim = block;
+    body_ = &body;
+    prepare(static_cast<unsigned>(threads));
+    for (unsigned z = 0; z < grid.z; ++z) {
+      for (unsigned y = 0; y < grid.y; ++y) {
+        for (unsigned x = 0; x < grid.x; ++x) {
+          blockIdx = dim3(x, y, z);
+          if (!run_block()) return last_error = cudaErrorLaunchFailure;
+        }
+      }
+    }
+    return cudaSuccess;
+  }
+
+  // Until every thread of the block that has not ended is here.
+  void wait_for_block() {
+    block_.arrived += 1;
+    if (!release_block()) wait(block_.passed);
+  }
+
+  // Until every lane that `mask` names is here.
+  void wait_for_warp(unsigned mask) {
+    Warp& warp = warps_[current_ / kWarp];
+    warp.arrived |= 1u << lane();
+    if ((warp.arrived & mask) == mask) {
+      warp.arrived &= ~mask;
+      warp.passed += 1;
+    } else {
+      wait(warp.passed);
+    }
+  }
+
+  // What the lane `from` brought, which is as large as `value`.
+  template <typename T>
+  T exchange(unsigned mask, const T& value, unsigned from) {
+    static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes");
+    Warp& warp = warps_[current_ / kWarp];
+    memcpy(&warp.brought[lane()], &value, sizeof(T));
+    wait_for_warp(mask);
+    T result = value;
+    if (from < kWarp && (mask >> from & 1u)) memcpy(&result, &warp.brought[from], sizeof(T));
+    wait_for_warp(mask);
+    return result;
+  }
+
+  unsigned lane() const { return current_ % kWarp; }
+
+  cudaError_t last_error = cudaSuccess;
+
+ private:
+  static constexpr size_t kStack = 256 * 1024;
+
+  struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack{new char[kStack]};
+    dim3 index;
+    bool ended = true;
+    const uint64_t* waits_for = nullptr;  // runs again once this is no longer `seen`
+    uint64_t seen = 0;
+    void* fake_stack = nullptr;  // the address sanitizer's
+  };
+  struct Warp {
+    unsigned arrived = 0;
+    uint64_t passed = 0;
+    uint64_t brought[kWarp] = {};
+  };
+  struct Barrier {
+    unsigned arrived = 0;
+    uint64_t passed = 0;
+  };
+
+  void prepare(unsigned threads) {
+    while (fibers_.size() < threads) fibers_.push_back(std::make_unique<Fiber>());
+    threads_ = threads;
+    order_.resize(threads);
+    for (unsigned t = 0; t < threads; ++t) {
+      order_[t] = t;
+      fibers_[t]->index = dim3(t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y);
+    }
+    const char* const wish = getenv("CUDA_ON_CPU_ORDER");
+    shuffled_ = wish != nullptr && *wish >= '0' && *wish <= '9';
+    if (shuffled_) random_.seed(static_cast<unsigned>(atoi(wish)));
+    if (wish != nullptr && strcmp(wish, "reverse") == 0) std::reverse(order_.begin(), order_.end());
+  }
+
+  // False where threads wait for others in vain.
+  bool run_block() {
+    if (shuffled_) std::shuffle(order_.begin(), order_.end(), random_);
+    block_ = Barrier();
+    warps_.assign((threads_ + kWarp - 1) / kWarp, Warp());
+    live_ = threads_;
+    for (unsigned t = 0; t < threads_; ++t) {
+      Fiber& fiber = *fibers_[t];
+      fiber.ended = false;
+      fiber.waits_for = nullptr;
+      fiber.fake_stack = nullptr;
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStack;
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, &Machine::enter, 0);
+    }
+    while (live_ > 0) {
+      bool moved = false;
+      for (const unsigned t : order_) {
+        Fiber& fiber = *fibers_[t];
+        if (fiber.ended || (fiber.waits_for != nullptr && *fiber.waits_for == fiber.seen)) continue;
+        fiber.waits_for = nullptr;
+        moved = true;
+        current_ = t;
+        threadIdx = fiber.index;
+        resume(fiber);
+      }
+      if (!moved) return false;
+    }
+    return true;
+  }
+
+  bool release_block() {
+    if (block_.arrived == 0 || block_.arrived < live_) return false;
+    block_.arrived = 0;
+    block_.passed += 1;
+    return true;
+  }
+
+  void wait(const uint64_t& passed) {
+    Fiber& fiber = *fibers_[current_];
+    fiber.waits_for = &passed;
+    fiber.seen = passed;
+    yield(fiber);
+  }
+
+  static void enter() {
+    Machine& machine = instance();
+    machine.arrive(nullptr);
+    (*machine.body_)();
+    Fiber& fiber = *machine.fibers_[machine.current_];
+    fiber.ended = true;
+    machine.live_ -= 1;
+    machine.release_block();
+    machine.yield(fiber);
+  }
+
+#if defined(__SANITIZE_ADDRESS__)
+  void resume(Fiber& fiber) {
+    void* fake_stack = nullptr;
+    __sanitizer_start_switch_fiber(&fake_stack, fiber.stack.get(), kStack);
+    swapcontext(&home_, &fiber.context);
+    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+  }
+  void yield(Fiber& fiber) {
+    __sanitizer_start_switch_fiber(fiber.ended ? nullptr : &fiber.fake_stack, home_stack_, home_size_);
+    swapcontext(&fiber.context, &home_);
+    arrive(fiber.fake_stack);
+  }
+  void arrive(void* fake_stack) { __sanitizer_finish_switch_fiber(fake_stack, &home_stack_, &home_size_); }
+  const void* home_stack_ = nullptr;
+  size_t home_size_ = 0;
+#else
+  void resume(Fiber& fiber) { swapcontext(&home_, &fiber.context); }
+  void yield(Fiber& fiber) { swapcontext(&fiber.context, &home_); }
+  void arrive(void*) {}
+#endif
+
+  std::mutex mutex_;
+  const std::function<void()>* body_ = nullptr;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<unsigned> order_;
+  std::vector<Warp> warps_;
+  Barrier block_;
+  ucontext_t home_;
+  unsigned threads_ = 0, live_ = 0, current_ = 0;
+  bool shuffled_ = false;
+  std::mt19937 random_;
+};
+
+}  // namespace cuda_on_cpu
+
+inline void __syncthreads() { ::cuda_on_cpu::Machine::instance().wait_for_block(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { ::cuda_on_cpu::Machine::instance().wait_for_warp(mask); }
+
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int lane) {
+  return ::cuda_on_cpu::Machine::instance().exchange(mask, value, static_cast<unsigned>(lane) % 32);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+  ::cuda_on_cpu::Machine& machine = ::cuda_on_cpu::Machine::instance();
+  return machine.exchange(mask, value, machine.lane() ^ static_cast<unsigned>(lanes));
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned distance) {
+  ::cuda_on_cpu::Machine& machine = ::cuda_on_cpu::Machine::instance();
+  return machine.exchange(mask, value, machine.lane() + distance);
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... args) {
+  return ::cuda_on_cpu::Machine::instance().launch(config->gridDim, config->blockDim, [&] { kernel(args...); });
+}
+
+inline cudaError_t cudaGetLastError() {
+  const cudaError_t last = ::cuda_on_cpu::Machine::instance().last_error;
+  ::cuda_on_cpu::Machine::instance().last_error = cudaSuccess;
+  return last;
+}
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    case cudaErrorLaunchFailure:
+      return "threads wait at a barrier that others never reach";
+    default:
+      return "invalid argument";
+  }
+}
+
+enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3 };
+
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+
+#endif  // LSOFTMAX_CUDA_TESTING_CUDA_RUNTIME_H_
