@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TENSORFLOW ?= tensorflow>=2.18,<2.22
 BIN := $(VENV)/bin
-SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.cc' -o -name '*.cmake' -o -name '*.in') \
+SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.cc' -o -name '*.cmake' -o -name "*.in" -o -name "*.cu" -o -name "*.cuh") \
            CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
 
 .DEFAULT_GOAL := help
@@ -45,5 +45,5 @@ $(VENV)/ready: pyproject.toml
 
 $(VENV)/built: $(VENV)/ready $(SOURCES)
 	@echo "Compiling lsoftmax_op; this takes about a minute ..."
-	PATH="$(abspath $(BIN)):$$PATH" LSOFTMAX_TF=ON $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	PATH="$(abspath $(BIN)):$$PATH" LSOFTMAX_TF=ON LSOFTMAX_TESTING=ON $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@

@@ -13,6 +13,9 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# What a user chooses by environment variables, because pip has no other way to hand it on.
+FROM_ENVIRONMENT = ("LSOFTMAX_TF", "LSOFTMAX_CUDA", "LSOFTMAX_CUDA_ARCHITECTURES", "LSOFTMAX_TESTING")
+
 
 class CMakeExtension(Extension):
     """An extension module that CMakeLists.txt builds, with everything that it installs beside it."""
@@ -39,14 +42,15 @@ class CMakeBuild(build_ext):
         # An isolated build comes with another CMake, Ninja and pybind11 each time: find them anew, keep the objects.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
         # The compiled parts of an earlier build, of which this one may make fewer.
-        for stale in destination.glob("_lsoftmax_ops*.so"):
-            stale.unlink()
+        for part in ("_lsoftmax_ops", "_cuda"):
+            for stale in destination.glob(f"{part}*.so"):
+                stale.unlink()
         options = {
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
             "Python_EXECUTABLE": sys.executable,
             "LSOFTMAX_VERSION": self.distribution.get_version(),
-            "LSOFTMAX_TF": os.environ.get("LSOFTMAX_TF", "AUTO"),
         }
+        options |= {name: os.environ[name] for name in FROM_ENVIRONMENT if name in os.environ}
         self._cmake("-S", ROOT, "-B", build, "-G", "Ninja", *[f"-D{k}={v}" for k, v in options.items()])
         self._cmake("--build", build)
         self._cmake("--install", build, "--prefix", destination)

@@ -39,16 +39,21 @@ print(json.dumps({
 """
 
 
+def site_folders() -> list[Path]:
+    """Returns this interpreter's site directories, which pip hides from a build in isolation."""
+    folders = [*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    if site.ENABLE_USER_SITE:
+        folders.append(site.getusersitepackages())
+    return [Path(folder) for folder in dict.fromkeys(folders)]
+
+
 def find_folder() -> Path | None:
     """Returns the folder to put on `sys.path` to import TensorFlow, or None."""
     folders = []
     spec = importlib.util.find_spec("tensorflow")
     if spec is not None and spec.origin is not None:
         folders.append(Path(spec.origin).parent.parent)
-    folders += [Path(p) for p in site.getsitepackages()]
-    folders += [Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib"))]
-    if site.ENABLE_USER_SITE:
-        folders.append(Path(site.getusersitepackages()))
+    folders += site_folders()
     root = os.environ.get("TENSORFLOW_ROOT")
     if root:
         folders += [Path(root), Path(root).parent]

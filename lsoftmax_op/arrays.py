@@ -1,87 +1,85 @@
-"""The margin logits and their gradient on NumPy arrays, without TensorFlow.
+"""The margin logits and their gradient on NumPy, PyTorch and CuPy arrays, without TensorFlow.
 
-The products are NumPy's (float16 and bfloat16 multiply in float32, as its BLAS has no other way); the margin comes
-from the same kernels as the TensorFlow ops'. The GIL is released while they run. Results do not depend on the number
-of threads.
+Arrays of one library go in, on the CPU or on one CUDA device, and the same kind comes out. The products are that
+library's own (on its current stream); the margin comes from the same kernels as the TensorFlow ops'. Results are
+bit-identical from run to run and for any number of threads, and the GIL is released while a kernel runs.
+
+On a CUDA device nothing is copied to or from the host, and nobody waits: a label out of range makes its row NaN there,
+as does a lambda on the device that is negative or NaN, instead of an error.
 """
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from lsoftmax_op import _checks, _core
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
+from lsoftmax_op import _checks
+from lsoftmax_op._libraries import FLOATS, Library, library_of
 
 
 class Gradients(NamedTuple):
     """The derivatives of a loss in the arguments of the layer."""
 
-    features: np.ndarray  # [N, D]
-    weights: np.ndarray  # [D, C]
-    bias: np.ndarray | None  # [C], None where the layer has no bias
+    features: Any  # [N, D]
+    weights: Any  # [D, C]
+    bias: Any  # [C], None where the layer has no bias
 
 
 def logits(
-    features: ArrayLike,
-    weights: ArrayLike,
-    labels: ArrayLike,
-    bias: ArrayLike | None = None,
+    features: Any,
+    weights: Any,
+    labels: Any,
+    bias: Any = None,
     *,
     margin: int = 4,
-    lam: float = 0.0,
+    lam: float | Any = 0.0,
     num_threads: int | None = None,
-) -> np.ndarray:
+) -> Any:
     """Computes the logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6).
 
     Args:
-        features: [N, D], float16, bfloat16 (of ml_dtypes), float32 or float64. Read-only and strided arrays are fine.
-        weights: [D, C], of the same dtype, a column for every class.
+        features: [N, D], float16, bfloat16 (NumPy's is that of ml_dtypes), float32 or float64. Read-only and strided
+            arrays are fine.
+        weights: [D, C], of the same library, device and dtype, a column for every class.
         labels: [N], integers, each in [0, C); -1 leaves its row the plain dense layer's.
-        bias: [C], of the same dtype, or None.
+        bias: [C], of the features' dtype, or None.
         margin: the integer m from 1 (no margin) to 64.
-        lam: the annealing weight lambda >= 0; infinity is the plain dense layer.
-        num_threads: at most so many threads; by default one for each processor this process may use.
+        lam: the annealing weight lambda >= 0, a number or a scalar array; infinity is the plain dense layer.
+        num_threads: on the CPU, at most so many threads; by default one for each processor this process may use.
 
     Returns:
-        The logits, [N, C], of the features' dtype.
+        The logits, [N, C], of the features' library and dtype.
 
     Raises:
-        TypeError: an argument of the wrong dtype or type.
+        TypeError: an argument of the wrong dtype, type, library or device.
         ValueError: shapes that do not fit, or a label, margin or lambda out of range.
+        ImportError: arrays on a CUDA device, and the package was built without CUDA.
     """
-    margin, lam = _checks.margin(margin), _checks.host_lambda(lam)
-    threads = _threads(num_threads)
-    features, weights, labels, bias = _batch(features, weights, labels, bias)
-    geometry = _core.target_geometry(features, weights, labels, threads)
-    result = _product(features, weights)
-    _core.logits(result, labels, geometry, lam, margin, threads)
-    if bias is not None:
-        result += bias
+    layer = _Layer(features, weights, labels, bias, margin, lam, num_threads)
+    with layer.library.device():
+        geometry = layer.geometry()
+        result = layer.library.product(layer.features, layer.weights)
+        layer.run("logits", geometry=geometry, logits=result)
+        if layer.bias is not None:
+            result += layer.bias
     return result
 
 
 def logits_grad(
-    grad: ArrayLike,
-    features: ArrayLike,
-    weights: ArrayLike,
-    labels: ArrayLike,
-    bias: ArrayLike | None = None,
+    grad: Any,
+    features: Any,
+    weights: Any,
+    labels: Any,
+    bias: Any = None,
     *,
     margin: int = 4,
-    lam: float = 0.0,
+    lam: float | Any = 0.0,
     num_threads: int | None = None,
 ) -> Gradients:
     """Computes the gradient of ``sum(grad * logits(features, weights, labels, bias))``.
 
     Args:
-        grad: [N, C], of the features' dtype: the loss's derivative in the logits.
+        grad: [N, C], of the features' library and dtype: the loss's derivative in the logits.
         features: [N, D], as for `logits`.
         weights: [D, C], as for `logits`.
         labels: [N], as for `logits`.
@@ -94,92 +92,129 @@ def logits_grad(
         The derivatives in features [N, D], weights [D, C] and bias [C] (None without a bias).
 
     Raises:
-        TypeError, ValueError: as for `logits`.
+        TypeError, ValueError, ImportError: as for `logits`.
     """
-    margin, lam = _checks.margin(margin), _checks.host_lambda(lam)
-    threads = _threads(num_threads)
-    features, weights, labels, bias = _batch(features, weights, labels, bias)
-    grad = _array("grad", grad, "[N, C]", (features.dtype.name,))
-    expected = (features.shape[0], weights.shape[1])
-    if grad.shape != expected:
+    layer = _Layer(features, weights, labels, bias, margin, lam, num_threads)
+    library = layer.library
+    grad = layer.array("grad", grad, "[N, C]")
+    expected = (layer.rows, layer.classes)
+    if tuple(grad.shape) != expected:
         raise ValueError(f"grad: expected shape [N, C] = {list(expected)}, got {list(grad.shape)}")
-    geometry = _core.target_geometry(features, weights, labels, threads)
-    products_grad = grad.copy()
-    geometry_grad = _core.logits_grad(products_grad, labels, geometry, lam, margin, threads)
-    features_grad = _product(products_grad, weights.T)
-    _core.features_grad(features_grad, features, weights, labels, geometry_grad, threads)
-    weights_grad = _product(features.T, products_grad)
-    _core.weights_grad(weights_grad, features, weights, labels, geometry_grad, threads)
-    bias_grad = None
-    if bias is not None:
-        bias_grad = grad.sum(axis=0, dtype=_computed_in(grad.dtype)).astype(grad.dtype)
+    with library.device():
+        geometry_grad = library.empty((3, layer.rows), "float64")
+        products_grad = library.copy(grad)
+        layer.run("logits_grad", geometry=layer.geometry(), geometry_grad=geometry_grad, logits_grad=products_grad)
+        features_grad = library.product(products_grad, layer.weights.T)
+        layer.run("features_grad", geometry_grad=geometry_grad, features_grad=features_grad)
+        weights_grad = library.product(layer.features.T, products_grad)
+        workspace = library.empty((library.kernels.weights_grad_workspace(layer.rows, layer.depth),), "uint8")
+        layer.run("weights_grad", geometry_grad=geometry_grad, weights_grad=weights_grad, workspace=workspace)
+        bias_grad = None if layer.bias is None else library.column_sums(grad)
     return Gradients(features_grad, weights_grad, bias_grad)
 
 
-def _computed_in(dtype: np.dtype) -> type:
-    return np.float64 if dtype == np.float64 else np.float32
+class _Layer:
+    """The checked arguments of a layer, and kernel calls over them."""
 
+    def __init__(
+        self, features: Any, weights: Any, labels: Any, bias: Any, margin: int, lam: Any, num_threads: int | None
+    ) -> None:
+        self.margin = _checks.margin(margin)
+        if isinstance(lam, (bool, Real)):
+            lam = _checks.host_lambda(lam)
+        self.library: Library = library_of(features, num_threads)
+        self.dtype = ""
+        self.features = self.array("features", features, "[N, D]")
+        self.weights = self.array("weights", weights, "[D, C]")
+        self.labels = self._labels(labels)
+        self.bias = None if bias is None else self.array("bias", bias, "[C]")
+        self.rows, self.depth = map(int, self.features.shape)
+        self.classes = int(self.weights.shape[1])
+        self._check_shapes()
+        with self.library.device():
+            self.lam = self._lambda(lam)
+        if self.library.checks_values:
+            self._check_labels()
 
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A @ b in the dtype of both, dense."""
-    wide = _computed_in(a.dtype)
-    return np.matmul(a.astype(wide, copy=False), b.astype(wide, copy=False)).astype(a.dtype, copy=False)
+    def array(self, argument: str, value: Any, shape: str) -> Any:
+        """Returns `value` as a dense array of the layer's library and dtype, and of the rank that `shape` spells."""
+        array = self.library.array(argument, value)
+        dtype = self.library.dtype(array)
+        expected = (self.dtype,) if self.dtype else FLOATS
+        if dtype not in expected:
+            raise TypeError(f"{argument}: expected dtype {' or '.join(expected)}, got {dtype}")
+        if array.ndim != shape.count(",") + 1:
+            raise ValueError(f"{argument}: expected shape {shape}, got {list(array.shape)}")
+        self.dtype = dtype
+        return array
 
+    def geometry(self) -> Any:
+        """Returns [3, N]: x . w_y, |x|^2 and |w_y|^2 of each row."""
+        geometry = self.library.empty((3, self.rows), "float64")
+        self.run("geometry", geometry=geometry)
+        return geometry
 
-def _threads(num_threads: int | None) -> int:
-    if num_threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if isinstance(num_threads, bool) or not isinstance(num_threads, (int, np.integer)) or num_threads < 1:
-        raise ValueError(f"num_threads: expected a positive integer or None, got {num_threads!r}")
-    return min(int(num_threads), 1024)
+    def run(self, kernel: str, **arrays: Any) -> None:
+        """Runs a kernel on the layer and `arrays`, each dense and of the shape that cc/core/arguments.h says."""
+        getattr(self.library.kernels, kernel)(self._call(arrays), self.library.where)
 
+    def _call(self, arrays: dict[str, Any]) -> Any:
+        call = self.library.kernels.Call()
+        call.dtype, call.margin = self.dtype, self.margin
+        call.rows, call.depth, call.classes = self.rows, self.depth, self.classes
+        call.wide_labels = self.library.dtype(self.labels) == "int64"
+        layer = {"features": self.features, "weights": self.weights, "labels": self.labels, "lam": self.lam}
+        for name, array in (layer | arrays).items():
+            setattr(call, name, self.library.address(array))
+        return call
 
-def _array(argument: str, value: ArrayLike, shape: str, dtypes: tuple[str, ...]) -> np.ndarray:
-    """Returns `value` as a dense array of one of the dtypes and of the rank that `shape` spells."""
-    array = np.asarray(value)
-    if array.dtype.name not in dtypes:
-        raise TypeError(f"{argument}: expected dtype {' or '.join(dtypes)}, got {array.dtype.name}")
-    if array.ndim != shape.count(",") + 1:
-        raise ValueError(f"{argument}: expected shape {shape}, got {list(array.shape)}")
-    return np.ascontiguousarray(array)
+    def _labels(self, labels: Any) -> Any:
+        array = self.library.array("labels", labels)
+        dtype = self.library.dtype(array)
+        if dtype == "float64" and isinstance(labels, (list, tuple)) and not labels:
+            dtype = "int8"  # an empty list has no dtype of its own
+        if dtype not in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"):
+            raise TypeError(f"labels: expected integers that fit in int64, got dtype {dtype}")
+        if array.ndim != 1:
+            raise ValueError(f"labels: expected shape [N], got {list(array.shape)}")
+        return array if dtype in ("int32", "int64") else self.library.cast(array, "int64")
 
+    def _lambda(self, lam: Any) -> Any:
+        if isinstance(lam, float):
+            return self.library.scalar(lam)
+        array = self.library.array("lam", lam)
+        dtype = self.library.dtype(array)
+        if dtype not in FLOATS:
+            raise TypeError(f"lam: expected a number >= 0 or a scalar array of {' or '.join(FLOATS)}, got dtype {dtype}")
+        if tuple(array.shape) != ():
+            raise ValueError(f"lam: expected a number >= 0 or a scalar array, got shape {list(array.shape)}")
+        if self.library.checks_values:
+            return self.library.scalar(_checks.host_lambda(float(array)))
+        return self.library.cast(array, "float64")
 
-def _labels(labels: ArrayLike) -> np.ndarray:
-    array = np.asarray(labels)
-    if array.size == 0 and not isinstance(labels, np.ndarray):
-        array = array.astype(np.int64)  # an empty list has no dtype of its own
-    if array.dtype.kind not in "iu" or not np.can_cast(array.dtype, np.int64):
-        raise TypeError(f"labels: expected integers that fit in int64, got dtype {array.dtype.name}")
-    if array.ndim != 1:
-        raise ValueError(f"labels: expected shape [N], got {list(array.shape)}")
-    return np.ascontiguousarray(array, dtype=np.int32 if array.dtype == np.int32 else np.int64)
-
-
-def _batch(
-    features: ArrayLike, weights: ArrayLike, labels: ArrayLike, bias: ArrayLike | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Checks the arguments of a layer, all but the label's values, and makes each a dense array."""
-    features = _array("features", features, "[N, D]", _FLOATS)
-    weights = _array("weights", weights, "[D, C]", (features.dtype.name,))
-    labels = _labels(labels)
-    (rows, depth), classes = features.shape, weights.shape[1]
-    if weights.shape[0] != depth:
-        raise ValueError(
-            f"weights: expected shape [D, C] with the D = {depth} of features {list(features.shape)}, "
-            f"got {list(weights.shape)}"
-        )
-    if classes == 0:
-        raise ValueError(f"weights: expected shape [D, C] with at least one class, got {list(weights.shape)}")
-    if labels.shape != (rows,):
-        raise ValueError(
-            f"labels: expected shape [N] with the N = {rows} of features {list(features.shape)}, "
-            f"got {list(labels.shape)}"
-        )
-    if bias is not None:
-        bias = _array("bias", bias, "[C]", (features.dtype.name,))
-        if bias.shape != (classes,):
+    def _check_shapes(self) -> None:
+        features, weights = list(self.features.shape), list(self.weights.shape)
+        if weights[0] != self.depth:
             raise ValueError(
-                f"bias: expected shape [C] with the C = {classes} of weights {list(weights.shape)}, "
-                f"got {list(bias.shape)}"
+                f"weights: expected shape [D, C] with the D = {self.depth} of features {features}, got {weights}"
             )
-    return features, weights, labels, bias
+        if self.classes == 0:
+            raise ValueError(f"weights: expected shape [D, C] with at least one class, got {weights}")
+        if tuple(self.labels.shape) != (self.rows,):
+            raise ValueError(
+                f"labels: expected shape [N] with the N = {self.rows} of features {features}, "
+                f"got {list(self.labels.shape)}"
+            )
+        if self.bias is not None and tuple(self.bias.shape) != (self.classes,):
+            raise ValueError(
+                f"bias: expected shape [C] with the C = {self.classes} of weights {weights}, "
+                f"got {list(self.bias.shape)}"
+            )
+
+    def _check_labels(self) -> None:
+        row = self.library.kernels.first_bad_label(self._call({}))
+        if row >= 0:
+            raise ValueError(
+                f"labels: expected values in [0, {self.classes}), or -1 for a row without a target, "
+                f"got labels[{row}] = {int(self.labels[row])}"
+            )

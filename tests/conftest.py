@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -11,6 +12,7 @@ import pytest
 from support import DTYPES, Batch
 
 from lsoftmax_op import arrays
+from lsoftmax_op._libraries import NumPy
 
 
 class ArraysLayer:
@@ -27,6 +29,26 @@ class ArraysLayer:
         logits = (x @ w).astype(dtype) + batch.bias
         gradients = [a.astype(dtype) for a in (g @ w.T, x.T @ g, g.sum(axis=0))]
         return logits, gradients
+
+
+class CudaOnCpu(NumPy):
+    """NumPy arrays for device memory, and the CUDA kernels as cc/cuda/testing runs them on the CPU."""
+
+    checks_values = False
+
+    def __init__(self) -> None:
+        from lsoftmax_op import _cuda_on_cpu
+
+        self.kernels = _cuda_on_cpu
+        self.where = 0
+
+
+class CudaOnCpuLayer(ArraysLayer):
+    """lsoftmax_op.arrays as on a CUDA device, its kernels run on the CPU."""
+
+    def __call__(self, batch: Batch, margin: int, lam: float) -> tuple:
+        with mock.patch.object(arrays, "library_of", lambda *_: CudaOnCpu()):
+            return super().__call__(batch, margin, lam)
 
 
 class TensorFlowLayer:
@@ -66,6 +88,7 @@ class TensorFlowLayer:
 
 LAYERS = {
     "arrays": ArraysLayer(),
+    "cuda-on-cpu": CudaOnCpuLayer(),
     "eager": TensorFlowLayer(compiled=False),
     "function": TensorFlowLayer(compiled=True),
 }
@@ -76,8 +99,10 @@ def dtype(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["arrays", "eager"])
+@pytest.fixture(params=["arrays", "cuda-on-cpu", "eager"])
 def layer(request: pytest.FixtureRequest) -> object:
-    if request.param != "arrays":
+    if request.param == "cuda-on-cpu":
+        pytest.importorskip("lsoftmax_op._cuda_on_cpu", reason="built without LSOFTMAX_TESTING=ON")
+    if request.param == "eager":
         pytest.importorskip("tensorflow")
     return LAYERS[request.param]

@@ -86,7 +86,7 @@ __device__ inline void walk(const T* x, const T* w, int64_t stride, int64_t dept
   constexpr int kSteps = kInFlight / kVector;
   constexpr int64_t kStep = kWarp * kVector;
   for (int64_t first = lane_of_warp() * kVector; first < depth; first += kSteps * kStep) {
-    Vector<T, kVector> xs[kSteps], ws[kSteps];
+    Vector<T, kVector> xs[kSteps] = {}, ws[kSteps] = {};
 #pragma unroll
     for (int n = 0; n < kSteps; ++n) {
       const int64_t d = first + n * kStep;

@@ -1,0 +1,98 @@
+"""Finds a CUDA compiler that works, and tells what it can compile for.
+
+Searched in this order, the first that compiles a kernel wins:
+
+1. what the environment variable CUDACXX names;
+2. nvcc on the PATH;
+3. bin/nvcc in the folder that CUDA_HOME or CUDA_PATH names;
+4. NVIDIA's own packages from PyPI in this interpreter's site directories: nvidia-cuda-nvcc (with nvidia-cuda-crt and
+   nvidia-nvvm) and nvidia-cuda-runtime of one version;
+5. /usr/local/cuda.
+
+Run as a script it prints JSON for Cuda.cmake, or a reason on stderr and exits with 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from find_tensorflow import site_folders
+
+# From Turing on: the architectures for which nvcc makes machine code where it knows them; PTX of the newest serves what
+# comes after.
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+
+_KERNEL = """
+#include <cuda_runtime.h>
+__global__ void add(double* x) { x[threadIdx.x] += 1; }
+int run(double* x) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(1); config.blockDim = dim3(32);
+  return cudaLaunchKernelEx(&config, add, x);
+}
+"""
+
+
+def candidates() -> list[Path]:
+    """Returns the compilers there are, best first."""
+    named = [os.environ.get("CUDACXX"), shutil.which("nvcc")]
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    for folder in site_folders():
+        homes += [str(home) for home in sorted((folder / "nvidia").glob("cu[1-9]*"), reverse=True)]
+        homes.append(str(folder / "nvidia" / "cuda_nvcc"))
+    homes.append("/usr/local/cuda")
+    paths = [Path(p) for p in named if p] + [Path(home) / "bin" / "nvcc" for home in homes if home]
+    return list(dict.fromkeys(path for path in paths if path.is_file()))
+
+
+def describe(nvcc: Path) -> dict[str, object]:
+    """Returns path, version and known architectures of a compiler.
+
+    Raises:
+        RuntimeError: it does not compile.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.cu"
+        source.write_text(_KERNEL)
+        compiled = _run(nvcc, "-std=c++17", "-c", source, "-o", Path(folder) / "kernel.o")
+        if compiled.returncode != 0:
+            said = (compiled.stderr.strip() or compiled.stdout.strip() or "no message").splitlines()
+            raise RuntimeError(f"{nvcc} does not compile: {said[0]}")
+    version = re.search(r"V(\d+\.\d+\.\d+)", _run(nvcc, "--version").stdout)
+    known = re.findall(r"compute_(\d+)\b", _run(nvcc, "--list-gpu-arch").stdout)
+    return {
+        "nvcc": str(nvcc),
+        "version": version.group(1) if version else "unknown",
+        "architectures": [a for a in ARCHITECTURES if a in known] or known[-1:],
+    }
+
+
+def _run(nvcc: Path, *arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run([str(nvcc), *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def main() -> int:
+    """Prints the description as JSON."""
+    reasons = []
+    for nvcc in candidates():
+        try:
+            print(json.dumps(describe(nvcc)))
+        except (OSError, RuntimeError) as error:
+            reasons.append(str(error))
+        else:
+            return 0
+    if not reasons:
+        reasons = ["No nvcc was found (CUDACXX, PATH, CUDA_HOME, the PyPI package nvidia-cuda-nvcc, /usr/local/cuda)."]
+    print(" ".join(reasons), file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
