@@ -63,9 +63,7 @@ LSOFTMAX_INLINE const Vector<T, kCount>& vector_at(const T* address) {
 #if defined(__CUDACC__) || defined(LSOFTMAX_CUDA_ON_CPU)
 
 // The warp's own row, of `rows`; every lane has the same.
-__device__ inline int64_t row_of_warp() {
-  return static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-}
+__device__ inline int64_t row_of_warp() { return static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp; }
 __device__ inline int lane_of_warp() { return static_cast<int>(threadIdx.x % kWarp); }
 __device__ inline int64_t row_of_thread() { return static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x; }
 

@@ -21,8 +21,7 @@ __global__ void __launch_bounds__(kBlock) features_grad_row_per_warp(Arguments<T
                   Vector<T, kVector> entries = vector_at<kVector>(gradient + d);
 #pragma unroll
                   for (int l = 0; l < kVector; ++l) {
-                    assign(entries.at[l],
-                           widen(entries.at[l]) + (along_w * widen(w.at[l]) + along_x * widen(x.at[l])));
+                    assign(entries.at[l], widen(entries.at[l]) + (along_w * widen(w.at[l]) + along_x * widen(x.at[l])));
                   }
                   vector_at<kVector>(gradient + d) = entries;
                 });

@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kTile / 2)
 }
 
 // Merges runs of `run` sorted rows in pairs: each thread finds the place of one row.
-__global__ void __launch_bounds__(kBlock) merge_row_per_thread(LabelOrder from, int64_t rows, int64_t run, LabelOrder to) {
+__global__ void __launch_bounds__(kBlock)
+    merge_row_per_thread(LabelOrder from, int64_t rows, int64_t run, LabelOrder to) {
   const int64_t place = row_of_thread();
   if (place >= rows) return;
   const int64_t label = from.labels[place];
@@ -58,9 +59,8 @@ __global__ void __launch_bounds__(kBlock) merge_row_per_thread(LabelOrder from, 
   const int64_t begin = other * run < rows ? other * run : rows;
   const int64_t end = begin + run < rows ? begin + run : rows;
   // Of equal labels those of the earlier run come first.
-  const int64_t before = (other < own ? upper_bound(from.labels, begin, end, label)
-                                      : lower_bound(from.labels, begin, end, label)) -
-                         begin;
+  const int64_t before =
+      (other < own ? upper_bound(from.labels, begin, end, label) : lower_bound(from.labels, begin, end, label)) - begin;
   const int64_t target = (own < other ? own : other) * run + (place - own * run) + before;
   to.labels[target] = label;
   to.rows[target] = from.rows[place];

@@ -68,7 +68,7 @@ Status angles(const Arguments<T>& args, Stream stream) {
   return launch(angles_row_per_thread<T>, ceil_div(args.rows, kBlock), 1, kBlock, stream, args);
 }
 
-#define LSOFTMAX_INSTANTIATE(T)                                 \
+#define LSOFTMAX_INSTANTIATE(T)                                \
   template Status logits<T>(const Arguments<T>&, Stream);      \
   template Status logits_grad<T>(const Arguments<T>&, Stream); \
   template Status angles<T>(const Arguments<T>&, Stream)

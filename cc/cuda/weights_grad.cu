@@ -70,7 +70,8 @@ __device__ inline bool goes_on(const LabelOrder& order, int64_t rows, int64_t en
 }
 
 template <typename T, int kVector>
-__global__ void __launch_bounds__(kBlock) add_segments_chunk_per_block(Arguments<T> args, LabelOrder order, Carry carry) {
+__global__ void __launch_bounds__(kBlock)
+    add_segments_chunk_per_block(Arguments<T> args, LabelOrder order, Carry carry) {
   const int64_t d = (static_cast<int64_t>(blockIdx.y) * kWarp + lane_of_warp()) * kVector;
   if (d >= args.depth) return;
   const int64_t chunk = blockIdx.x, first = chunk * kChunk;
@@ -91,7 +92,8 @@ __global__ void __launch_bounds__(kBlock) add_segments_chunk_per_block(Arguments
 }
 
 template <typename T, int kVector>
-__global__ void __launch_bounds__(kBlock) close_segments_chunk_per_warp(Arguments<T> args, LabelOrder order, Carry carry) {
+__global__ void __launch_bounds__(kBlock)
+    close_segments_chunk_per_warp(Arguments<T> args, LabelOrder order, Carry carry) {
   const int64_t d = (static_cast<int64_t>(blockIdx.y) * kWarp + lane_of_warp()) * kVector;
   const int64_t chunk = row_of_warp(), first = chunk * kChunk;
   if (d >= args.depth || chunk == 0 || first >= args.rows) return;

@@ -90,15 +90,15 @@ void define_kernels(pybind11::module_& module) {
       .def_readwrite("segment", &Call::segment)
       .def_readwrite("workspace", &Call::workspace);
 
-#define LSOFTMAX_DEFINE(KERNEL)                                                      \
-  module.def(                                                                        \
-      #KERNEL,                                                                       \
-      [](const Call& call, Where where) {                                            \
-        dispatch(call.dtype, [&](auto zero) {                                        \
-          using T = decltype(zero);                                                  \
-          Backend::template KERNEL<T>(call, call.as<T>(), where);                    \
-        });                                                                          \
-      },                                                                             \
+#define LSOFTMAX_DEFINE(KERNEL)                                   \
+  module.def(                                                     \
+      #KERNEL,                                                    \
+      [](const Call& call, Where where) {                         \
+        dispatch(call.dtype, [&](auto zero) {                     \
+          using T = decltype(zero);                               \
+          Backend::template KERNEL<T>(call, call.as<T>(), where); \
+        });                                                       \
+      },                                                          \
       py::arg("call"), py::arg("where"), Release())
   LSOFTMAX_DEFINE(geometry);
   LSOFTMAX_DEFINE(logits);

@@ -29,8 +29,8 @@ struct Cuda {
 
   template <typename T>
   static void weights_grad(const Call& call, const Arguments<T>& args, uintptr_t stream) {
-    require_success(cuda::weights_grad(args, reinterpret_cast<void*>(call.workspace),
-                                       reinterpret_cast<cuda::Stream>(stream)));
+    require_success(
+        cuda::weights_grad(args, reinterpret_cast<void*>(call.workspace), reinterpret_cast<cuda::Stream>(stream)));
   }
   static int64_t weights_grad_workspace(int64_t rows, int64_t depth) {
     return cuda::weights_grad_workspace(rows, depth);

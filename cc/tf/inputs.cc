@@ -71,8 +71,7 @@ absl::Status merge_input(InferenceContext* context, int index, const char* argum
 
 absl::Status merge_batch(InferenceContext* context, int first, ShapeHandle* features, ShapeHandle* weights,
                          ShapeHandle* labels) {
-  TF_RETURN_IF_ERROR(
-      merge_input(context, first, "features", {context->UnknownDim(), context->UnknownDim()}, features));
+  TF_RETURN_IF_ERROR(merge_input(context, first, "features", {context->UnknownDim(), context->UnknownDim()}, features));
   TF_RETURN_IF_ERROR(
       merge_input(context, first + 1, "weights", {context->Dim(*features, 1), context->UnknownDim()}, weights));
   TF_RETURN_IF_ERROR(merge_input(context, first + 2, "labels", {context->Dim(*features, 0)}, labels));

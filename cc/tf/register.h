@@ -1,4 +1,4 @@
-// Registers one op kernel for every data type and label type.
+// Registers one op kernel for every data type and label type, on the CPU and, where it was built with CUDA, on the GPU.
 //
 // KERNEL is a class template over <backend, data type>; both of an op's type attributes are called T
 // and Tlabels.
@@ -7,6 +7,9 @@
 
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tf/cpu.h"
+#ifdef LSOFTMAX_CUDA
+#include "tf/gpu.h"
+#endif
 #include "tf/inputs.h"
 
 namespace lsoftmax {
@@ -21,14 +24,22 @@ using tensorflow::shape_inference::ShapeHandle;
 
 }  // namespace lsoftmax
 
-#define LSOFTMAX_REGISTER_CPU_(OP, KERNEL, TYPE)                                               \
-  REGISTER_KERNEL_BUILDER(Name(OP).Device(::tensorflow::DEVICE_CPU).TypeConstraint<TYPE>("T"), \
-                          KERNEL<::lsoftmax::Cpu, TYPE>)
+#define LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, TYPE)                       \
+  REGISTER_KERNEL_BUILDER(Name(OP).Device(::tensorflow::DEVICE).TypeConstraint<TYPE>("T"), \
+                          KERNEL<::lsoftmax::BACKEND, TYPE>)
 
-#define LSOFTMAX_REGISTER_KERNELS(OP, KERNEL)            \
-  LSOFTMAX_REGISTER_CPU_(OP, KERNEL, ::Eigen::half);     \
-  LSOFTMAX_REGISTER_CPU_(OP, KERNEL, ::Eigen::bfloat16); \
-  LSOFTMAX_REGISTER_CPU_(OP, KERNEL, float);             \
-  LSOFTMAX_REGISTER_CPU_(OP, KERNEL, double)
+#define LSOFTMAX_REGISTER_ON_(OP, KERNEL, BACKEND, DEVICE)                   \
+  LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, ::Eigen::half);     \
+  LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, ::Eigen::bfloat16); \
+  LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, float);             \
+  LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, double)
+
+#ifdef LSOFTMAX_CUDA
+#define LSOFTMAX_REGISTER_KERNELS(OP, KERNEL)         \
+  LSOFTMAX_REGISTER_ON_(OP, KERNEL, Cpu, DEVICE_CPU); \
+  LSOFTMAX_REGISTER_ON_(OP, KERNEL, Gpu, DEVICE_GPU)
+#else
+#define LSOFTMAX_REGISTER_KERNELS(OP, KERNEL) LSOFTMAX_REGISTER_ON_(OP, KERNEL, Cpu, DEVICE_CPU)
+#endif
 
 #endif  // LSOFTMAX_TF_REGISTER_H_

@@ -62,5 +62,8 @@ class TargetAnglesOp : public OpKernel {
 };
 
 REGISTER_KERNEL_BUILDER(Name("LsoftmaxTargetAngles").Device(tensorflow::DEVICE_CPU), TargetAnglesOp<Cpu>);
+#ifdef LSOFTMAX_CUDA
+REGISTER_KERNEL_BUILDER(Name("LsoftmaxTargetAngles").Device(tensorflow::DEVICE_GPU), TargetAnglesOp<Gpu>);
+#endif
 
 }  // namespace lsoftmax

@@ -21,7 +21,8 @@ REGISTER_OP("LsoftmaxWeightsGrad")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle features, weights, labels, ignored;
       TF_RETURN_IF_ERROR(merge_batch(c, 1, &features, &weights, &labels));
-      TF_RETURN_IF_ERROR(merge_input(c, 0, "products_weights_grad", {c->Dim(weights, 0), c->Dim(weights, 1)}, &ignored));
+      TF_RETURN_IF_ERROR(
+          merge_input(c, 0, "products_weights_grad", {c->Dim(weights, 0), c->Dim(weights, 1)}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 4, "geometry_grad", {3, c->Dim(labels, 0)}, &ignored));
       c->set_output(0, weights);
       return absl::Status();
