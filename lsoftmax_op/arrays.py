@@ -185,7 +185,9 @@ class _Layer:
         array = self.library.array("lam", lam)
         dtype = self.library.dtype(array)
         if dtype not in FLOATS:
-            raise TypeError(f"lam: expected a number >= 0 or a scalar array of {' or '.join(FLOATS)}, got dtype {dtype}")
+            raise TypeError(
+                f"lam: expected a number >= 0 or a scalar array of {' or '.join(FLOATS)}, got dtype {dtype}"
+            )
         if tuple(array.shape) != ():
             raise ValueError(f"lam: expected a number >= 0 or a scalar array, got shape {list(array.shape)}")
         if self.library.checks_values:

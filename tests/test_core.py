@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from support import ROOT
 
-from lsoftmax_op import _core
-
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize("file", sorted((ROOT / "cc" / "core").iterdir()), ids=lambda file: file.name)
@@ -21,18 +19,55 @@ def test_the_core_compiles_without_any_framework(file):
     assert finished.returncode == 0, finished.stderr
 
 
+@pytest.fixture(params=["_core", "_cuda_on_cpu"])
+def kernels(request):
+    return pytest.importorskip(f"lsoftmax_op.{request.param}", reason="built without LSOFTMAX_TESTING=ON")
+
+
+def call_of(kernels, dtype, margin=1, **arrays):
+    call = kernels.Call()
+    call.dtype, call.margin = dtype, margin
+    for name, array in arrays.items():
+        setattr(call, name, array.ctypes.data)
+    return call
+
+
+@pytest.mark.parametrize("shift", [0, 1, 130, 1030, 12345])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_halves_round_as_numpy_rounds(dtype):
-    """Every half through widening and narrowing, and sums of two of them through rounding."""
+def test_halves_round_as_numpy_rounds(kernels, dtype, shift):
+    """Every half through widening and narrowing, and sums of two of them, near and far, through rounding."""
     every = np.arange(65536, dtype=np.uint16).view(dtype)
     every = every[np.isfinite(every.astype(np.float32))]
     gradient = every[:, None].copy()
     # features_grad += 0 w + 2 (1/2) x, with x as the other addend: gradient = round(gradient + x).
-    features = np.roll(every, 12345)[:, None].copy()
+    features = np.roll(every, shift)[:, None].copy()
     with np.errstate(over="ignore"):
         expected = (gradient.astype(np.float32) + features.astype(np.float32)).astype(dtype)
     rows = len(every)
     geometry_grad = np.zeros((3, rows))
     geometry_grad[1] = 0.5
-    _core.features_grad(gradient, features, np.ones((1, 1), dtype), np.zeros(rows, np.int32), geometry_grad, 1)
+    weights, labels = np.ones((1, 1), dtype), np.zeros(rows, np.int32)
+    call = call_of(
+        kernels,
+        gradient.dtype.name,
+        features_grad=gradient,
+        features=features,
+        weights=weights,
+        labels=labels,
+        geometry_grad=geometry_grad,
+    )
+    call.rows, call.depth, call.classes = rows, 1, 1
+    kernels.features_grad(call, 1)
     np.testing.assert_array_equal(gradient.astype(np.float32), expected.astype(np.float32))
+
+
+def test_a_cosine_that_rounding_carried_past_a_pole_is_clamped(kernels):
+    past = 1 + 1e-15
+    geometry = np.array([[past, -past, 0.5, np.nan], [1, 1, 1, 1], [1, 1, 1, 1]])
+    labels = np.array([0, 0, -1, 0], np.int64)
+    cos_theta, segment = np.empty(4), np.empty(4, np.int32)
+    call = call_of(kernels, "float64", margin=4, geometry=geometry, labels=labels, cos_theta=cos_theta, segment=segment)
+    call.rows, call.wide_labels = 4, True
+    kernels.angles(call, 1)
+    np.testing.assert_array_equal(cos_theta, [1, -1, np.nan, np.nan])
+    np.testing.assert_array_equal(segment, [0, 3, -1, 0])
