@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds core and bindings with the address and undefined-behaviour sanitizers and runs their tests.
+# Builds core, bindings and the CUDA kernels (as they run on the CPU) with the address and undefined-behaviour sanitizers and runs their tests.
 # usage: build_tools/sanitize.sh [PYTHON]      (an environment with the test requirements)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,6 +7,7 @@ python=$(realpath -s "${1:-python3}")
 build=build/sanitize package=build/sanitize-package
 rm -rf "$package" && mkdir -p "$package/lsoftmax_op"
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLSOFTMAX_SANITIZE=ON -DLSOFTMAX_TF=OFF \
+  -DLSOFTMAX_CUDA=OFF -DLSOFTMAX_TESTING=ON \
   -DPython_EXECUTABLE="$python" -DLSOFTMAX_VERSION=sanitized
 cmake --build "$build"
 cp lsoftmax_op/*.py lsoftmax_op/reference.*.so "$package/lsoftmax_op/"
@@ -26,6 +27,6 @@ sys.modules["tensorflow"] = None  # what needs TensorFlow skips
 import lsoftmax_op, pytest
 
 assert "sanitize" in lsoftmax_op.__file__ and lsoftmax_op.build_info()["version"] == "sanitized"
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_layer.py", "tests/test_properties.py", "tests/test_core.py"]))
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_layer.py", "tests/test_properties.py", "tests/test_core.py", "tests/test_cuda.py"]))
 P
 done

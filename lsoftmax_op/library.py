@@ -23,8 +23,8 @@ def build_info() -> dict[str, Any]:
     Returns:
         A dict with the package's ``version``, ``tensorflow`` (the version built against, None for a build without it),
         ``compiler``, ``build_type``, ``cpu_variants`` (those built), ``cpu_variant`` (the one this machine runs; the
-        environment variable LSOFTMAX_CPU chooses another), ``cuda`` (None: a CPU build) and ``library`` (the path of
-        the op library, or None).
+        environment variable LSOFTMAX_CPU chooses another), ``cuda`` (None for a build without it, else a dict
+        with the version of ``nvcc`` and the ``architectures``) and ``library`` (the path of the op library, or None).
 
     Raises:
         ImportError: the compiled parts are missing.

@@ -14,6 +14,7 @@ import numpy as np
 from lsoftmax_op import arrays, reference
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "lsoftmax_op"
 DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
