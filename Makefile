@@ -10,7 +10,7 @@ SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.c
            CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench sanitize lint clean
+.PHONY: help build demo test bench gpu sanitize lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: build  ## run the tests
 
 bench: build  ## measure it beside its peers: tables, and JSON in benchmarks/results
 	$(BIN)/python -m benchmarks
+
+gpu:  ## on a machine with an NVIDIA GPU, CUDA and PyTorch: build, check and time the CUDA kernels there
+	build_tools/gpu.sh $(PYTHON)
 
 sanitize: build  ## run core and bindings under the address and undefined-behaviour sanitizers
 	PATH="$(abspath $(BIN)):$$PATH" build_tools/sanitize.sh $(BIN)/python

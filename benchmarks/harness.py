@@ -17,7 +17,19 @@ from pathlib import Path
 from typing import Any
 
 
-def interleave(peers: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
+def wall_clock(function: Callable[[], Any]) -> float:
+    """Returns the seconds that one call takes."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def interleave(
+    peers: dict[str, Callable[[], Any]],
+    repeats: int,
+    warm_up: int = 2,
+    clock: Callable[[Callable[[], Any]], float] = wall_clock,
+) -> dict[str, list[float]]:
     """Returns the seconds of every repeat of every peer."""
     for function in peers.values():
         for _ in range(warm_up):
@@ -27,9 +39,7 @@ def interleave(peers: dict[str, Callable[[], Any]], repeats: int, warm_up: int =
     for repeat in range(repeats):
         turn = repeat % len(names)
         for name in names[turn:] + names[:turn]:
-            began = time.perf_counter()
-            peers[name]()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock(peers[name]))
     return seconds
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from unittest import mock
 
@@ -51,6 +52,38 @@ class CudaOnCpuLayer(ArraysLayer):
             return super().__call__(batch, margin, lam)
 
 
+def require_gpu(has_one: bool, reason: str) -> None:
+    """Skips where there is no GPU; with LSOFTMAX_REQUIRE_GPU=1 that is a failure."""
+    if not has_one:
+        (pytest.fail if os.environ.get("LSOFTMAX_REQUIRE_GPU") == "1" else pytest.skip)(reason)
+
+
+class CudaLayer:
+    """lsoftmax_op.arrays on PyTorch tensors on a CUDA device."""
+
+    def __call__(self, batch: Batch, margin: int, lam: float) -> tuple:
+        options = {"margin": margin, "lam": lam}
+        *layer, grad = map(self._tensor, (*batch.layer, batch.grad))
+        return self._arrays(arrays.logits(*layer, **options), arrays.logits_grad(grad, *layer, **options))
+
+    def plain(self, batch: Batch) -> tuple:
+        x, w, _, b, g = map(self._tensor, (*batch.layer, batch.grad))
+        return self._arrays(x @ w + b, (g @ w.T, x.T @ g, g.sum(dim=0)))
+
+    @staticmethod
+    def _tensor(array: np.ndarray) -> object:
+        import torch
+
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).cuda()
+        return torch.from_numpy(array).cuda()
+
+    @staticmethod
+    def _arrays(logits: object, gradients: tuple) -> tuple:
+        logits, *gradients = (tensor.double().cpu().numpy() for tensor in (logits, *gradients))
+        return logits, gradients
+
+
 class TensorFlowLayer:
     """lsoftmax_op.lsoftmax_logits and its gradient, eagerly or in a tf.function."""
 
@@ -86,9 +119,19 @@ class TensorFlowLayer:
         return logits.numpy(), [g.numpy() for g in gradients]
 
 
+@functools.cache
+def torch_sees_a_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
 LAYERS = {
     "arrays": ArraysLayer(),
     "cuda-on-cpu": CudaOnCpuLayer(),
+    "cuda": CudaLayer(),
     "eager": TensorFlowLayer(compiled=False),
     "function": TensorFlowLayer(compiled=True),
 }
@@ -99,10 +142,12 @@ def dtype(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["arrays", "cuda-on-cpu", "eager"])
+@pytest.fixture(params=["arrays", "cuda-on-cpu", "cuda", "eager"])
 def layer(request: pytest.FixtureRequest) -> object:
     if request.param == "cuda-on-cpu":
         pytest.importorskip("lsoftmax_op._cuda_on_cpu", reason="built without LSOFTMAX_TESTING=ON")
+    if request.param == "cuda":
+        require_gpu(torch_sees_a_gpu(), "PyTorch with a GPU is not here")
     if request.param == "eager":
         pytest.importorskip("tensorflow")
     return LAYERS[request.param]

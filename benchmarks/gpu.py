@@ -1,0 +1,101 @@
+"""``python -m benchmarks.gpu``: what the margin costs on a GPU, beside a plain dense layer, with PyTorch's products.
+
+Times are CUDA events around one call, warm, peers interleaved, medians. The ceilings, copy bandwidth and matrix
+product, are measured in the same run. Needs PyTorch and a GPU, no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks import harness
+from lsoftmax_op import arrays, build_info
+
+SHAPES = ((4096, 512, 10_000), (1024, 512, 100_000), (256, 512, 1000))
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def cuda_clock(function: Callable[[], Any]) -> float:
+    """Returns the seconds between two events around one call."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    function()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def formula(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, lam: float) -> torch.Tensor:
+    """Margin logits, m = 4, in PyTorch's own operations: what lsoftmax-pytorch (amirhfarzaneh) computes."""
+    rows = torch.arange(len(y), device=x.device)
+    logits = x @ w
+    norms = x.float().norm(dim=1) * w[:, y].float().norm(dim=0)
+    cos = (logits[rows, y].float() / norms.clamp_min(1e-12)).clamp(-1, 1)
+    k = (torch.acos(cos) * 4 / torch.pi).floor().detach()
+    psi = (1 - 2 * (k % 2)) * (8 * cos**4 - 8 * cos**2 + 1) - 2 * k
+    target = (lam * norms * cos + norms * psi) / (1 + lam)
+    return logits.index_put((rows, y), target.to(logits.dtype))
+
+
+def measure(shape: tuple[int, int, int], dtype: torch.dtype, repeats: int = 50) -> dict[str, Any]:
+    """Returns one row of the table."""
+    n, d, c = shape
+    torch.manual_seed(0)
+    x, w = torch.randn(n, d, device="cuda", dtype=dtype), 0.05 * torch.randn(d, c, device="cuda", dtype=dtype)
+    y, g = torch.randint(0, c, (n,), device="cuda"), torch.randn(n, c, device="cuda", dtype=dtype) / c
+    layer, products = arrays._Layer(x, w, y, None, 4, 5.0, None), x @ w
+    leaves = [x.clone().requires_grad_(True), w.clone().requires_grad_(True)]
+    source, copy = torch.empty(2, 2**28, device="cuda", dtype=torch.uint8)
+
+    def patch() -> None:
+        layer.run("logits", geometry=layer.geometry(), logits=products)
+
+    def plain() -> None:
+        x @ w
+        g @ w.T
+        x.T @ g
+
+    def ours() -> None:
+        arrays.logits(x, w, y, margin=4, lam=5.0)
+        arrays.logits_grad(g, x, w, y, margin=4, lam=5.0)
+
+    def in_pytorch() -> None:
+        torch.autograd.grad(formula(*leaves, y, 5.0), leaves, g)
+
+    peers = {
+        "product": lambda: x @ w,
+        "patch": patch,
+        "plain": plain,
+        "ours": ours,
+        "pytorch": in_pytorch,
+        "copy": lambda: copy.copy_(source),
+    }
+    seconds = harness.interleave(peers, repeats, warm_up=10, clock=cuda_clock)
+    first, second = (arrays.logits_grad(g, x, w, y, margin=4, lam=5.0) for _ in range(2))
+    product = statistics.median(seconds["product"])
+    return {
+        "N, D, C": f"{n}, {d}, {c}",
+        "dtype": str(dtype).removeprefix("torch."),
+        "X W ms": harness.milliseconds(seconds["product"]),
+        "TFLOP/s": 2 * n * d * c / product / 1e12,
+        "copy TB/s": 2 * copy.numel() / statistics.median(seconds["copy"]) / 1e12,
+        "patch / X W": harness.ratio(seconds["patch"], seconds["product"]),
+        "step / plain": harness.ratio(seconds["ours"], seconds["plain"]),
+        "step / pytorch": harness.ratio(seconds["ours"], seconds["pytorch"]),
+        "same bits": all(torch.equal(a, b) for a, b in zip(first[:2], second[:2], strict=True)),
+    }
+
+
+def main() -> None:
+    """Prints the table."""
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA kernels {build_info()['cuda']}")
+    rows = [measure(shape, dtype) for shape in SHAPES for dtype in DTYPES]
+    harness.report("gpu", "What the margin costs on a GPU, beside a plain dense layer", rows, None)
+
+
+if __name__ == "__main__":
+    main()
