@@ -1,6 +1,6 @@
 """Finds a CUDA compiler that works, and tells what it can compile for.
 
-Searched in this order, the first that compiles a kernel wins:
+Searched in this order, the first that compiles and links a kernel wins:
 
 1. what the environment variable CUDACXX names;
 2. nvcc on the PATH;
@@ -53,7 +53,7 @@ def candidates() -> list[Path]:
 
 
 def describe(nvcc: Path) -> dict[str, object]:
-    """Returns path, version and known architectures of a compiler.
+    """Returns path, version, flags and known architectures of a compiler.
 
     Raises:
         RuntimeError: it does not compile.
@@ -61,7 +61,8 @@ def describe(nvcc: Path) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.cu"
         source.write_text(_KERNEL)
-        compiled = _run(nvcc, "-std=c++17", "-c", source, "-o", Path(folder) / "kernel.o")
+        options = ["-std=c++17", "-shared", "-Xcompiler", "-fPIC", *_flags(nvcc)]
+        compiled = _run(nvcc, *options, source, "-o", Path(folder) / "kernel.so")
         if compiled.returncode != 0:
             said = (compiled.stderr.strip() or compiled.stdout.strip() or "no message").splitlines()
             raise RuntimeError(f"{nvcc} does not compile: {said[0]}")
@@ -70,8 +71,17 @@ def describe(nvcc: Path) -> dict[str, object]:
     return {
         "nvcc": str(nvcc),
         "version": version.group(1) if version else "unknown",
+        "flags": " ".join(_flags(nvcc)),
         "architectures": [a for a in ARCHITECTURES if a in known] or known[-1:],
     }
+
+
+def _flags(nvcc: Path) -> list[str]:
+    """What the compiler does not know by itself: NVIDIA's packages keep in lib/ what it looks for in lib64/."""
+    home = nvcc.resolve().parent.parent
+    if (home / "lib64").exists() or not (home / "lib" / "libcudart_static.a").exists():
+        return []
+    return [f"-L{home / 'lib'}"]
 
 
 def _run(nvcc: Path, *arguments: object) -> subprocess.CompletedProcess:
