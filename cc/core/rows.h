@@ -14,6 +14,10 @@
 
 namespace lsoftmax {
 
+// What a caller needs to cut the work well. Cycles, roughly: one entry of a strided weight column, and one target logit.
+constexpr int64_t kColumnCost = 8;
+constexpr int64_t kTargetCost = 200;
+
 template <typename T>
 struct RowKernels {
   // Rows [begin, end): geometry from features, weights, labels. A row without a target gets zeros.

@@ -8,10 +8,6 @@
 namespace lsoftmax {
 namespace {
 
-// Cycles, roughly: one entry of a strided weight column, and one target logit.
-constexpr int64_t kColumnCost = 8;
-constexpr int64_t kTargetCost = 200;
-
 struct Cpu {
   using Where = int;
 

@@ -66,10 +66,6 @@ struct Cpu {
   }
 
  private:
-  // Cycles, roughly: one entry of a strided weight column, and one target logit.
-  static constexpr int64_t kColumnCost = 8;
-  static constexpr int64_t kTargetCost = 200;
-
   template <typename Work>
   static void over(tensorflow::OpKernelContext* context, int64_t total, int64_t cost, const Work& work) {
     // Deprecated in TensorFlow 2.21, but what replaces it is not in 2.18.
