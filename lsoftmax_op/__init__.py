@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lsoftmax_op import arrays, reference
     from lsoftmax_op.drop_in import L_softmax
     from lsoftmax_op.library import build_info, library_path
-    from lsoftmax_op.ops import lsoftmax_logits, target_angles
+    from lsoftmax_op.ops import lsoftmax_logits, lsoftmax_loss, target_angles
     from lsoftmax_op.schedules import LambdaSchedule
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ _HOME = {
     "build_info": "library",
     "library_path": "library",
     "lsoftmax_logits": "ops",
+    "lsoftmax_loss": "ops",
     "target_angles": "ops",
 }
 _MODULES = ("arrays", "reference")
@@ -39,6 +40,7 @@ __all__ = [
     "build_info",
     "library_path",
     "lsoftmax_logits",
+    "lsoftmax_loss",
     "reference",
     "target_angles",
 ]

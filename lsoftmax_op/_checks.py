@@ -42,3 +42,22 @@ def host_lambda(value: Real, name: str = "lam") -> float:
     if math.isnan(number) or number < 0:
         raise ValueError(f"{expected}, got {value!r}")
     return number
+
+
+def class_block_size(value: object) -> int:
+    """Returns the number of classes of a block as an int.
+
+    Raises:
+        TypeError: it is no integer (a bool is none).
+        ValueError: it is less than 1.
+    """
+    expected = "class_block_size: expected a positive integer or None"
+    if isinstance(value, bool):
+        raise TypeError(f"{expected}, got {value!r}")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{expected}, got {value!r}") from None
+    if number < 1:
+        raise ValueError(f"{expected}, got {value!r}")
+    return number

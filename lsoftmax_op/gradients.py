@@ -6,9 +6,15 @@ First order, with G = dL/d(margin logits), g_i its target entries and t(s, A, B)
     LsoftmaxTargetGeometry   ->  LsoftmaxFeaturesGrad     features: what came through X W + g_s w_y + 2 g_A x
                                  LsoftmaxWeightsGrad      weights:  what came through X W + sum of g_s x + 2 g_B w_y
 
+    LsoftmaxLossWithGradient ->  with P = dloss/d(X W) from LsoftmaxLoss and g = dL/d(loss), row by row:
+                                 LsoftmaxLossFeaturesGrad     features: g (P W^T, completed)
+                                 LsoftmaxLossWeightsGrad      weights:  (g X)^T P, completed
+                                 LsoftmaxLossBiasGrad         bias:     sum of g P, completed
+
 LsoftmaxFeaturesGrad and LsoftmaxWeightsGrad are multilinear: their own gradients are the same ops again. Only
 LsoftmaxLogitsGrad has a gradient with new mathematics, the second derivatives of t. It is rarely asked for and N-sized,
-so it is composed of TensorFlow's ops, and TensorFlow derives it again for whoever wants a third.
+so it is composed of TensorFlow's ops, and TensorFlow derives it again for whoever wants a third. The gradients of the loss
+have those of the unfused loss, the cross-entropy of the margin logits.
 """
 
 from __future__ import annotations
@@ -17,15 +23,17 @@ from typing import Any
 
 import tensorflow as tf
 
+from lsoftmax_op import blocks
 from lsoftmax_op.library import load
 
-tf.no_gradient("LsoftmaxTargetAngles")
+for _name in ("TargetAngles", "Loss", "BiasGrad", "ClassSums", "LossOfSums", "ProductsGrad", "SetColumns"):
+    tf.no_gradient(f"Lsoftmax{_name}")
 
 
 @tf.RegisterGradient("LsoftmaxTargetGeometry")
 def _target_geometry(op: Any, features_grad: tf.Tensor, weights_grad: tf.Tensor, geometry_grad: tf.Tensor) -> list:
     features, weights, labels = op.inputs
-    unwanted = getattr(op, "skip_input_indices", None) or ()  # set where an eager tape runs
+    unwanted = _unwanted(op)
     for_features, for_weights = None, None
     if 0 not in unwanted:
         for_features = load().lsoftmax_features_grad(features_grad, features, weights, labels, geometry_grad)
@@ -102,6 +110,86 @@ def _logits_grad(op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Te
     )
     for_geometry = tf.where(has_margin, g * curvature, tf.zeros_like(geometry))
     return [for_logits, None, for_geometry, None]
+
+
+@tf.RegisterGradient("LsoftmaxLossWithGradient")
+def _loss_with_gradient(op: Any, loss_grad: tf.Tensor) -> list:
+    features, weights, labels, bias, lam, _, products_grad, geometry_grad, target_grad, target_weights, _ = op.inputs
+    margin = op.get_attr("margin")
+    layer = (features, weights, labels, bias, lam)
+    unwanted = _unwanted(op)
+    ops = load()
+    has_bias = bias.shape[0] != 0
+    if op.get_attr("class_block_size") > 0:
+        through_products = blocks.loss_grad(op, loss_grad)
+    else:
+        through_products = blocks.ThroughProducts(None, None, None)
+        if 0 not in unwanted:
+            through_products.features = tf.matmul(products_grad, weights, transpose_b=True)
+        if 1 not in unwanted:
+            scaled = features * loss_grad[:, None]
+            through_products.weights = tf.matmul(scaled, products_grad, transpose_a=True)
+        if has_bias and 3 not in unwanted:
+            first_class = tf.constant(0, tf.int64)
+            through_products.bias = ops.lsoftmax_bias_grad(products_grad, labels, first_class, loss_grad, target_grad)
+    for_features = for_weights = for_bias = None
+    if through_products.features is not None:
+        for_features = ops.lsoftmax_loss_features_grad(
+            through_products.features, *layer, loss_grad, geometry_grad, target_weights, margin=margin
+        )
+    if through_products.weights is not None:
+        for_weights = ops.lsoftmax_loss_weights_grad(
+            through_products.weights, *layer, loss_grad, geometry_grad, target_weights, margin=margin
+        )
+    if through_products.bias is not None:
+        for_bias = ops.lsoftmax_loss_bias_grad(through_products.bias, *layer, loss_grad, margin=margin)
+    return [for_features, for_weights, None, for_bias, *[None] * 7]
+
+
+@tf.RegisterGradient("LsoftmaxLossFeaturesGrad")
+def _loss_features_grad(op: Any, upstream: tf.Tensor) -> list:
+    return _second_derivatives(op, 0, upstream)
+
+
+@tf.RegisterGradient("LsoftmaxLossWeightsGrad")
+def _loss_weights_grad(op: Any, upstream: tf.Tensor) -> list:
+    return _second_derivatives(op, 1, upstream)
+
+
+@tf.RegisterGradient("LsoftmaxLossBiasGrad")
+def _loss_bias_grad(op: Any, upstream: tf.Tensor) -> list:
+    return _second_derivatives(op, 2, upstream)
+
+
+def _second_derivatives(op: Any, argument: int, upstream: tf.Tensor) -> list:
+    """The gradient of an op that gives the derivative of sum(loss_grad * loss) in features, weights or bias."""
+    _, features, weights, labels, bias, lam, loss_grad, *rest = op.inputs
+    variables = [features, weights, bias, loss_grad]
+    with tf.GradientTape() as outer:
+        outer.watch(variables)
+        with tf.GradientTape() as inner:
+            inner.watch(variables[argument])
+            loss = _unfused_loss(features, weights, labels, bias, lam, op.get_attr("margin"))
+        first = inner.gradient(loss, variables[argument], output_gradients=loss_grad)
+    for_features, for_weights, for_bias, for_loss_grad = outer.gradient(first, variables, output_gradients=upstream)
+    return [None, for_features, for_weights, None, for_bias, None, for_loss_grad, *[None] * len(rest)]
+
+
+def _unfused_loss(
+    features: tf.Tensor, weights: tf.Tensor, labels: tf.Tensor, bias: tf.Tensor, lam: tf.Tensor, margin: int
+) -> tf.Tensor:
+    """LsoftmaxLoss as the cross-entropy of LsoftmaxLogits: the same function, of ops that TensorFlow can derive."""
+    features, weights, geometry = load().lsoftmax_target_geometry(features, weights, labels)
+    logits = load().lsoftmax_logits(tf.matmul(features, weights), labels, geometry, lam, margin=margin)
+    if bias.shape[0] != 0:
+        logits = tf.nn.bias_add(logits, bias)
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=logits)
+    return tf.where(labels >= 0, loss, tf.zeros_like(loss))
+
+
+def _unwanted(op: Any) -> tuple:
+    """The inputs whose gradients nobody will use, as far as an eager tape tells."""
+    return getattr(op, "skip_input_indices", None) or ()
 
 
 def _jacobian(geometry: tf.Tensor, alpha: tf.Tensor, margin: int) -> tf.Tensor:

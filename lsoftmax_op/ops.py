@@ -1,10 +1,11 @@
-"""The margin logits as a TensorFlow function.
+"""The margin logits and their cross-entropy as TensorFlow functions.
 
     products = X W                                         TensorFlow's own matrix product
     geometry = (x_i . w_{y_i}, |x_i|^2, |w_{y_i}|^2)_i     what the margin depends on, in float64
     logits   = products, the target's entry of each row replaced by t(geometry)   + bias
+    loss     = log(sum_j exp(logits_j)) - logits_y         and, in the same pass over the products, its gradient
 
-Three ops, however large the batch. Their gradients (gradients.py) are the two products that any dense layer needs,
+A few ops, however large the batch. Their gradients (gradients.py) are the two products that any dense layer needs,
 completed in place.
 """
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import _checks, library
+from lsoftmax_op import _checks, blocks, library
 
 if TYPE_CHECKING:
     from tensorflow.types.experimental import TensorLike
@@ -67,6 +68,55 @@ def lsoftmax_logits(
     """
     with tf.name_scope(name or "lsoftmax_logits"):
         return margin_layer(features, weights, labels, bias, margin=margin, lam=lam).logits
+
+
+def lsoftmax_loss(
+    features: TensorLike,
+    weights: TensorLike,
+    labels: TensorLike,
+    bias: TensorLike | None = None,
+    *,
+    margin: int = 4,
+    lam: float | TensorLike = 0.0,
+    class_block_size: int | None = None,
+    name: str | None = None,
+) -> tf.Tensor:
+    """Computes the loss of Large-Margin Softmax (Liu et al., ICML 2016, equations 3 to 6), one number a sample.
+
+    The softmax cross-entropy of `lsoftmax_logits`, and faster than that of the plain layer: one pass over the [N, C]
+    products makes the loss and, in their place, its gradient. Reduce it as you like:
+
+        ``tf.reduce_mean(loss)``                                     the mean over the batch
+        ``tf.reduce_sum(loss * sample_weights) / batch_size``        samples weighted
+        ``tf.reduce_sum(loss) / tf.math.count_nonzero(labels >= 0, dtype=loss.dtype)``   the mean over the labelled
+
+    Works eagerly, in ``tf.function`` and in v1 graphs, and is differentiable any number of times in features, weights
+    and bias.
+
+    Args:
+        features: [N, D], float16, bfloat16, float32 or float64.
+        weights: [D, C], of the same dtype: the kernel of a Keras ``Dense`` layer, a column for every class.
+        labels: [N], int32 or int64, each in [0, C); -1 gives its row loss 0 and gradient 0.
+        bias: [C], of the same dtype, or None.
+        margin: the integer m from 1 (no margin) to 64.
+        lam: the annealing weight lambda >= 0, as for `lsoftmax_logits`.
+        class_block_size: where [N, C] is too large for the memory, the number B of classes to go through at a time:
+            [N, B] takes its place, and the products are computed twice.
+        name: a name for the ops.
+
+    Returns:
+        The loss of each sample, [N], of the features' dtype, never negative.
+
+    Raises:
+        TypeError: an argument of the wrong dtype or type.
+        ValueError: shapes that do not fit, or a margin, lambda or block size out of range, as far as it is known
+            when called.
+        tf.errors.InvalidArgumentError: the same, and labels out of range, when it is only known at run time.
+    """
+    with tf.name_scope(name or "lsoftmax_loss"):
+        return loss_layer(
+            features, weights, labels, bias, margin=margin, lam=lam, class_block_size=class_block_size
+        ).loss
 
 
 def target_angles(
@@ -128,6 +178,58 @@ def margin_layer(
     if not angles:
         return MarginLayer(logits, None, None)
     return MarginLayer(logits, *_angles(batch.labels, geometry, margin, logits.dtype))
+
+
+class LossLayer(NamedTuple):
+    """The loss and, for whoever wants to count hits, the class of each sample's largest logit without the margin."""
+
+    loss: tf.Tensor  # [N]
+    predicted: tf.Tensor  # [N], int64
+
+
+def loss_layer(
+    features: TensorLike,
+    weights: TensorLike,
+    labels: TensorLike,
+    bias: TensorLike | None,
+    *,
+    margin: int,
+    lam: float | TensorLike,
+    class_block_size: int | None = None,
+) -> LossLayer:
+    """Returns the loss and the predicted classes."""
+    margin = _checks.margin(margin)
+    lam = _lambda(lam)
+    batch = _batch(features, weights, labels)
+    features, weights, labels = batch
+    bias = tf.zeros([0], weights.dtype) if bias is None else _bias(bias, weights)
+    ops = library.load()
+    if class_block_size is None:
+        state = ops.lsoftmax_loss(tf.matmul(features, weights), *batch, bias, lam, margin=margin)
+        block_size, normalizer, products_grad, target_weights = (
+            0,
+            tf.zeros([2, 0], tf.float64),
+            state.products_grad,
+            state.target_weights,
+        )
+    else:
+        block_size = _checks.class_block_size(class_block_size)
+        state = blocks.loss(*batch, bias, lam, margin, block_size)
+        normalizer, products_grad, target_weights = state.normalizer, *[tf.zeros([0, 0], weights.dtype)] * 2
+    loss = ops.lsoftmax_loss_with_gradient(
+        *batch,
+        bias,
+        lam,
+        state.loss,
+        products_grad,
+        state.geometry_grad,
+        state.target_grad,
+        target_weights,
+        normalizer,
+        margin=margin,
+        class_block_size=block_size,
+    )
+    return LossLayer(loss, state.predicted)
 
 
 def _angles(labels: tf.Tensor, geometry: tf.Tensor, margin: int, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:

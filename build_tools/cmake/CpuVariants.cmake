@@ -1,6 +1,6 @@
-# lsoftmax_add_cpu_variants(TARGET SOURCE): compiles SOURCE once for every CPU variant, each under the namespace
+# lsoftmax_add_cpu_variants(TARGET SOURCE...): compiles each SOURCE once for every CPU variant, each under the namespace
 # LSOFTMAX_VARIANT, and adds the objects to TARGET. On x86-64 these are the levels of its psABI: v1, v3 and v4.
-function(lsoftmax_add_cpu_variants target source)
+function(lsoftmax_add_cpu_variants target)
   # Sums run over independent lanes, so they vectorise without -ffast-math; NaN and infinities keep their meaning.
   set(options -ffp-contract=fast -fno-math-errno -fno-trapping-math)
   if(NOT LSOFTMAX_SANITIZE)
@@ -14,7 +14,7 @@ function(lsoftmax_add_cpu_variants target source)
     target_compile_definitions(${target} PRIVATE LSOFTMAX_X86_VARIANTS)
   endif()
   foreach(variant IN LISTS variants)
-    add_library(${target}_${variant} OBJECT ${source})
+    add_library(${target}_${variant} OBJECT ${ARGN})
     target_link_libraries(${target}_${variant} PRIVATE lsoftmax_options)
     target_compile_definitions(${target}_${variant} PRIVATE LSOFTMAX_VARIANT=${variant})
     target_compile_options(${target}_${variant} PRIVATE ${options} ${options_${variant}})

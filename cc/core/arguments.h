@@ -30,6 +30,7 @@ struct Arguments {
 
   const T* features = nullptr;     // [N, D]
   const T* weights = nullptr;      // [D, C]
+  const T* bias = nullptr;         // [C], or null: none
   Labels labels;                   // [N], each -1 or in [0, C)
   const double* lambda = nullptr;  // [], >= 0
 
@@ -40,6 +41,19 @@ struct Arguments {
   T* logits_grad = nullptr;    // [N, C]
   T* features_grad = nullptr;  // [N, D]
   T* weights_grad = nullptr;   // [D, C]
+  T* bias_grad = nullptr;      // [C]
+
+  // Of the fused loss. Where only the classes first_class .. first_class + C - 1 of more are at hand, labels count from
+  // the first class of all.
+  int64_t first_class = 0;
+  const T* products = nullptr;    // [N, C]: X W; may be the same array as logits_grad
+  T* target_weights = nullptr;    // [N, D]: w_y of each row, 0 without a target; or null: read them from weights
+  T* loss = nullptr;              // [N]
+  const T* loss_grad = nullptr;   // [N]: what comes down to the loss; or null: 1
+  double* target_grad = nullptr;  // [N]: the loss's derivative in the target's logit
+  double* sums = nullptr;         // [4, N], of the classes so far: see softmax.h
+  double* normalizer = nullptr;   // [2, N]: see softmax.h
+  int64_t* predicted = nullptr;   // [N]: the class of the largest plain logit
 
   double* cos_theta = nullptr;  // [N]
   int32_t* segment = nullptr;   // [N]

@@ -3,14 +3,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/loss.h"
 #include "core/rows.h"
 
 namespace lsoftmax {
 
-#define LSOFTMAX_DECLARE(variant)     \
-  namespace variant {                 \
-  template <typename T>               \
-  const RowKernels<T>& row_kernels(); \
+#define LSOFTMAX_DECLARE(variant)       \
+  namespace variant {                   \
+  template <typename T>                 \
+  const RowKernels<T>& row_kernels();   \
+  template <typename T>                 \
+  const LossKernels<T>& loss_kernels(); \
   }
 LSOFTMAX_DECLARE(baseline)
 #ifdef LSOFTMAX_X86_VARIANTS
@@ -59,24 +62,36 @@ Variant chosen() {
 
 }  // namespace
 
+#ifdef LSOFTMAX_X86_VARIANTS
+#define LSOFTMAX_CHOOSE(kernels)     \
+  switch (chosen()) {                \
+    case Variant::kAvx512:           \
+      return avx512::kernels<T>();   \
+    case Variant::kAvx2:             \
+      return avx2::kernels<T>();     \
+    default:                         \
+      return baseline::kernels<T>(); \
+  }
+#else
+#define LSOFTMAX_CHOOSE(kernels) return baseline::kernels<T>();
+#endif
+
 template <typename T>
 const RowKernels<T>& row_kernels() {
-  switch (chosen()) {
-#ifdef LSOFTMAX_X86_VARIANTS
-    case Variant::kAvx512:
-      return avx512::row_kernels<T>();
-    case Variant::kAvx2:
-      return avx2::row_kernels<T>();
-#endif
-    default:
-      return baseline::row_kernels<T>();
-  }
+  LSOFTMAX_CHOOSE(row_kernels)
+}
+template <typename T>
+const LossKernels<T>& loss_kernels() {
+  LSOFTMAX_CHOOSE(loss_kernels)
 }
 
-template const RowKernels<float16>& row_kernels<float16>();
-template const RowKernels<bfloat16>& row_kernels<bfloat16>();
-template const RowKernels<float>& row_kernels<float>();
-template const RowKernels<double>& row_kernels<double>();
+#define LSOFTMAX_INSTANTIATE(T)                   \
+  template const RowKernels<T>& row_kernels<T>(); \
+  template const LossKernels<T>& loss_kernels<T>()
+LSOFTMAX_INSTANTIATE(float16);
+LSOFTMAX_INSTANTIATE(bfloat16);
+LSOFTMAX_INSTANTIATE(float);
+LSOFTMAX_INSTANTIATE(double);
 
 const char* cpu_variant() { return kNames[static_cast<int>(chosen())]; }
 

@@ -24,7 +24,7 @@ LSOFTMAX_INLINE void prefetch_column(const T* w, int64_t stride, int64_t width) 
   for (int64_t l = 0; l < width; ++l) __builtin_prefetch(w + l * stride, 0, 2);
 }
 
-struct Sums {
+struct Partial {
   double dot[kLanes], features_sq[kLanes], weights_sq[kLanes];
 };
 
@@ -36,7 +36,7 @@ LSOFTMAX_INLINE double total(const double* lanes) {
 
 // sums += the products of x[0 .. width) and of the strided entries of a weight column.
 template <typename T>
-LSOFTMAX_INLINE void accumulate(const T* x, const T* w, int64_t stride, int64_t width, Sums& sums) {
+LSOFTMAX_INLINE void accumulate(const T* x, const T* w, int64_t stride, int64_t width, Partial& sums) {
   for (int64_t l = 0; l < width; ++l) {
     const double xl = widen(x[l]), wl = widen(w[l * stride]);
     sums.dot[l] += xl * wl;
@@ -46,17 +46,32 @@ LSOFTMAX_INLINE void accumulate(const T* x, const T* w, int64_t stride, int64_t 
 }
 
 template <typename T>
+LSOFTMAX_INLINE void copy_column(const T* w, int64_t stride, int64_t width, T* copy) {
+  for (int64_t l = 0; l < width; ++l) copy[l] = w[l * stride];
+}
+
+template <typename T>
+LSOFTMAX_INLINE void fill_with_zeros(T* entries, int64_t width) {
+  for (int64_t l = 0; l < width; ++l) assign(entries[l], 0);
+}
+
+template <typename T>
 void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t first = begin; first < end; first += kRowBlock) {
     const int64_t block = smaller(kRowBlock, end - first);
-    Sums sums[kRowBlock] = {};
+    Partial sums[kRowBlock] = {};
     for (int64_t d = 0; d < args.depth; d += kLanes) {
       const int64_t width = smaller(kLanes, args.depth - d);
       for (int64_t r = 0; r < block; ++r) {
         const int64_t y = label_of(args.labels, first + r);
-        if (y < 0) continue;
+        T* const copy = args.target_weights ? args.target_weights + (first + r) * args.depth + d : nullptr;
+        if (y < 0) {
+          if (copy != nullptr) fill_with_zeros(copy, width);
+          continue;
+        }
         const T* x = args.features + (first + r) * args.depth + d;
         const T* w = args.weights + d * args.classes + y;
+        if (copy != nullptr) copy_column(w, args.classes, width, copy);
         prefetch_column(w + width * args.classes, args.classes, smaller(kLanes, args.depth - d - width));
         if (width == kLanes) {
           accumulate(x, w, args.classes, kLanes, sums[r]);
@@ -89,12 +104,18 @@ void angles(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) measure_angle(args, i);
 }
 
-// gradient[0 .. width) += along_w w + along_x x, where w is strided.
+// What comes down to the row's loss.
 template <typename T>
-LSOFTMAX_INLINE void add_row(const T* x, const T* w, int64_t stride, double along_x, double along_w, int64_t width,
-                             T* gradient) {
+LSOFTMAX_INLINE double loss_grad_of(const Arguments<T>& args, int64_t row) {
+  return args.loss_grad != nullptr ? widen(args.loss_grad[row]) : 1;
+}
+
+// gradient[0 .. width) = scale gradient + along_w w + along_x x, where w is strided.
+template <typename T>
+LSOFTMAX_INLINE void add_row(const T* x, const T* w, int64_t stride, double along_x, double along_w, double scale,
+                             int64_t width, T* gradient) {
   for (int64_t l = 0; l < width; ++l) {
-    assign(gradient[l], widen(gradient[l]) + (along_w * widen(w[l * stride]) + along_x * widen(x[l])));
+    assign(gradient[l], scale * widen(gradient[l]) + (along_w * widen(w[l * stride]) + along_x * widen(x[l])));
   }
 }
 
@@ -106,17 +127,23 @@ void features_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
       const int64_t width = smaller(kTile, args.depth - d);
       for (int64_t i = first; i < last; ++i) {
         const int64_t y = label_of(args.labels, i);
-        const double along_w = args.geometry_grad[i];
-        const double along_x = 2 * args.geometry_grad[args.rows + i];
-        if (y < 0 || (along_w == 0 && along_x == 0)) continue;
+        if (y < 0) continue;
+        const double scale = loss_grad_of(args, i);
+        const double along_w = scale * args.geometry_grad[i];
+        const double along_x = scale * 2 * args.geometry_grad[args.rows + i];
         const T* x = args.features + i * args.depth + d;
-        const T* w = args.weights + d * args.classes + y;
         T* gradient = args.features_grad + i * args.depth + d;
+        if (args.target_weights != nullptr) {
+          add_row(x, args.target_weights + i * args.depth + d, 1, along_x, along_w, scale, width, gradient);
+          continue;
+        }
+        if (along_w == 0 && along_x == 0 && scale == 1) continue;
+        const T* w = args.weights + d * args.classes + y;
         prefetch_column(w + width * args.classes, args.classes, smaller(kTile, args.depth - d - width));
         if (width == kTile) {
-          add_row(x, w, args.classes, along_x, along_w, kTile, gradient);
+          add_row(x, w, args.classes, along_x, along_w, scale, kTile, gradient);
         } else {
-          add_row(x, w, args.classes, along_x, along_w, width, gradient);
+          add_row(x, w, args.classes, along_x, along_w, scale, width, gradient);
         }
       }
     }
@@ -138,8 +165,9 @@ void weights_grad(const Arguments<T>& args, const Groups& groups, int64_t begin,
       bool changes = false;
       for (int64_t n = groups.starts[g]; n < groups.starts[g + 1]; ++n) {
         const int64_t i = groups.order[n];
-        const double along_x = args.geometry_grad[i];
-        const double norm_grad = args.geometry_grad[2 * args.rows + i];
+        const double scale = loss_grad_of(args, i);
+        const double along_x = scale * args.geometry_grad[i];
+        const double norm_grad = scale * args.geometry_grad[2 * args.rows + i];
         if (along_x == 0 && norm_grad == 0) continue;
         changes = true;
         along_w += 2 * norm_grad;
@@ -151,14 +179,17 @@ void weights_grad(const Arguments<T>& args, const Groups& groups, int64_t begin,
         }
       }
       if (!changes) continue;
-      const T* w = args.weights + d * args.classes + groups.classes[g];
+      const bool copied = args.target_weights != nullptr;
+      const T* w = copied ? args.target_weights + groups.order[groups.starts[g]] * args.depth + d
+                          : args.weights + d * args.classes + groups.classes[g];
+      const int64_t stride = copied ? 1 : args.classes;
       T* gradient = args.weights_grad + d * args.classes + groups.classes[g];
       const int64_t next = smaller(kTile, end - d - width);
-      prefetch_column(w + width * args.classes, args.classes, next);
+      if (!copied) prefetch_column(w + width * stride, stride, next);
       prefetch_column(gradient + width * args.classes, args.classes, next);
       for (int64_t l = 0; l < width; ++l) {
         T& entry = gradient[l * args.classes];
-        assign(entry, widen(entry) + (sum[l] + along_w * widen(w[l * args.classes])));
+        assign(entry, widen(entry) + (sum[l] + along_w * widen(w[l * stride])));
       }
     }
   }

@@ -20,7 +20,8 @@ constexpr int64_t kTargetCost = 200;
 
 template <typename T>
 struct RowKernels {
-  // Rows [begin, end): geometry from features, weights, labels. A row without a target gets zeros.
+  // Rows [begin, end): geometry, and target_weights if not null, from features, weights, labels. A row without a target
+  // gets zeros.
   void (*geometry)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // Rows [begin, end): replaces the target entry of logits, from geometry, labels, lambda, margin.
@@ -36,11 +37,11 @@ struct RowKernels {
   // NaN and -1.
   void (*angles)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Rows [begin, end): features_grad += geometry_grad_s w_y + 2 geometry_grad_A x.
+  // Rows [begin, end): features_grad = loss_grad (features_grad + geometry_grad_s w_y + 2 geometry_grad_A x).
   void (*features_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // Feature dimensions [begin, end): weights_grad[:, y] += sum over the rows of class y of
-  // geometry_grad_s x + 2 geometry_grad_B w_y. One addition an entry, however often a class occurs.
+  // loss_grad (geometry_grad_s x + 2 geometry_grad_B w_y). One addition an entry, however often a class occurs.
   void (*weights_grad)(const Arguments<T>&, const Groups&, int64_t begin, int64_t end);
 };
 

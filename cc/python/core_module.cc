@@ -1,5 +1,6 @@
 // lsoftmax_op._core: the CPU kernels; `where` is the number of threads, at most.
 #include "core/groups.h"
+#include "core/loss.h"
 #include "core/rows.h"
 #include "core/validate.h"
 #include "python/bindings.h"
@@ -39,6 +40,28 @@ struct Cpu {
                  [&](int64_t begin, int64_t end) { row_kernels<T>().weights_grad(args, groups, begin, end); });
   }
   static int64_t weights_grad_workspace(int64_t, int64_t) { return 0; }
+  template <typename T>
+  static void loss(const Call&, const Arguments<T>& args, int threads) {
+    over_rows(loss_kernels<T>().loss, args, kLogitCost * args.classes, threads);
+  }
+  template <typename T>
+  static void sums(const Call&, const Arguments<T>& args, int threads) {
+    over_rows(loss_kernels<T>().sums, args, kLogitCost * args.classes, threads);
+  }
+  template <typename T>
+  static void finish(const Call&, const Arguments<T>& args, int threads) {
+    over_rows(loss_kernels<T>().finish, args, kTargetCost, threads);
+  }
+  template <typename T>
+  static void products_grad(const Call&, const Arguments<T>& args, int threads) {
+    over_rows(loss_kernels<T>().products_grad, args, kLogitCost * args.classes, threads);
+  }
+  template <typename T>
+  static void bias_grad(const Call&, const Arguments<T>& args, int threads) {
+    parallel_for(args.classes, args.rows, threads,
+                 [&](int64_t begin, int64_t end) { loss_kernels<T>().bias_grad(args, begin, end); });
+  }
+  static int64_t loss_workspace(int64_t, int64_t) { return 0; }
 
  private:
   template <typename T>

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/groups.h"
+#include "core/loss.h"
 #include "core/rows.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tf/inputs.h"
@@ -63,6 +64,46 @@ struct Cpu {
     const Groups groups = grouping.groups();
     over(context, args.depth, kColumnCost * args.rows,
          [&](int64_t begin, int64_t end) { row_kernels<T>().weights_grad(args, groups, begin, end); });
+  }
+
+  // Geometry and loss of a row one after the other.
+  template <typename T>
+  static void loss(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    over(context, args.rows, kColumnCost * args.depth + kTargetCost + kLogitCost * args.classes,
+         [&](int64_t begin, int64_t end) {
+           row_kernels<T>().geometry(args, begin, end);
+           loss_kernels<T>().loss(args, begin, end);
+         });
+  }
+
+  template <typename T>
+  static void sums(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    over_rows(context, args, loss_kernels<T>().sums, kLogitCost * args.classes);
+  }
+
+  template <typename T>
+  static void finish(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    over_rows(context, args, loss_kernels<T>().finish, kTargetCost);
+  }
+
+  template <typename T>
+  static void products_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    over_rows(context, args, loss_kernels<T>().products_grad, kLogitCost * args.classes);
+  }
+
+  template <typename T>
+  static void bias_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    over(context, args.classes, args.rows,
+         [&](int64_t begin, int64_t end) { loss_kernels<T>().bias_grad(args, begin, end); });
+  }
+
+  // A dense block [height, count] into columns of a matrix [height, width].
+  template <typename T>
+  static void copy_columns(tensorflow::OpKernelContext* context, const T* block, int64_t count, T* columns,
+                           int64_t width, int64_t height) {
+    over(context, height, count, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) std::copy_n(block + i * count, count, columns + i * width);
+    });
   }
 
  private:

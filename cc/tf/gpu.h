@@ -58,6 +58,46 @@ struct Gpu {
     OP_REQUIRES_OK(context, status_of(cuda::weights_grad(args, workspace.data(), stream_of(context))));
   }
 
+  template <typename T>
+  static void loss(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    tensorflow::Tensor workspace;
+    OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_INT8, {cuda::loss_workspace(args.rows, args.classes)},
+                                                   &workspace));
+    OP_REQUIRES_OK(context, status_of(cuda::geometry(args, stream_of(context))));
+    OP_REQUIRES_OK(context, status_of(cuda::loss(args, workspace.data(), stream_of(context))));
+  }
+
+  template <typename T>
+  static void sums(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    tensorflow::Tensor workspace;
+    OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_INT8, {cuda::loss_workspace(args.rows, args.classes)},
+                                                   &workspace));
+    OP_REQUIRES_OK(context, status_of(cuda::sums(args, workspace.data(), stream_of(context))));
+  }
+
+  template <typename T>
+  static void finish(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    OP_REQUIRES_OK(context, status_of(cuda::finish(args, stream_of(context))));
+  }
+
+  template <typename T>
+  static void products_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    OP_REQUIRES_OK(context, status_of(cuda::products_grad(args, stream_of(context))));
+  }
+
+  template <typename T>
+  static void bias_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+    OP_REQUIRES_OK(context, status_of(cuda::bias_grad(args, stream_of(context))));
+  }
+
+  // A dense block [height, count] into columns of a matrix [height, width].
+  template <typename T>
+  static void copy_columns(tensorflow::OpKernelContext* context, const T* block, int64_t count, T* columns,
+                           int64_t width, int64_t height) {
+    OP_REQUIRES_OK(context, status_of(cuda::copy_rows(block, count * sizeof(T), columns, width * sizeof(T),
+                                                      count * sizeof(T), height, stream_of(context))));
+  }
+
  private:
   static cuda::Stream stream_of(tensorflow::OpKernelContext* context);  // gpu.cc
   static absl::Status status_of(cuda::Status status);

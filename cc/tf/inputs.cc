@@ -50,6 +50,12 @@ absl::Status check_lambda(const Tensor& lambda) {
   return absl::InvalidArgumentError(absl::StrCat("lam: expected a number >= 0, got ", value));
 }
 
+absl::Status check_columns(int64_t first, int64_t count, int64_t width) {
+  if (0 <= first && first <= width - count) return absl::Status();
+  return absl::InvalidArgumentError(absl::StrCat("first_column: expected a column from 0 to ", width - count,
+                                                 " for a block of ", count, ", got ", first));
+}
+
 absl::Status read_margin(tensorflow::OpKernelConstruction* construction, int* margin) {
   TF_RETURN_IF_ERROR(construction->GetAttr("margin", margin));
   if (1 <= *margin && *margin <= kMaxMargin) return absl::Status();
@@ -79,6 +85,18 @@ absl::Status merge_batch(InferenceContext* context, int first, ShapeHandle* feat
   if (context->Value(context->Dim(*weights, 1)) != 0) return absl::Status();
   return absl::InvalidArgumentError(
       absl::StrCat("weights: expected at least one class, got shape ", context->DebugString(*weights)));
+}
+
+absl::Status merge_bias(InferenceContext* context, int index, DimensionHandle classes) {
+  const ShapeHandle bias = context->input(index);
+  if (context->RankKnown(bias) && context->Rank(bias) == 1 && context->Value(context->Dim(bias, 0)) == 0) {
+    return absl::Status();
+  }
+  ShapeHandle ignored;
+  if (!context->RankKnown(bias) || !context->ValueKnown(context->Dim(bias, 0))) {
+    return merge_input(context, index, "bias", {context->UnknownDim()}, &ignored);
+  }
+  return merge_input(context, index, "bias", {classes}, &ignored);
 }
 
 }  // namespace lsoftmax

@@ -87,6 +87,47 @@ absl::Status read_batch(tensorflow::OpKernelContext* context, int first, Argumen
   return absl::Status();
 }
 
+// Graph building: input `index` is a bias, [C] of `weights` [D, C] or, for none, [0].
+absl::Status merge_bias(tensorflow::shape_inference::InferenceContext* context, int index,
+                        tensorflow::shape_inference::DimensionHandle classes);
+
+// Run time: the same, checked; null is none.
+template <typename T>
+absl::Status read_bias(const tensorflow::Tensor& bias, int64_t classes, const Core<T>** data) {
+  if (bias.dims() == 1 && bias.dim_size(0) == 0) return absl::Status();
+  *data = data_of<T>(bias);
+  return check_shape("bias", bias, {classes});
+}
+
+// Run time: the four inputs products [N, B], labels [N], bias [B] or [0] and first_class [] of an op over a block of
+// classes. That the labels are good has been seen by whoever made the block.
+template <typename T>
+absl::Status read_block(tensorflow::OpKernelContext* context, Arguments<Core<T>>* args) {
+  const tensorflow::Tensor& products = context->input(0);
+  const tensorflow::Tensor& labels = context->input(1);
+  TF_RETURN_IF_ERROR(check_shape("products", products, {-1, -1}));
+  args->rows = products.dim_size(0);
+  args->classes = products.dim_size(1);
+  TF_RETURN_IF_ERROR(check_shape("labels", labels, {args->rows}));
+  TF_RETURN_IF_ERROR(read_bias<T>(context->input(2), args->classes, &args->bias));
+  TF_RETURN_IF_ERROR(check_shape("first_class", context->input(3), {}));
+  args->products = data_of<T>(products);
+  args->labels = labels_of(labels);
+  args->first_class = context->input(3).scalar<int64_t>()();
+  return absl::Status();
+}
+
+// Run time: the columns [first, first + count) are among `width`.
+absl::Status check_columns(int64_t first, int64_t count, int64_t width);
+
+// Run time: the weights of each row's class [N, D]; [0, 0] is none.
+template <typename T>
+absl::Status read_target_weights(tensorflow::Tensor* target_weights, Arguments<Core<T>>* args) {
+  if (target_weights->dims() == 2 && target_weights->NumElements() == 0) return absl::Status();
+  args->target_weights = data_of<T>(target_weights);
+  return check_shape("target_weights", *target_weights, {args->rows, args->depth});
+}
+
 // Run time: the four inputs matrix [N, C], labels [N], geometry [3, N] and lam [] of LsoftmaxLogits and its gradient.
 // The matrix, named `argument`, is the caller's to take.
 template <typename Backend, typename T>

@@ -1,7 +1,7 @@
 // Registers one op kernel for every data type and label type, on the CPU and, where it was built with CUDA, on the GPU.
 //
 // KERNEL is a class template over <backend, data type>; both of an op's type attributes are called T
-// and Tlabels.
+// and Tlabels. What stands behind it is said of every kernel: .HostMemory("input").
 #ifndef LSOFTMAX_TF_REGISTER_H_
 #define LSOFTMAX_TF_REGISTER_H_
 
@@ -24,22 +24,22 @@ using tensorflow::shape_inference::ShapeHandle;
 
 }  // namespace lsoftmax
 
-#define LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, TYPE)                       \
-  REGISTER_KERNEL_BUILDER(Name(OP).Device(::tensorflow::DEVICE).TypeConstraint<TYPE>("T"), \
+#define LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, TYPE, ...)                              \
+  REGISTER_KERNEL_BUILDER(Name(OP).Device(::tensorflow::DEVICE).TypeConstraint<TYPE>("T") __VA_ARGS__, \
                           KERNEL<::lsoftmax::BACKEND, TYPE>)
 
-#define LSOFTMAX_REGISTER_ON_(OP, KERNEL, BACKEND, DEVICE)                   \
-  LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, ::Eigen::half);     \
-  LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, ::Eigen::bfloat16); \
-  LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, float);             \
-  LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, double)
+#define LSOFTMAX_REGISTER_ON_(OP, KERNEL, BACKEND, DEVICE, ...)                           \
+  LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, ::Eigen::half, __VA_ARGS__);     \
+  LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, ::Eigen::bfloat16, __VA_ARGS__); \
+  LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, float, __VA_ARGS__);             \
+  LSOFTMAX_REGISTER_KERNEL_(OP, KERNEL, BACKEND, DEVICE, double, __VA_ARGS__)
 
 #ifdef LSOFTMAX_CUDA
-#define LSOFTMAX_REGISTER_KERNELS(OP, KERNEL)         \
-  LSOFTMAX_REGISTER_ON_(OP, KERNEL, Cpu, DEVICE_CPU); \
-  LSOFTMAX_REGISTER_ON_(OP, KERNEL, Gpu, DEVICE_GPU)
+#define LSOFTMAX_REGISTER_KERNELS(OP, KERNEL, ...)                 \
+  LSOFTMAX_REGISTER_ON_(OP, KERNEL, Cpu, DEVICE_CPU, __VA_ARGS__); \
+  LSOFTMAX_REGISTER_ON_(OP, KERNEL, Gpu, DEVICE_GPU, __VA_ARGS__)
 #else
-#define LSOFTMAX_REGISTER_KERNELS(OP, KERNEL) LSOFTMAX_REGISTER_ON_(OP, KERNEL, Cpu, DEVICE_CPU)
+#define LSOFTMAX_REGISTER_KERNELS(OP, KERNEL, ...) LSOFTMAX_REGISTER_ON_(OP, KERNEL, Cpu, DEVICE_CPU, __VA_ARGS__)
 #endif
 
 #endif  // LSOFTMAX_TF_REGISTER_H_

@@ -1,0 +1,47 @@
+// The CPU kernels of the fused loss: softmax cross-entropy of the margin logits and, in the same pass over the N x C
+// products, its gradient. As in rows.h each works on a range, and the ranges change no bit.
+//
+// The gradient comes apart in two: what belongs to the target's logit goes into the row's geometry_grad (rows.h takes it
+// on to features and weights) and leaves a 0; all other entries are the derivatives in the products. Both are of the
+// row's own loss: what comes down to it, one number a row, is folded into N x D arrays later.
+#ifndef LSOFTMAX_CORE_LOSS_H_
+#define LSOFTMAX_CORE_LOSS_H_
+
+#include <stdint.h>
+
+#include "core/arguments.h"
+#include "core/half.h"
+
+namespace lsoftmax {
+
+// Cycles, roughly: one logit, through both of its exponentials.
+constexpr int64_t kLogitCost = 4;
+
+template <typename T>
+struct LossKernels {
+  // Rows [begin, end), from products, bias, labels, lambda, margin, geometry: loss, logits_grad, geometry_grad, target_grad
+  // and predicted. A row without a target gets zeros, and its predicted class.
+  void (*loss)(const Arguments<T>&, int64_t begin, int64_t end);
+
+  // The same in two passes, for products that exist a block of classes at a time.
+  //
+  // Rows [begin, end), from products, bias, labels, first_class: takes these classes into the row's sums, which begin
+  // as those of no class.
+  void (*sums)(const Arguments<T>&, int64_t begin, int64_t end);
+  // Rows [begin, end), from sums, geometry, bias (of all classes), labels, lambda, margin: loss, normalizer, geometry_grad,
+  // target_grad and predicted.
+  void (*finish)(const Arguments<T>&, int64_t begin, int64_t end);
+  // Rows [begin, end), from products, bias, labels, first_class, normalizer: logits_grad.
+  void (*products_grad)(const Arguments<T>&, int64_t begin, int64_t end);
+
+  // Classes [begin, end), from logits_grad, target_grad, loss_grad, labels, first_class: bias_grad.
+  void (*bias_grad)(const Arguments<T>&, int64_t begin, int64_t end);
+};
+
+// For this machine, as row_kernels() of rows.h.
+template <typename T>
+const LossKernels<T>& loss_kernels();
+
+}  // namespace lsoftmax
+
+#endif  // LSOFTMAX_CORE_LOSS_H_

@@ -1,0 +1,61 @@
+// LsoftmaxLossWithGradient: a loss, computed by LsoftmaxLoss or block by block, as a function of what it depends on
+//
+// The value passes through uncopied. The op is there for its gradient (lsoftmax_op/gradients.py): that of the whole layer,
+// X W included, so that what comes down to the loss, one number a row, is folded into N x D arrays and no
+// further pass over N x C is made.
+#include "tf/register.h"
+
+namespace lsoftmax {
+
+REGISTER_OP("LsoftmaxLossWithGradient")
+    .Input("features: T")
+    .Input("weights: T")
+    .Input("labels: Tlabels")
+    .Input("bias: T")
+    .Input("lam: double")
+    .Input("value: T")
+    .Input("products_grad: T")
+    .Input("geometry_grad: double")
+    .Input("target_grad: double")
+    .Input("target_weights: T")
+    .Input("normalizer: double")
+    .Output("loss: T")
+    .Attr("margin: int >= 1")
+    .Attr("class_block_size: int >= 0 = 0")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Tlabels: {int32, int64}")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle features, weights, labels;
+      TF_RETURN_IF_ERROR(merge_batch(c, 0, &features, &weights, &labels));
+      c->set_output(0, labels);
+      return absl::Status();
+    })
+    .Doc(R"doc(
+The loss of LsoftmaxLoss, differentiable.
+
+features: [N, D].
+weights: [D, C].
+labels: [N].
+bias: [C], or [0] for none.
+lam: the annealing weight lambda.
+value: [N], the loss of the above.
+products_grad: of LsoftmaxLoss; [0, 0] where the gradient is made block by block.
+geometry_grad: of LsoftmaxLoss or LsoftmaxLossOfSums.
+target_grad: of LsoftmaxLoss or LsoftmaxLossOfSums.
+target_weights: of LsoftmaxLoss; [0, 0] where the gradient is made block by block.
+normalizer: of LsoftmaxLossOfSums; [2, 0] where LsoftmaxLoss made the gradient.
+class_block_size: the classes of a block; 0 where LsoftmaxLoss made the gradient.
+loss: [N], `value`, the same buffer.
+)doc");
+
+template <typename Backend, typename T>
+class LossWithGradientOp : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) override { context->set_output(0, context->input(5)); }
+};
+
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxLossWithGradient", LossWithGradientOp);
+
+}  // namespace lsoftmax

@@ -1,0 +1,106 @@
+"""The fused loss for class counts whose [N, C] products are too large: a block of B classes at a time.
+
+    for each block:   sums     <- sums and (X W_block)                      log-sum-exp, carried along
+    once:             loss, normalizer and the target's gradient            N-sized
+    for each block:   P        =  dloss/d(X W_block), computed anew         in the products' own buffer
+                      dX       +=  P W_block^T
+                      dW_block =  (g X)^T P
+
+Memory is O(N B) beside X, W and their gradients; what it costs is one product more. The results are those of the
+one-pass form up to rounding, and do not depend on timing or threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from lsoftmax_op.library import load
+
+
+@dataclass
+class ThroughProducts:
+    """The gradients of a loss that come through X W alone; None where nobody asks."""
+
+    features: tf.Tensor | None = None  # not yet times what comes down to the loss
+    weights: tf.Tensor | None = None
+    bias: tf.Tensor | None = None
+
+
+def loss(
+    features: tf.Tensor,
+    weights: tf.Tensor,
+    labels: tf.Tensor,
+    bias: tf.Tensor,
+    lam: tf.Tensor,
+    margin: int,
+    block_size: int,
+) -> Any:
+    """Returns loss, normalizer, geometry_grad, target_grad and predicted of LsoftmaxLossOfSums."""
+    features, weights, bias = map(tf.stop_gradient, (features, weights, bias))  # an eager tape would keep every block
+    rows = tf.shape(features)[0]
+    largest, none = tf.fill([2, rows], tf.constant(float("-inf"), tf.float64)), tf.zeros([2, rows], tf.float64)
+    sums = tf.stack([largest[0], none[0], largest[1], none[1]])
+
+    def take_in(block: _Block, sums: tf.Tensor) -> tuple:
+        products = tf.matmul(features, block.weights)
+        return (load().lsoftmax_class_sums(products, labels, block.bias, block.first_class, sums),)
+
+    (sums,) = _for_each_block(weights, bias, block_size, take_in, (sums,))
+    geometry = load().lsoftmax_target_geometry(features, weights, labels).geometry
+    return load().lsoftmax_loss_of_sums(sums, geometry, labels, bias, lam, margin=margin)
+
+
+def loss_grad(op: Any, upstream: tf.Tensor) -> ThroughProducts:
+    """Returns the gradients through the products of an LsoftmaxLossWithGradient that was computed in blocks."""
+    features, weights, labels, bias, _, _, _, _, target_grad, _, normalizer = map(tf.stop_gradient, op.inputs)
+    upstream = tf.stop_gradient(upstream)
+    scaled = features * upstream[:, None]
+    has_bias = bias.shape[0] != 0
+
+    def differentiate(block: _Block, dx: tf.Tensor, dw: tf.Tensor, *db: tf.Tensor) -> tuple:
+        products = tf.matmul(features, block.weights)
+        grad = load().lsoftmax_products_grad(products, labels, block.bias, block.first_class, normalizer)
+        dx += tf.matmul(grad, block.weights, transpose_b=True)
+        dw = load().lsoftmax_set_columns(dw, tf.matmul(scaled, grad, transpose_a=True), block.first_class)
+        if has_bias:
+            columns = load().lsoftmax_bias_grad(grad, labels, block.first_class, upstream, target_grad)
+            db = (load().lsoftmax_set_columns(db[0], columns[None], block.first_class),)
+        return (dx, dw, *db)
+
+    empty = [tf.raw_ops.Empty(shape=tf.shape(weights), dtype=weights.dtype)]
+    if has_bias:
+        empty.append(tf.raw_ops.Empty(shape=[1, tf.size(bias)], dtype=bias.dtype))
+    dx, dw, *db = _for_each_block(
+        weights, bias, op.get_attr("class_block_size"), differentiate, (tf.zeros_like(features), *empty)
+    )
+    return ThroughProducts(dx, dw, db[0][0] if has_bias else None)
+
+
+@dataclass
+class _Block:
+    first_class: tf.Tensor  # [], int64
+    weights: tf.Tensor  # [D, B]
+    bias: tf.Tensor  # [B], or [0] for none
+
+
+def _for_each_block(
+    weights: tf.Tensor, bias: tf.Tensor, block_size: int, body: Callable[..., tuple], state: tuple
+) -> tuple:
+    """Returns the state after body(block, *state) has been called for one block after the other."""
+    depth, classes = tf.unstack(tf.shape(weights, tf.int64))
+
+    def step(first: tf.Tensor, *state: tf.Tensor) -> tuple:
+        width = tf.minimum(tf.constant(block_size, tf.int64), classes - first)
+        columns = tf.slice(weights, tf.stack([tf.zeros_like(first), first]), tf.stack([depth, width]))
+        columns = tf.ensure_shape(columns, [weights.shape[0], None])
+        own_bias = tf.slice(bias, [first], [width]) if bias.shape[0] != 0 else bias
+        return (first + width, *body(_Block(first, columns, own_bias), *state))
+
+    _, *state = tf.while_loop(
+        lambda first, *_: first < classes, step, (tf.constant(0, tf.int64), *state), parallel_iterations=1
+    )
+    return tuple(state)
