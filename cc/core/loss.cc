@@ -1,7 +1,8 @@
 // Compiled once for every CPU variant, as rows.cc is.
 //
-// A row goes through two passes: its sums, a block of classes at a time, each block's logits in the first-level cache
-// between maximum and exponentials; and its gradient. Between the two the row itself waits in the second-level cache.
+// A row is read three times in a row, so that it comes from memory once where it fits in the cache: for the largest logit, for
+// the sum of the exponentials, and to make them the gradient. float and double keep the exponentials in the gradient's
+// place in between; the halves, which would round them, compute them again.
 #include "core/loss.h"
 
 #include "core/exponential.h"
@@ -10,9 +11,8 @@
 namespace lsoftmax {
 namespace {
 
-constexpr int64_t kBlock = 1024;  // classes
+constexpr int64_t kBlock = 1024;  // classes whose exponentials stay in the first-level cache
 constexpr int64_t kLanes = 32;    // kept apart for the vector unit
-static_assert(kBlock % kLanes == 0, "a block is whole lanes");
 
 // What logits are computed in.
 template <typename T>
@@ -26,105 +26,141 @@ struct RealOf<double> {
 template <typename T>
 using Real = typename RealOf<T>::type;
 
+// Whether an array of T holds exponentials without rounding them.
+template <typename T>
+constexpr bool kKeepsExponentials = sizeof(T) == sizeof(Real<T>);
+
 LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// z[0 .. width) = products + bias; z is filled up to whole lanes with -inf. Returns the filled width.
-template <typename T>
-LSOFTMAX_INLINE int64_t load(const T* __restrict products, const T* __restrict bias, int64_t width,
-                             Real<T>* __restrict z) {
-  if (bias == nullptr) {
-    for (int64_t l = 0; l < width; ++l) z[l] = widen(products[l]);
-  } else {
-    for (int64_t l = 0; l < width; ++l) z[l] = widen(products[l]) + widen(bias[l]);
-  }
-  const int64_t full = (width + kLanes - 1) / kLanes * kLanes;
-  for (int64_t l = width; l < full; ++l) z[l] = -static_cast<Real<T>>(INFINITY);
-  return full;
-}
+// The logits of one row without the margin.
+template <typename T, bool kBias>
+struct Logits {
+  const T* products;
+  const T* bias;
 
-template <typename R>
-LSOFTMAX_INLINE R largest(const R* z, int64_t full) {
-  R lanes[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) lanes[l] = z[l];
-  for (int64_t c = kLanes; c < full; c += kLanes) {
+  Real<T> operator[](int64_t c) const {
+    if constexpr (kBias) {
+      return widen(products[c]) + widen(bias[c]);
+    } else {
+      return widen(products[c]);
+    }
+  }
+};
+
+// The largest of z[begin .. end), NaNs aside; -inf of none.
+template <typename T, bool kBias>
+LSOFTMAX_INLINE Real<T> largest(const Logits<T, kBias>& z, int64_t begin, int64_t end) {
+  Real<T> lanes[kLanes];
+  for (int64_t l = 0; l < kLanes; ++l) lanes[l] = -static_cast<Real<T>>(INFINITY);
+  int64_t c = begin;
+  for (; c + kLanes <= end; c += kLanes) {
     for (int64_t l = 0; l < kLanes; ++l) lanes[l] = z[c + l] > lanes[l] ? z[c + l] : lanes[l];
   }
-  R max = lanes[0];
+  Real<T> max = lanes[0];
   for (int64_t l = 1; l < kLanes; ++l) max = lanes[l] > max ? lanes[l] : max;
+  for (; c < end; ++c) max = z[c] > max ? z[c] : max;
   return max;
 }
 
-// The sum of exp(z - max).
-template <typename R>
-LSOFTMAX_INLINE double sum_of_exponentials(const R* z, int64_t full, R max) {
-  if (max == -static_cast<R>(INFINITY)) return 0;
-  R lanes[kLanes] = {};
-  for (int64_t c = 0; c < full; c += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += exponential(z[c + l] - max);
+// The first place in [begin, end) where z is `value`, or `end`.
+template <typename T, bool kBias>
+LSOFTMAX_INLINE int64_t place_of(const Logits<T, kBias>& z, int64_t begin, int64_t end, Real<T> value) {
+  int64_t c = begin;
+  for (; c + kLanes <= end; c += kLanes) {
+    int32_t hits = 0;
+    for (int64_t l = 0; l < kLanes; ++l) hits |= z[c + l] == value;
+    if (hits != 0) break;
+  }
+  while (c < end && z[c] != value) ++c;
+  return c;
+}
+
+// e[c] = exp(z[c] - max) for c in [0, width); returns their sum. `e` may be where z's products are.
+template <typename T, bool kBias>
+LSOFTMAX_INLINE double exponentials(const Logits<T, kBias>& z, int64_t width, Real<T> max, Real<T>* e) {
+#pragma GCC ivdep
+  for (int64_t c = 0; c < width; ++c) e[c] = exponential(z[c] - max);
+  Real<T> lanes[kLanes] = {};
+  int64_t c = 0;
+  for (; c + kLanes <= width; c += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += e[c + l];
   }
   double sum = 0;
   for (int64_t l = 0; l < kLanes; ++l) sum += lanes[l];
+  for (; c < width; ++c) sum += e[c];
   return sum;
 }
 
-// The first place of `value` among z, or 0.
-template <typename R>
-LSOFTMAX_INLINE int64_t place_of(const R* z, int64_t width, R value) {
-  for (int64_t l = 0; l < width; ++l) {
-    if (z[l] == value) return l;
+// The sum of exp(z - max) over [begin, end). Where `kept` is not null, they are left at kept[begin .. end).
+template <typename T, bool kBias>
+LSOFTMAX_INLINE double sum_of_exponentials(const Logits<T, kBias>& z, int64_t begin, int64_t end, Real<T> max,
+                                           Real<T>* kept) {
+  alignas(64) Real<T> scratch[kBlock];
+  double sum = 0;
+  for (int64_t c = begin; c < end; c += kBlock) {
+    const Logits<T, kBias> block = {z.products + c, kBias ? z.bias + c : nullptr};
+    sum += exponentials(block, smaller(kBlock, end - c), max, kept != nullptr ? kept + c : scratch);
   }
-  return 0;
+  return sum;
 }
 
-// `sums`, and the row's classes at hand.
-template <typename T>
-LSOFTMAX_INLINE Sums sum_row(const Arguments<T>& args, int64_t row, Sums sums) {
+// The sums over the row's classes at hand. Where `kept` is not null, exp(z - m) is left there of every class but the
+// target.
+template <typename T, bool kBias>
+LSOFTMAX_INLINE Sums sum_row(const Arguments<T>& args, int64_t row, Real<T>* kept) {
+  const Logits<T, kBias> z = {args.products + row * args.classes, args.bias};
   const int64_t y = label_of(args.labels, row) - args.first_class;
-  alignas(64) Real<T> z[kBlock];
-  for (int64_t c = 0; c < args.classes; c += kBlock) {
-    const int64_t width = smaller(kBlock, args.classes - c);
-    const int64_t full = load(args.products + row * args.classes + c, args.bias ? args.bias + c : nullptr, width, z);
-    Sums block;
-    Real<T> max = largest(z, full);
-    block.best = max;
-    block.predicted = 0;
-    if (block.best > sums.best) block.predicted = static_cast<double>(args.first_class + c + place_of(z, width, max));
-    if (y >= c && y < c + width) {
-      z[y - c] = -static_cast<Real<T>>(INFINITY);
-      max = largest(z, full);
-    }
-    block.max = max;
-    block.sum = sum_of_exponentials(z, full, max);
-    sums = merge(sums, block);
+  const bool has_target = 0 <= y && y < args.classes;
+  const int64_t before = has_target ? y : args.classes, after = has_target ? y + 1 : args.classes;
+
+  const Real<T> max_before = largest(z, 0, before), max_after = largest(z, after, args.classes);
+  const Real<T> max = max_after > max_before ? max_after : max_before;
+  Sums sums = no_sums();
+  sums.max = sums.best = max;
+  if (has_target && z[y] > max) {
+    sums.best = z[y];
+    sums.predicted = static_cast<double>(y);
+  } else {
+    const bool is_before = max_before == max;
+    int64_t place = is_before ? place_of(z, 0, before, max) : place_of(z, after, args.classes, max);
+    if (has_target && z[y] == max && y < place) place = y;
+    sums.predicted = place < args.classes ? static_cast<double>(place) : 0;
   }
+  sums.predicted += static_cast<double>(args.first_class);
+  const Real<T> finite = max == -static_cast<Real<T>>(INFINITY) ? 0 : max;  // all of them -inf: their exponentials are 0
+  sums.sum = sum_of_exponentials(z, 0, before, finite, kept) +
+             sum_of_exponentials(z, after, args.classes, finite, kept);
   return sums;
 }
 
-// logits_grad[row, :], with a 0 at the target.
-template <typename T>
+// gradient[c] = exp(z[c] - max) scale for every class; 0 at the target, and everywhere in a row without one.
+template <typename T, bool kBias>
 LSOFTMAX_INLINE void differentiate_row(const Arguments<T>& args, int64_t row, const Normalizer& normalizer) {
   T* const gradient = args.logits_grad + row * args.classes;
   const int64_t label = label_of(args.labels, row), y = label - args.first_class;
+  const Logits<T, kBias> z = {args.products + row * args.classes, args.bias};
+  const Real<T> max = static_cast<Real<T>>(normalizer.max), scale = static_cast<Real<T>>(normalizer.scale);
   if (label < 0) {
     for (int64_t c = 0; c < args.classes; ++c) assign(gradient[c], 0);
     return;
   }
-  const T* const products = args.products + row * args.classes;
-  const T* const bias = args.bias;
-  const Real<T> max = static_cast<Real<T>>(normalizer.max), scale = static_cast<Real<T>>(normalizer.scale);
-  // Each entry is read before it is written, should both arrays be the same.
-  if (bias == nullptr) {
 #pragma GCC ivdep
-    for (int64_t c = 0; c < args.classes; ++c) {
-      assign(gradient[c], exponential(widen(products[c]) - max) * scale);
-    }
-  } else {
-#pragma GCC ivdep
-    for (int64_t c = 0; c < args.classes; ++c) {
-      assign(gradient[c], exponential(widen(products[c]) + widen(bias[c]) - max) * scale);
-    }
-  }
+  for (int64_t c = 0; c < args.classes; ++c) assign(gradient[c], exponential(z[c] - max) * scale);
   if (0 <= y && y < args.classes) assign(gradient[y], 0);
+}
+
+// The same from the exponentials exp(z[c] - max), which are in the gradient's place.
+template <typename R>
+LSOFTMAX_INLINE void scale_row(const Arguments<R>& args, int64_t row, const Normalizer& normalizer) {
+  R* const gradient = args.logits_grad + row * args.classes;
+  const int64_t y = label_of(args.labels, row);
+  const R scale = static_cast<R>(normalizer.scale);
+  if (y < 0) {
+    for (int64_t c = 0; c < args.classes; ++c) gradient[c] = 0;
+    return;
+  }
+  gradient[y] = 0;
+  for (int64_t c = 0; c < args.classes; ++c) gradient[c] *= scale;
 }
 
 // The bias of the row's target; `bias` is of all classes.
@@ -134,18 +170,31 @@ LSOFTMAX_INLINE double target_bias(const Arguments<T>& args, int64_t row) {
   return args.bias != nullptr && y >= 0 ? widen(args.bias[y]) : 0;
 }
 
-template <typename T>
-void loss(const Arguments<T>& args, int64_t begin, int64_t end) {
+template <typename T, bool kBias>
+void loss_rows(const Arguments<T>& args, int64_t begin, int64_t end) {
   const double alpha = margin_share(*args.lambda);
   for (int64_t i = begin; i < end; ++i) {
-    const Sums sums = sum_row(args, i, no_sums());
-    differentiate_row(args, i, finish_row(args, alpha, i, target_bias(args, i), sums));
+    if constexpr (kKeepsExponentials<T>) {
+      const Sums sums = sum_row<T, kBias>(args, i, args.logits_grad + i * args.classes);
+      scale_row(args, i, finish_row(args, alpha, i, target_bias(args, i), sums));
+    } else {
+      const Sums sums = sum_row<T, kBias>(args, i, nullptr);
+      differentiate_row<T, kBias>(args, i, finish_row(args, alpha, i, target_bias(args, i), sums));
+    }
   }
 }
 
 template <typename T>
+void loss(const Arguments<T>& args, int64_t begin, int64_t end) {
+  (args.bias != nullptr ? loss_rows<T, true> : loss_rows<T, false>)(args, begin, end);
+}
+
+template <typename T>
 void sums(const Arguments<T>& args, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) store(args, i, sum_row(args, i, sums_of(args, i)));
+  for (int64_t i = begin; i < end; ++i) {
+    const Sums block = args.bias != nullptr ? sum_row<T, true>(args, i, nullptr) : sum_row<T, false>(args, i, nullptr);
+    store(args, i, merge(sums_of(args, i), block));
+  }
 }
 
 template <typename T>
@@ -161,7 +210,8 @@ void finish(const Arguments<T>& args, int64_t begin, int64_t end) {
 template <typename T>
 void products_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    differentiate_row(args, i, {args.normalizer[i], args.normalizer[args.rows + i]});
+    const Normalizer normalizer = {args.normalizer[i], args.normalizer[args.rows + i]};
+    (args.bias != nullptr ? differentiate_row<T, true> : differentiate_row<T, false>)(args, i, normalizer);
   }
 }
 

@@ -8,9 +8,10 @@
 //
 //   loss = log(R + e) + M - z_y                      never negative; log1p(R) where the target leads: no digit is lost
 //   dloss/dz_y = -R / (R + e)                        p_y - 1, without its cancellation
-//   dloss/dz_j = exp(z_j - M) / (R + e)              p_j
+//   dloss/dz_j = exp(z_j - m) exp(m - M) / (R + e)   p_j
 //
-// M and 1 / (R + e) are called the row's normalizer. z_y = t + b_y with t of margin.h, from the row's geometry.
+// m, which is one of the logits to the last bit, and exp(m - M) / (R + e) are called the row's normalizer. z_y = t + b_y with
+// t of margin.h, from the row's geometry.
 //
 // m and S may be gathered in parts, block after block of the classes, beside the largest plain logit so far and its
 // class. In memory all four are the row's `sums`.
@@ -53,7 +54,7 @@ LSOFTMAX_INLINE Sums merge(const Sums& a, const Sums& b) {
 }
 
 struct Normalizer {
-  double max, scale;  // M and 1 / (R + e)
+  double max, scale;  // m and exp(m - M) / (R + e); both 0 where there is no other class, or all are -inf
 };
 
 struct CrossEntropy {
@@ -67,7 +68,8 @@ LSOFTMAX_INLINE CrossEntropy cross_entropy(const Sums& others, double target) {
   const double max = leads ? target : others.max;
   const double rest = rescale(others.sum, others.max, max), own = leads ? 1 + 0 * target : exp(target - max);
   const double loss = leads ? log1p(rest) + 0 * target : log(rest + own) + (max - target);
-  return {loss, -rest / (rest + own), {max, 1 / (rest + own)}};
+  const Normalizer normalizer = {others.max, rescale(1, others.max, max) / (rest + own)};
+  return {loss, -rest / (rest + own), others.sum == 0 ? Normalizer{0, 0} : normalizer};
 }
 
 // The target's logit with its margin, and the derivatives of t in the geometry. Where the margin changes nothing this is
