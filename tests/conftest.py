@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from unittest import mock
@@ -31,6 +32,28 @@ class ArraysLayer:
         gradients = [a.astype(dtype) for a in (g @ w.T, x.T @ g, g.sum(axis=0))]
         return logits, gradients
 
+    def loss(self, batch: Batch, margin: int, lam: float, bias: bool = True) -> tuple:
+        layer = batch.layer if bias else batch.layer[:3]
+        results = arrays.loss_grad(batch.loss_grad, *layer, margin=margin, lam=lam)
+        return results.loss, results[:3]
+
+    def plain_loss(self, batch: Batch) -> tuple:
+        """The cross-entropy of the plain logits; what a framework stores in the dtype is rounded to it."""
+        dtype = batch.features.dtype
+        wide = np.float64 if dtype == np.float64 else np.float32
+        logits = self.plain(batch)[0].astype(wide)
+        rows = np.arange(len(logits))
+        logits -= logits.max(axis=1, keepdims=True)
+        p = np.exp(logits)
+        total = p.sum(axis=1)
+        loss = np.log(total) - logits[rows, batch.labels]
+        p /= total[:, None]
+        p[rows, batch.labels] -= 1
+        has_target = batch.labels >= 0
+        g = (p * (batch.loss_grad.astype(wide) * has_target)[:, None]).astype(dtype)
+        gradients = self.plain(dataclasses.replace(batch, grad=g))[1]
+        return np.where(has_target, loss, 0).astype(dtype), gradients
+
 
 class CudaOnCpu(NumPy):
     """NumPy arrays for device memory, and the CUDA kernels as cc/cuda/testing runs them on the CPU."""
@@ -51,6 +74,10 @@ class CudaOnCpuLayer(ArraysLayer):
         with mock.patch.object(arrays, "library_of", return_value=CudaOnCpu()):
             return super().__call__(batch, margin, lam)
 
+    def loss(self, batch: Batch, margin: int, lam: float, bias: bool = True) -> tuple:
+        with mock.patch.object(arrays, "library_of", return_value=CudaOnCpu()):
+            return super().loss(batch, margin, lam, bias)
+
 
 def require_gpu(has_one: bool, reason: str) -> None:
     """Skips where there is no GPU; with LSOFTMAX_REQUIRE_GPU=1 that is a failure."""
@@ -70,6 +97,19 @@ class CudaLayer:
         x, w, _, b, g = map(self._tensor, (*batch.layer, batch.grad))
         return self._arrays(x @ w + b, (g @ w.T, x.T @ g, g.sum(dim=0)))
 
+    def loss(self, batch: Batch, margin: int, lam: float, bias: bool = True) -> tuple:
+        *layer, grad = map(self._tensor, (*(batch.layer if bias else batch.layer[:3]), batch.loss_grad))
+        results = arrays.loss_grad(grad, *layer, margin=margin, lam=lam)
+        return self._arrays(results.loss, results[: len(layer) - 1])
+
+    def plain_loss(self, batch: Batch) -> tuple:
+        import torch
+
+        x, w, y, b, g = map(self._tensor, (*batch.layer, batch.loss_grad))
+        leaves = [tensor.requires_grad_(True) for tensor in (x, w, b)]
+        loss = torch.nn.functional.cross_entropy(x @ w + b, y.long(), ignore_index=-1, reduction="none")
+        return self._arrays(loss.detach(), torch.autograd.grad(loss, leaves, g))
+
     @staticmethod
     def _tensor(array: np.ndarray) -> object:
         import torch
@@ -85,10 +125,11 @@ class CudaLayer:
 
 
 class TensorFlowLayer:
-    """lsoftmax_op.lsoftmax_logits and its gradient, eagerly or in a tf.function."""
+    """lsoftmax_op.lsoftmax_logits, lsoftmax_loss and their gradients, eagerly or in a tf.function."""
 
-    def __init__(self, compiled: bool) -> None:
+    def __init__(self, compiled: bool, class_block_size: int | None = None) -> None:
         self.compiled = compiled
+        self.class_block_size = class_block_size  # of the loss
 
     def __call__(self, batch: Batch, margin: int, lam: float) -> tuple:
         import lsoftmax_op
@@ -96,27 +137,50 @@ class TensorFlowLayer:
         return self._run(
             batch,
             lambda x, w, b: lsoftmax_op.lsoftmax_logits(x, w, batch.labels, b, margin=margin, lam=lam),
+            batch.grad,
         )
 
     def plain(self, batch: Batch) -> tuple:
         import tensorflow as tf
 
-        return self._run(batch, lambda x, w, b: tf.nn.bias_add(tf.matmul(x, w), b))
+        return self._run(batch, lambda x, w, b: tf.nn.bias_add(tf.matmul(x, w), b), batch.grad)
 
-    def _run(self, batch: Batch, layer: object) -> tuple:
+    def loss(self, batch: Batch, margin: int, lam: float, bias: bool = True) -> tuple:
+        import lsoftmax_op
+
+        options = {"margin": margin, "lam": lam, "class_block_size": self.class_block_size}
+        return self._run(
+            batch,
+            lambda x, w, b=None: lsoftmax_op.lsoftmax_loss(x, w, batch.labels, b, **options),
+            batch.loss_grad,
+            bias,
+        )
+
+    def plain_loss(self, batch: Batch) -> tuple:
+        import tensorflow as tf
+
+        def loss(x: tf.Tensor, w: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+            logits = tf.nn.bias_add(tf.matmul(x, w), b)
+            labels = tf.maximum(batch.labels, 0)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+            return tf.where(batch.labels >= 0, losses, 0)
+
+        return self._run(batch, loss, batch.loss_grad)
+
+    def _run(self, batch: Batch, layer: object, grad: np.ndarray, bias: bool = True) -> tuple:
         import tensorflow as tf
 
         def step(*arguments: object) -> tuple:
             with tf.GradientTape() as tape:
                 tape.watch(arguments)
-                logits = layer(*arguments)
-            return logits, tape.gradient(logits, arguments, output_gradients=tf.constant(batch.grad))
+                value = layer(*arguments)
+            return value, tape.gradient(value, arguments, output_gradients=tf.constant(grad))
 
         if self.compiled:
             step = tf.function(step)
-        arguments = [tf.constant(a) for a in (batch.features, batch.weights, batch.bias)]
-        logits, gradients = step(*arguments)
-        return logits.numpy(), [g.numpy() for g in gradients]
+        arguments = (batch.features, batch.weights, batch.bias) if bias else (batch.features, batch.weights)
+        value, gradients = step(*map(tf.constant, arguments))
+        return value.numpy(), [g.numpy() for g in gradients]
 
 
 @functools.cache
@@ -134,6 +198,7 @@ LAYERS = {
     "cuda": CudaLayer(),
     "eager": TensorFlowLayer(compiled=False),
     "function": TensorFlowLayer(compiled=True),
+    "blocks": TensorFlowLayer(compiled=True, class_block_size=3),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,11 @@ class Batch:
         """Returns features, weights, labels and bias, in the order that every layer takes them."""
         return self.features, self.weights, self.labels, self.bias
 
+    @property
+    def loss_grad(self) -> np.ndarray:
+        """Returns a gradient that comes down to a loss [N]."""
+        return self.grad[:, 0].copy()
+
     def exact(self) -> Batch:
         """Returns the same numbers in float64, for the oracle."""
         wide = [a.astype(np.float64) for a in (self.features, self.weights, self.bias, self.grad)]
@@ -66,7 +72,7 @@ def random_batch(shape: tuple[int, int, int], dtype: str, seed: int = 0) -> Batc
     )
 
 
-def angle_batch(margin: int, dtype: str) -> Batch:
+def angle_batch(margin: int, dtype: str, norms: tuple[float, ...] | None = None) -> Batch:
     """Rows at every segment's middle, every edge, both poles and next to them; norms tiny and huge; zeros."""
     rng = np.random.default_rng(margin)
     depth, classes = 11, 4
@@ -74,9 +80,8 @@ def angle_batch(margin: int, dtype: str) -> Batch:
     edges = np.pi * np.arange(margin + 1) / margin
     middles = (edges[1:] + edges[:-1]) / 2
     angles = np.concatenate([edges, middles, [1e-9, 1e-4, np.pi - 1e-9, np.pi - 1e-4]])
-    norms = (1.0, 1e-2, 1e2) if dtype == "float16" else (1.0, 1e-20, 1e18)
     features, labels = [], []
-    for norm in norms:
+    for norm in norms or ((1.0, 1e-2, 1e2) if dtype == "float16" else (1.0, 1e-20, 1e18)):
         for n, angle in enumerate(angles):
             target = weights[:, n % classes]
             along = target / np.linalg.norm(target)
@@ -113,29 +118,55 @@ def errors(batch: Batch, logits: np.ndarray, gradients: tuple, margin: int, lam:
         (g.T @ x)[None, :],
         g.sum(axis=0),
     )
+    return _relative((logits, *gradients), (expected, *expected_gradients), scales)
+
+
+def loss_errors(batch: Batch, loss: np.ndarray, gradients: tuple, margin: int, lam: float) -> list[np.ndarray]:
+    """The same of the loss. What rounding does to a probability grows with the size of the logits."""
+    exact = batch.exact()
+    expected = reference.loss(*exact.layer, margin=margin, lam=lam)
+    expected_gradients = reference.loss_grad(exact.loss_grad, *exact.layer, margin=margin, lam=lam)
+    x = np.linalg.norm(exact.features, axis=1)
+    w = np.linalg.norm(exact.weights, axis=0).max()
+    z = x * w + np.abs(exact.bias).max()
+    g = np.abs(exact.loss_grad) * (1 + z)
+    scales = (z, (g * w)[:, None], g @ x, g.sum())
+    return _relative((loss, *gradients), (expected, *expected_gradients), scales)
+
+
+def _relative(got: tuple, expected: tuple, scales: tuple) -> list[np.ndarray]:
     found = []
-    for got, want, scale in zip((logits, *gradients), (expected, *expected_gradients), scales, strict=True):
-        assert got.shape == want.shape
-        error = np.abs(np.asarray(got, np.float64) - want)
+    for one, want, scale in zip(got, expected, scales, strict=True):
+        assert one.shape == want.shape
+        error = np.abs(np.asarray(one, np.float64) - want)
         found.append(np.where(error == 0, 0, error / np.maximum(scale + np.abs(want), 1e-300)))
     return found
 
 
 def assert_close_to_oracle(batch: Batch, dtype: str, layer: object, margin: int, lam: float) -> None:
     """`layer` (of conftest.py) is as close to the oracle as its dtype allows."""
-    logits, gradients = layer(batch, margin=margin, lam=lam)
-    found = errors(batch, logits, gradients, margin, lam)
-    names = ("logits", "features_grad", "weights_grad", "bias_grad")
+    _assert_close(batch, dtype, errors, layer(batch, margin=margin, lam=lam), layer.plain, margin, lam)
+
+
+def assert_loss_close_to_oracle(batch: Batch, dtype: str, layer: object, margin: int, lam: float) -> None:
+    """So is its loss."""
+    _assert_close(batch, dtype, loss_errors, layer.loss(batch, margin=margin, lam=lam), layer.plain_loss, margin, lam)
+
+
+def _assert_close(
+    batch: Batch, dtype: str, errors: Callable, results: tuple, plain: Callable, margin: int, lam: float
+) -> None:
+    found = errors(batch, *results, margin, lam)
+    names = ("value", "features_grad", "weights_grad", "bias_grad")
     if dtype in LOGITS_TOLERANCE:
         for name, error in zip(names, found, strict=True):
-            tolerance = (LOGITS_TOLERANCE if name == "logits" else GRADIENT_TOLERANCE)[dtype]
+            tolerance = (LOGITS_TOLERANCE if name == "value" else GRADIENT_TOLERANCE)[dtype]
             assert error.size == 0 or error.max() <= tolerance, (name, error.max())
         return
     # A half-precision result may be twice as far from the oracle as the framework's own plain layer in that dtype.
-    plain_logits, plain_gradients = layer.plain(batch)
-    plain = errors(batch, plain_logits, plain_gradients, 1, 0.0)
+    plain_found = errors(batch, *plain(batch), 1, 0.0)
     epsilon = float(ml_dtypes.finfo(DTYPES[dtype]).eps)
-    for name, error, plain_error in zip(names, found, plain, strict=True):
+    for name, error, plain_error in zip(names, found, plain_found, strict=True):
         if error.size:
             bound = 2 * max(rms(plain_error), epsilon / 4)
             assert rms(error) <= bound, (name, rms(error), rms(plain_error))
@@ -167,6 +198,7 @@ __all__ = [
     "angle_batch",
     "arrays",
     "assert_close_to_oracle",
+    "assert_loss_close_to_oracle",
     "errors",
     "random_batch",
     "run_python",
