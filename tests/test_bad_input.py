@@ -1,5 +1,7 @@
 """Bad input: each offence gets an exception that names the argument, what came and what was expected."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ X, W, Y, B = (
     np.array([0, 3, -1]),
     np.zeros(4, np.float32),
 )
+Z = X @ W
 
 
 def arguments(**changes):
@@ -39,11 +42,35 @@ def by_graph(**changes):
     return tf.function(lambda: lsoftmax_op.lsoftmax_logits(**given)).get_concrete_function()
 
 
+def by_arrays_loss(**changes):
+    return arrays.loss(**arguments(**changes))
+
+
+def by_arrays_loss_grad(**changes):
+    return arrays.loss_grad(np.ones(3, np.float32), **arguments(**changes))
+
+
+def by_loss(**changes):
+    return lsoftmax_op.lsoftmax_loss(**arguments(**changes))
+
+
+def by_loss_graph(**changes):
+    given = arguments(**changes)
+    return tf.function(lambda: lsoftmax_op.lsoftmax_loss(**given)).get_concrete_function()
+
+
+def by_blocks(**changes):
+    return lsoftmax_op.lsoftmax_loss(**arguments(**changes), class_block_size=3)
+
+
 def by_drop_in(features=X, weights=W, labels=Y, bias=B, batch_size=3, lam=0.0, margin=4):
     return lsoftmax_op.L_softmax(features, labels, weights, bias, batch_size, lam, margin)
 
 
-EVERYWHERE = [by_arrays, by_arrays_grad, by_tensorflow, by_graph, by_drop_in]
+EVERYWHERE = [
+    *(by_arrays, by_arrays_grad, by_arrays_loss, by_arrays_loss_grad),
+    *(by_tensorflow, by_graph, by_loss, by_loss_graph, by_blocks, by_drop_in),
+]
 everywhere = pytest.mark.parametrize("call", EVERYWHERE)
 
 
@@ -118,9 +145,17 @@ def test_lambdas_of_the_wrong_type(call, lam):
         call(lam=lam)
 
 
+RUN_TIME = {
+    "logits": lsoftmax_op.lsoftmax_logits,
+    "loss": lsoftmax_op.lsoftmax_loss,
+    "blocks": functools.partial(lsoftmax_op.lsoftmax_loss, class_block_size=3),
+}
+
+
+@pytest.mark.parametrize("layer", RUN_TIME)
 @pytest.mark.parametrize("lam", [-1.0, np.nan])
-def test_lambdas_known_at_run_time(lam):
-    function = tf.function(lambda lam: lsoftmax_op.lsoftmax_logits(X, W, Y, lam=lam))
+def test_lambdas_known_at_run_time(lam, layer):
+    function = tf.function(lambda lam: RUN_TIME[layer](X, W, Y, lam=lam))
     for call in (function, function.python_function):
         with pytest.raises(tf.errors.InvalidArgumentError, match="lam: expected a number >= 0, got"):
             call(tf.constant(lam))
@@ -131,27 +166,30 @@ def test_lambdas_known_at_run_time(lam):
 def test_labels_out_of_range(label, dtype):
     labels = np.array([0, label, 99], dtype)
     message = rf"labels: expected values in \[0, 4\), or -1 .*, got labels\[1\] = {label}"
-    for call in (by_arrays, by_arrays_grad):
+    for call in (by_arrays, by_arrays_grad, by_arrays_loss, by_arrays_loss_grad):
         with pytest.raises(ValueError, match=message):
             call(labels=labels)
-    function = tf.function(lambda labels: lsoftmax_op.lsoftmax_logits(X, W, labels))
-    for call in (function, function.python_function):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-            call(tf.constant(labels))
+    for layer in RUN_TIME.values():
+        function = tf.function(lambda labels, layer=layer: layer(X, W, labels))
+        for call in (function, function.python_function):
+            with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+                call(tf.constant(labels))
     with pytest.raises(ValueError, match=r"labels: .*labels\[1\]"):
         reference.logits(X, W, labels)
 
 
-def test_shapes_known_at_run_time():
+@pytest.mark.parametrize("layer", RUN_TIME)
+def test_shapes_known_at_run_time(layer):
     unknown = tf.TensorSpec(None, tf.float32)
 
     @tf.function(input_signature=[unknown, unknown, tf.TensorSpec(None, tf.int64)])
     def logits(x, w, y):
-        return lsoftmax_op.lsoftmax_logits(x, w, y)
+        return RUN_TIME[layer](x, w, y)
 
-    assert logits(X, W, Y).shape == (3, 4)
+    assert logits(X, W, Y).shape[0] == 3
     for bad, message in (
-        ((X, W.T, Y), r"weights: expected shape \[2,\?\], got \[4,2\]"),
+        # The product of the loss runs before its op can look at the shapes.
+        ((X, W.T, Y), r"weights: expected shape \[2,\?\], got \[4,2\]|Matrix size-incompatible: .*\[4,2\]"),
         ((X, W, Y[:2]), r"labels: expected shape \[3\], got \[2\]"),
         ((X, W[:, :0], Y), r"weights: expected at least one class, got .*\[2,0\]"),
         ((X[0], W, Y), "rank 2|shape"),
@@ -181,7 +219,7 @@ def test_batch_size_known_at_run_time():
 
 def test_raw_ops_check_for_themselves():
     ops = tf.load_op_library(lsoftmax_op.library_path())
-    geometry = tf.zeros([3, 3], tf.float64)
+    geometry, sums, loss = tf.zeros([3, 3], tf.float64), tf.zeros([4, 3], tf.float64), ops.lsoftmax_loss
     for call, message in (
         (lambda: ops.lsoftmax_target_geometry(X, W.T, Y), "weights: expected shape"),
         (
@@ -205,6 +243,23 @@ def test_raw_ops_check_for_themselves():
             "products_weights_grad: expected",
         ),
         (lambda: ops.lsoftmax_target_angles(Y[:2], geometry, margin=2), "geometry: expected shape"),
+        (lambda: loss(W, X, W, Y, B, 0.0, margin=2), "products: expected shape"),
+        (lambda: loss(Z, X, W, Y, B[:2], 0.0, margin=2), "bias: expected shape"),
+        (lambda: loss(Z, X, W, Y, B, [0.0], margin=2), "lam: expected shape"),
+        (lambda: loss(Z, X, W, Y, B, -1.0, margin=2), "lam: expected a number"),
+        (lambda: loss(Z, X, W, [0, 4, 0], B, 0.0, margin=2), r"labels\[1\] = 4"),
+        (lambda: loss(Z, X, W, Y, B, 0.0, margin=65), "margin: expected"),
+        (lambda: ops.lsoftmax_class_sums(Z, Y, B, 0, geometry), "sums: expected shape"),
+        (lambda: ops.lsoftmax_class_sums(Z, Y[:2], B, 0, sums), "labels: expected shape"),
+        (lambda: ops.lsoftmax_class_sums(Z, Y, B[:3], 0, sums), "bias: expected shape"),
+        (lambda: ops.lsoftmax_class_sums(Z, Y, B, [0], sums), "first_class: expected shape"),
+        (lambda: ops.lsoftmax_loss_of_sums(sums, sums, Y, B, 0.0, margin=2), "geometry: expected shape"),
+        (lambda: ops.lsoftmax_loss_of_sums(sums, geometry, [0, 0, 4], B, 0.0, margin=2), r"labels\[2\] = 4"),
+        (lambda: ops.lsoftmax_products_grad(Z, Y, B, 0, sums), "normalizer: expected shape"),
+        (lambda: ops.lsoftmax_bias_grad(Z, Y, 0, B, geometry[0]), "loss_grad: expected shape"),
+        (lambda: ops.lsoftmax_set_columns(Z, Z[:, :2], 3), "first_column: expected a column from 0 to 2"),
+        (lambda: ops.lsoftmax_set_columns(Z, Z[:2], 0), "block: expected shape"),
+        (lambda: ops.lsoftmax_set_columns(Z, Z[:, :2], [0]), "first_column: expected shape"),
     ):
         with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=message):
             call()
@@ -221,3 +276,15 @@ def test_grad_of_the_wrong_shape_or_dtype():
         arrays.logits_grad(np.ones((3, 3), np.float32), X, W, Y)
     with pytest.raises(TypeError, match="grad: expected dtype float32, got float64"):
         arrays.logits_grad(np.ones((3, 4)), X, W, Y)
+    with pytest.raises(ValueError, match=r"grad: expected shape \[N\] = \[3\], got \[4\]"):
+        arrays.loss_grad(np.ones(4, np.float32), X, W, Y)
+    with pytest.raises(ValueError, match=r"grad: expected shape \[N\], got \[3, 4\]"):
+        arrays.loss_grad(np.ones((3, 4), np.float32), X, W, Y)
+
+
+@pytest.mark.parametrize(
+    ("size", "error"), [(0, ValueError), (-3, ValueError), (2.5, TypeError), (True, TypeError), ("3", TypeError)]
+)
+def test_block_sizes(size, error):
+    with pytest.raises(error, match=f"class_block_size: expected a positive integer or None, got {size!r}"):
+        lsoftmax_op.lsoftmax_loss(X, W, Y, class_block_size=size)
