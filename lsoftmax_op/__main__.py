@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def _batch() -> tuple:
-    """A batch that meets every segment of m = 4, a zero row and a row without a target; and its oracle."""
+    """A batch that meets every segment of m = 4, a zero row and a row without a target; and what the oracle makes of it."""
     import numpy as np
 
     from lsoftmax_op import reference
@@ -52,9 +52,14 @@ def _batch() -> tuple:
     weights = np.eye(3, 4) + 0.25
     labels = np.array([0, 0, 0, 0, 3, 1, 2, 0, -1])
     grad = np.cos(np.arange(36.0)).reshape(9, 4)
-    expected = reference.logits(features, weights, labels, margin=4, lam=0.5)
-    gradients = reference.logits_grad(grad, features, weights, labels, margin=4, lam=0.5)
-    return features, weights, labels, grad, expected, gradients
+    options = {"margin": 4, "lam": 0.5}
+    expected = [
+        reference.logits(features, weights, labels, **options),
+        *reference.logits_grad(grad, features, weights, labels, **options)[:2],
+        reference.loss(features, weights, labels, **options),
+        *reference.loss_grad(grad[:, 0], features, weights, labels, **options)[:2],
+    ]
+    return features, weights, labels, grad, expected
 
 
 def _compare(got: list, expected: list) -> str:
@@ -69,10 +74,11 @@ def _compare(got: list, expected: list) -> str:
 def _check_arrays() -> str:
     from lsoftmax_op import arrays
 
-    features, weights, labels, grad, expected, gradients = _batch()
+    features, weights, labels, grad, expected = _batch()
     logits = arrays.logits(features, weights, labels, margin=4, lam=0.5)
-    got = arrays.logits_grad(grad, features, weights, labels, margin=4, lam=0.5)
-    return _compare([logits, *got[:2]], [expected, *gradients[:2]])
+    gradients = arrays.logits_grad(grad, features, weights, labels, margin=4, lam=0.5)
+    loss = arrays.loss_grad(grad[:, 0].copy(), features, weights, labels, margin=4, lam=0.5)
+    return _compare([logits, *gradients[:2], loss.loss, *loss[:2]], expected)
 
 
 def _report_tensorflow() -> str:
@@ -97,17 +103,18 @@ def _check_graph() -> str:
 def _check_tensorflow(wrap: object, tf: object) -> str:
     import lsoftmax_op
 
-    features, weights, labels, grad, expected, gradients = _batch()
+    features, weights, labels, grad, expected = _batch()
 
-    def step(features: object, weights: object) -> tuple:
-        with tf.GradientTape() as tape:
-            tape.watch([features, weights])
-            logits = lsoftmax_op.lsoftmax_logits(features, weights, labels, margin=4, lam=0.5)
-            loss = tf.reduce_sum(grad * logits)
-        return (logits, *tape.gradient(loss, [features, weights]))
+    def step(features: object, weights: object) -> list:
+        results = []
+        for layer, g in ((lsoftmax_op.lsoftmax_logits, grad), (lsoftmax_op.lsoftmax_loss, grad[:, 0])):
+            with tf.GradientTape() as tape:
+                tape.watch([features, weights])
+                value = layer(features, weights, labels, margin=4, lam=0.5)
+            results += [value, *tape.gradient(value, [features, weights], output_gradients=tf.constant(g))]
+        return results
 
-    got = wrap(step)(tf.constant(features), tf.constant(weights))
-    return _compare(list(got), [expected, *gradients[:2]])
+    return _compare(wrap(step)(tf.constant(features), tf.constant(weights)), expected)
 
 
 if __name__ == "__main__":

@@ -122,3 +122,49 @@ def test_any_batch_agrees_with_the_oracle(batch, margin, lam):
         rtol=1e-10,
         atol=1e-10,
     )
+
+
+@quick
+@given(batches, margins, lambdas)
+def test_the_loss_is_the_cross_entropy_of_the_logits(batch, margin, lam):
+    logits = arrays.logits(*batch.layer, margin=margin, lam=lam)
+    largest = logits.max(axis=1)
+    log_sum_exp = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
+    expected = np.where(batch.labels >= 0, log_sum_exp - logits[np.arange(len(logits)), batch.labels], 0)
+    loss = arrays.loss(*batch.layer, margin=margin, lam=lam)
+    assert (loss >= 0).all()
+    np.testing.assert_allclose(loss, expected, rtol=1e-11, atol=1e-11)
+
+
+@quick
+@given(batches, margins, lambdas)
+def test_the_loss_with_a_margin_is_larger(batch, margin, lam):
+    plain, large = (arrays.loss(*batch.layer, margin=m, lam=lam) for m in (1, margin))
+    assert (large >= plain - 1e-9 * margin * (1 + plain)).all()
+
+
+@quick
+@given(batches, margins, lambdas, st.floats(-1e3, 1e3))
+def test_a_constant_on_every_bias_changes_no_loss(batch, margin, lam, constant):
+    loss, shifted = (
+        arrays.loss(*batch.layer[:3], bias, margin=margin, lam=lam) for bias in (batch.bias, batch.bias + constant)
+    )
+    np.testing.assert_allclose(shifted, loss, rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(batches, margins, lambdas)
+def test_the_gradients_of_the_loss_in_the_bias_sum_to_zero(batch, margin, lam):
+    bias = arrays.loss_grad(batch.loss_grad, *batch.layer, margin=margin, lam=lam).bias
+    np.testing.assert_allclose(bias.sum(), 0, atol=1e-12 * (1 + np.abs(batch.loss_grad).sum()))
+
+
+@quick
+@given(batches, margins, lambdas)
+def test_any_number_of_threads_gives_the_same_loss(batch, margin, lam):
+    batch.features, batch.labels = np.tile(batch.features, (200, 1)), np.tile(batch.labels, 200)
+    grad = np.tile(batch.loss_grad, 200)
+    results = [arrays.loss_grad(grad, *batch.layer, margin=margin, lam=lam, num_threads=n) for n in (1, 2, 3)]
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)

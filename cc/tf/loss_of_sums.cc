@@ -1,6 +1,6 @@
 // LsoftmaxLossOfSums: the loss of every row from the sums over its classes, and the target's share of its gradient
 //
-//   loss[i], (M_i, 1 / S_i) = normalizer[:, i], target_grad[i], geometry_grad[:, i]      core/softmax.h has the formulas
+//   loss[i], normalizer[:, i], target_grad[i], geometry_grad[:, i]      core/softmax.h has the formulas
 #include "tf/register.h"
 
 namespace lsoftmax {

@@ -1,6 +1,6 @@
 // LsoftmaxProductsGrad: the gradient of every row's loss in a block of its products, in their own buffer
 //
-//   products_grad[i, j] = exp(z_ij - M_i) / S_i      with (M, 1 / S) the row's normalizer; 0 at the target
+//   products_grad[i, j] = exp(z_ij - m_i) scale_i      with (m, scale)_i = normalizer[:, i]; 0 at the target
 #include "tf/register.h"
 
 namespace lsoftmax {
