@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import CudaLayer, require_gpu, torch_sees_a_gpu
-from support import angle_batch, assert_close_to_oracle, errors, random_batch
+from support import angle_batch, assert_close_to_oracle, assert_loss_close_to_oracle, errors, random_batch
 
 from lsoftmax_op import arrays
 
@@ -62,34 +62,55 @@ def test_devices_do_not_mix(torch):
 
 
 class OnGpu:
-    """lsoftmax_op.lsoftmax_logits and its gradient, placed on the GPU."""
+    """lsoftmax_op.lsoftmax_logits, lsoftmax_loss and their gradients, placed on the GPU."""
 
-    def __init__(self, tf, compiled):
-        self.tf, self.compiled = tf, compiled
+    def __init__(self, tf, compiled, block_size=None):
+        self.tf, self.compiled, self.block_size = tf, compiled, block_size
 
     def __call__(self, batch, margin, lam):
         import lsoftmax_op
 
-        return self._run(batch, lambda x, w, y, b: lsoftmax_op.lsoftmax_logits(x, w, y, b, margin=margin, lam=lam))
+        def layer(x, w, y, b):
+            return lsoftmax_op.lsoftmax_logits(x, w, y, b, margin=margin, lam=lam)
+
+        return self._run(batch, layer, batch.grad)
 
     def plain(self, batch):
-        return self._run(batch, lambda x, w, _, b: self.tf.nn.bias_add(self.tf.matmul(x, w), b))
+        return self._run(batch, lambda x, w, _, b: self.tf.nn.bias_add(self.tf.matmul(x, w), b), batch.grad)
 
-    def _run(self, batch, layer):
+    def loss(self, batch, margin, lam):
+        import lsoftmax_op
+
+        def layer(x, w, y, b):
+            return lsoftmax_op.lsoftmax_loss(x, w, y, b, margin=margin, lam=lam, class_block_size=self.block_size)
+
+        return self._run(batch, layer, batch.loss_grad)
+
+    def plain_loss(self, batch):
+        tf = self.tf
+
+        def layer(x, w, y, b):
+            logits = tf.nn.bias_add(tf.matmul(x, w), b)
+            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(y, 0), logits=logits)
+            return tf.where(y >= 0, loss, 0)
+
+        return self._run(batch, layer, batch.loss_grad)
+
+    def _run(self, batch, layer, grad):
         tf = self.tf
 
         def step(x, w, y, b, g):
             with tf.GradientTape() as tape:
                 tape.watch([x, w, b])
-                logits = layer(x, w, y, b)
-            return logits, tape.gradient(logits, [x, w, b], output_gradients=g)
+                value = layer(x, w, y, b)
+            return value, tape.gradient(value, [x, w, b], output_gradients=g)
 
         with tf.device("GPU:0"):
-            logits, gradients = (tf.function(step) if self.compiled else step)(
-                *[tf.constant(array) for array in (*batch.layer, batch.grad)]
+            value, gradients = (tf.function(step) if self.compiled else step)(
+                *[tf.constant(array) for array in (*batch.layer, grad)]
             )
-        assert all("GPU" in tensor.device for tensor in (logits, *gradients))
-        return logits.numpy(), [gradient.numpy() for gradient in gradients]
+        assert all("GPU" in tensor.device for tensor in (value, *gradients))
+        return value.numpy(), [gradient.numpy() for gradient in gradients]
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "function"])
@@ -98,6 +119,15 @@ def test_tensorflow(tf, dtype, margin, compiled):
     tf.config.experimental.enable_tensor_float_32_execution(False)
     for batch in (angle_batch(margin, dtype), random_batch((130, 33, 7), dtype)):
         assert_close_to_oracle(batch, dtype, OnGpu(tf, compiled), margin, 0.5)
+
+
+@pytest.mark.parametrize("block_size", [None, 5])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "function"])
+def test_the_loss_in_tensorflow(tf, dtype, block_size, compiled):
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    on_gpu = OnGpu(tf, compiled, block_size)
+    for batch in (angle_batch(4, dtype, norms=(1.0, 1e-2, 1e2)), random_batch((130, 33, 7), dtype)):
+        assert_loss_close_to_oracle(batch, dtype, on_gpu, 4, 0.5)
 
 
 def test_tensorflow_gradients_numerically(tf):

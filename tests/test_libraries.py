@@ -35,6 +35,19 @@ def test_tensors_on_the_cpu(dtype, lam):
         np.testing.assert_allclose(got.double().numpy(), want, atol=tolerance * np.abs(want).max())
 
 
+def test_the_loss_of_tensors_on_the_cpu(dtype):
+    batch = random_batch((13, 33, 7), dtype)
+    *layer, grad = tensors(batch)
+    got = arrays.loss_grad(grad[:, 0], *layer, lam=0.5)
+    expected = arrays.loss_grad(batch.loss_grad, *batch.layer, lam=0.5)
+    tolerance = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-1}[dtype]
+    for one, want in zip(got, expected, strict=True):
+        assert isinstance(one, torch.Tensor)
+        want = np.asarray(want, np.float64)
+        np.testing.assert_allclose(one.double().numpy(), want, atol=tolerance * np.abs(want).max())
+    assert torch.equal(got.loss, arrays.loss(*layer, lam=0.5))
+
+
 def test_arguments_are_left_as_they_are_and_views_work():
     batch = random_batch((13, 33, 7), "float32")
     *layer, grad = tensors(batch)
@@ -73,11 +86,13 @@ def test_a_device_that_nobody_serves():
         arrays.logits(*[tensor.to("meta") for tensor in layer])
 
 
-def test_the_autograd_function_of_the_docs():
-    (code,) = re.findall(r"```python\nimport torch\n(.*?)```", (ROOT / "docs" / "arrays.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("name", ["LSoftmaxLoss", "LSoftmaxLogits"])
+def test_the_autograd_functions_of_the_docs(name):
+    blocks = re.findall(r"```python\nimport torch\n(.*?)```", (ROOT / "docs" / "arrays.md").read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if f"class {name}" in block)
     names = {"torch": torch}
     exec(code, names)
-    function = names["LSoftmaxLogits"]
+    function = names[name]
     batch = random_batch((6, 5, 4), "float64")
     features, weights, labels, _, _ = tensors(batch)
     features.requires_grad_(True)
