@@ -146,7 +146,7 @@ __device__ Partial<Real<T>> sum_of_thread(const Row<T>& row, const Group& group,
   int64_t place = 0;
   for (int64_t first = begin + group.thread; first < end; first += kInFlight<T> * group.threads) {
     Wide<T> loaded[kInFlight<T>];
-    R z[kInFlight<T>][kWide<T>];
+    R z[kInFlight<T>][kWide<T>] = {};
 #pragma unroll
     for (int n = 0; n < kInFlight<T>; ++n) {
       const int64_t vector = first + n * group.threads;

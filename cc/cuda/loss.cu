@@ -169,7 +169,8 @@ Status shared_memory(int64_t* bytes) {
 }  // namespace
 
 int64_t loss_workspace(int64_t rows, int64_t classes) {
-  return rows * (ceil_div(classes, kPart) * static_cast<int64_t>(sizeof(Sums)) + 6 * sizeof(double));
+  constexpr int64_t kOfRow = 6 * sizeof(double), kOfPart = sizeof(Sums);
+  return rows * (kOfRow + kOfPart * ceil_div(classes, kPart));
 }
 
 template <typename T>
@@ -178,8 +179,8 @@ Status loss(const Arguments<T>& args, void* workspace, Stream stream) {
   const Status status = shared_memory(&shared);
   if (status != 0) return status;
   // A row that begins in the last entry of a vector touches the most.
-  const LossPlan plan =
-      plan_loss(args.rows, args.classes, ceil_div(args.classes + kWide<T> - 1, kWide<T>), shared);
+  const int64_t vectors = ceil_div(args.classes + kWide<T> - 1, kWide<T>);
+  const LossPlan plan = plan_loss(args.rows, args.classes, vectors, shared);
   const int64_t kept_bytes = plan.kept * static_cast<int64_t>(sizeof(Wide<T>));
   switch (plan.mapping) {
     case Mapping::kRowPerWarp:
