@@ -1,4 +1,4 @@
-"""The margin logits and their gradient on NumPy, PyTorch and CuPy arrays, without TensorFlow.
+"""The margin logits, the loss and their gradients on NumPy, PyTorch and CuPy arrays, without TensorFlow.
 
 Arrays of one library go in, on the CPU or on one CUDA device, and the same kind comes out. The products are that
 library's own (on its current stream); the margin comes from the same kernels as the TensorFlow ops'. Results are
@@ -23,6 +23,16 @@ class Gradients(NamedTuple):
     features: Any  # [N, D]
     weights: Any  # [D, C]
     bias: Any  # [C], None where the layer has no bias
+
+
+class LossGradients(NamedTuple):
+    """The derivatives of the loss in the arguments of the layer, and what the same pass gives for nothing."""
+
+    features: Any  # [N, D]
+    weights: Any  # [D, C]
+    bias: Any  # [C], None where the layer has no bias
+    loss: Any  # [N]
+    predicted: Any  # [N], int64: the class of the largest logit without the margin
 
 
 def logits(
@@ -113,6 +123,94 @@ def logits_grad(
     return Gradients(features_grad, weights_grad, bias_grad)
 
 
+def loss(
+    features: Any,
+    weights: Any,
+    labels: Any,
+    bias: Any = None,
+    *,
+    margin: int = 4,
+    lam: float | Any = 0.0,
+    num_threads: int | None = None,
+) -> Any:
+    """Computes the loss of Large-Margin Softmax (Liu et al., ICML 2016, equations 3 to 6), one number a sample.
+
+    It is the softmax cross-entropy of `logits`. A training step needs `loss_grad` alone, which returns it, too.
+
+    Args:
+        features: [N, D], as for `logits`.
+        weights: [D, C], as for `logits`.
+        labels: [N], as for `logits`; -1 gives its row loss 0.
+        bias: [C] or None, as for `logits`.
+        margin: as for `logits`.
+        lam: as for `logits`.
+        num_threads: as for `logits`.
+
+    Returns:
+        The loss of each sample, [N], of the features' library and dtype, never negative.
+
+    Raises:
+        TypeError, ValueError, ImportError: as for `logits`.
+    """
+    layer = _Layer(features, weights, labels, bias, margin, lam, num_threads)
+    with layer.library.device():
+        return layer.loss()["loss"]
+
+
+def loss_grad(
+    grad: Any,
+    features: Any,
+    weights: Any,
+    labels: Any,
+    bias: Any = None,
+    *,
+    margin: int = 4,
+    lam: float | Any = 0.0,
+    num_threads: int | None = None,
+) -> LossGradients:
+    """Computes the gradient of ``sum(grad * loss(features, weights, labels, bias))``, and the loss itself.
+
+    One pass over the [N, C] products makes the loss and, in their place, its gradient.
+
+    Args:
+        grad: [N], of the features' library and dtype: 1/N each for the mean; sample weights go here.
+        features: [N, D], as for `logits`.
+        weights: [D, C], as for `logits`.
+        labels: [N], as for `logits`; -1 gives its row loss 0 and gradient 0.
+        bias: [C] or None, as for `logits`.
+        margin: as for `logits`.
+        lam: as for `logits`.
+        num_threads: as for `logits`.
+
+    Returns:
+        The derivatives in features [N, D], weights [D, C] and bias [C] (None without a bias), the loss [N], and the
+        classes that the layer without a margin predicts [N].
+
+    Raises:
+        TypeError, ValueError, ImportError: as for `logits`.
+    """
+    layer = _Layer(features, weights, labels, bias, margin, lam, num_threads)
+    library = layer.library
+    grad = layer.array("grad", grad, "[N]")
+    if tuple(grad.shape) != (layer.rows,):
+        raise ValueError(f"grad: expected shape [N] = [{layer.rows}], got {list(grad.shape)}")
+    with library.device():
+        state = layer.loss()
+        products_grad = state["logits_grad"]
+        target = {name: state[name] for name in ("geometry_grad", "target_weights")} | {"loss_grad": grad}
+        features_grad = library.product(products_grad, layer.weights.T)
+        layer.run("features_grad", features_grad=features_grad, **target)
+        weights_grad = library.product((layer.features * grad[:, None]).T, products_grad)
+        workspace = library.empty((library.kernels.weights_grad_workspace(layer.rows, layer.depth),), "uint8")
+        layer.run("weights_grad", weights_grad=weights_grad, workspace=workspace, **target)
+        bias_grad = None
+        if layer.bias is not None:
+            bias_grad = library.empty((layer.classes,), layer.dtype)
+            shares = {"logits_grad": products_grad, "target_grad": state["target_grad"], "loss_grad": grad}
+            layer.run("bias_grad", bias_grad=bias_grad, **shares)
+    return LossGradients(features_grad, weights_grad, bias_grad, state["loss"], state["predicted"])
+
+
 class _Layer:
     """The checked arguments of a layer, and kernel calls over them."""
 
@@ -154,6 +252,24 @@ class _Layer:
         self.run("geometry", geometry=geometry)
         return geometry
 
+    def loss(self) -> dict[str, Any]:
+        """Returns the loss and its gradient in the products, by the names that cc/core/arguments.h gives them."""
+        library, rows = self.library, self.rows
+        products = library.product(self.features, self.weights)
+        state = {
+            "geometry": library.empty((3, rows), "float64"),
+            "target_weights": library.empty((rows, self.depth), self.dtype),
+            "loss": library.empty((rows,), self.dtype),
+            "logits_grad": products,
+            "geometry_grad": library.empty((3, rows), "float64"),
+            "target_grad": library.empty((rows,), "float64"),
+            "predicted": library.empty((rows,), "int64"),
+        }
+        self.run("geometry", geometry=state["geometry"], target_weights=state["target_weights"])
+        workspace = library.empty((library.kernels.loss_workspace(rows, self.classes),), "uint8")
+        self.run("loss", products=products, workspace=workspace, **state)
+        return state
+
     def run(self, kernel: str, **arrays: Any) -> None:
         """Runs a kernel on the layer and `arrays`, each dense and of the shape that cc/core/arguments.h says."""
         getattr(self.library.kernels, kernel)(self._call(arrays), self.library.where)
@@ -164,6 +280,8 @@ class _Layer:
         call.rows, call.depth, call.classes = self.rows, self.depth, self.classes
         call.wide_labels = self.library.dtype(self.labels) == "int64"
         layer = {"features": self.features, "weights": self.weights, "labels": self.labels, "lam": self.lam}
+        if self.bias is not None:
+            layer["bias"] = self.bias
         for name, array in (layer | arrays).items():
             setattr(call, name, self.library.address(array))
         return call

@@ -127,8 +127,7 @@ def _loss_with_gradient(op: Any, loss_grad: tf.Tensor) -> list:
         if 0 not in unwanted:
             through_products.features = tf.matmul(products_grad, weights, transpose_b=True)
         if 1 not in unwanted:
-            scaled = features * loss_grad[:, None]
-            through_products.weights = tf.matmul(scaled, products_grad, transpose_a=True)
+            through_products.weights = _scaled_product(features, loss_grad, products_grad)
         if has_bias and 3 not in unwanted:
             first_class = tf.constant(0, tf.int64)
             through_products.bias = ops.lsoftmax_bias_grad(products_grad, labels, first_class, loss_grad, target_grad)
@@ -185,6 +184,16 @@ def _unfused_loss(
         logits = tf.nn.bias_add(logits, bias)
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=logits)
     return tf.where(labels >= 0, loss, tf.zeros_like(loss))
+
+
+def _scaled_product(features: tf.Tensor, scale: tf.Tensor, products_grad: tf.Tensor) -> tf.Tensor:
+    """Features^T times diag(scale) times products_grad: the smaller of the two is scaled."""
+    depth, classes = features.shape[1], products_grad.shape[1]
+    if None not in (depth, classes) and classes < depth:
+        products_grad *= scale[:, None]
+    else:
+        features *= scale[:, None]
+    return tf.matmul(features, products_grad, transpose_a=True)
 
 
 def _unwanted(op: Any) -> tuple:

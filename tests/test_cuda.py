@@ -517,58 +517,80 @@ def test_what_comes_down_to_the_loss_and_copies_of_the_targets_weights(dtype, de
         np.testing.assert_allclose(a, b, rtol=0, atol=2 * EPSILON[dtype] * max(1, np.abs(b).max()))
 
 
-@pytest.mark.parametrize(("rows", "classes"), [(3, 2**30), (2**18, 2**13 + 1)])
-def test_the_loss_of_more_than_two_to_the_31_products(monkeypatch, rows, classes):
-    """The last rows alone, at whose ends pages are touched alone, as in the last blocks of every kernel."""
-    end = 16384  # the classes of the blocks that run: two parts, or the rows
-    blocks = 2
-    memory = {name: np.zeros((rows, classes), np.float16) for name in ("products", "logits_grad")}
-    rng = np.random.default_rng(0)
-    tail = min(end, classes)
-    memory["products"][-1, -tail:] = rng.normal(size=tail)
-    if rows > 3:
-        memory["products"][-2, -tail:] = rng.normal(size=tail)
+def last_blocks_of_a_large_batch(rows, classes, tail):
+    """Two rows of `tail` products at the end of a batch whose other pages are never made, and the two alone."""
     small = loss_state(2, tail, "float16", bias=False)
-    small["products"] = np.ascontiguousarray(memory["products"][-2:, -tail:])
-    state = {name: np.zeros((*a.shape[:-1], rows), a.dtype) for name, a in small.items() if a is not None and a.shape[-1:] == (2,)}
-    for name in state:
-        state[name][..., -2:] = small[name]
-    small["labels"][:] = state["labels"][-2:] = [0, tail - 1]
-    state["labels"][-2:] += classes - tail
-    state.update(memory, lam=small["lam"])
-    expected = run(_core, ["loss"], small)
-    monkeypatch.setenv("CUDA_ON_CPU_LAST", str(blocks))
-    if rows > 3:
-        run(kernels, ["loss"], state)
-        for name in ("loss", "target_grad"):
-            np.testing.assert_allclose(state[name][-2:].astype(float), expected[name].astype(float), rtol=2e-3)
-        assert (state["predicted"][-2:] == expected["predicted"]).all()
-        np.testing.assert_allclose(memory["logits_grad"][-2:], expected["logits_grad"], rtol=2e-3)
-    else:
-        state["normalizer"] = np.full((2, rows), 0.25)
-        run(kernels, ["products_grad"], state)
-        np.testing.assert_allclose(
-            memory["logits_grad"][-1, -tail:-1], np.exp(small["products"][-1, :-1] - np.float32(0.25)) / 4, rtol=2e-3
-        )
-        assert memory["logits_grad"][-1, -1] == 0
+    small["labels"][:] = [0, tail - 1]
+    large = {name: np.zeros((*small[name].shape[:-1], rows), small[name].dtype) for name in (*RESULTS, "geometry", "labels")}
+    large |= {name: np.zeros((rows, classes), np.float16) for name in ("products", "logits_grad")}
+    large["products"][-2:, -tail:] = small["products"]
+    large["geometry"][:, -2:] = small["geometry"]
+    large["labels"][-2:] = small["labels"] + (classes - tail)
+    return {**large, "lam": small["lam"]}, small
 
 
-def run_kernel(tmp_path, kernel):
-    """Compiles a kernel over cc/cuda/testing and runs it on two blocks of 64 threads."""
+def test_the_loss_of_more_than_two_to_the_31_products(monkeypatch):
+    """A row per block; the last two blocks run."""
+    large, small = last_blocks_of_a_large_batch(2**18, 2**13 + 1, 2**13 + 1)
+    monkeypatch.setenv("CUDA_ON_CPU_LAST", "2")
+    run(kernels, ["loss"], large)
+    for name in RESULTS:
+        large[name] = large[name][-2:] if name != "geometry_grad" else large[name][:, -2:]
+    assert_close(large, run(_core, ["loss"], small))
+
+
+def test_parts_of_more_than_two_to_the_31_products(monkeypatch):
+    """The last two parts of the last row."""
+    rows, classes, tail = 3, 2**30, 2**14
+    large, small = last_blocks_of_a_large_batch(rows, classes, tail)
+    row, target, products = slice(1, 2), large["labels"][-1], small["products"][1].astype(np.float32)
+    monkeypatch.setenv("CUDA_ON_CPU_LAST", "2")
+    large["normalizer"] = np.full((2, rows), 0.25)
+    large["sums"] = np.tile([[-np.inf], [0], [-np.inf], [0]], rows)
+    run(kernels, ["sums", "products_grad"], large)
+    best = products.argmax()
+    assert large["sums"][[0, 2, 3], -1].tolist() == [products[:-1].max(), products[best], classes - tail + best]
+    expected = np.exp(products - np.float32(0.25)) / 4
+    expected[-1] = 0
+    np.testing.assert_allclose(large["logits_grad"][-1, -tail:], expected, rtol=2e-3, atol=6e-8)
+    assert target == classes - 1
+    assert not large["logits_grad"][row, -tail:].any()  # other blocks
+
+
+def test_copies_of_rows(tmp_path):
+    body = """
+      char from[24], to[40] = {};
+      for (int n = 0; n < 24; ++n) from[n] = n + 1;
+      out[0] = lsoftmax::cuda::copy_rows(from, 6, to + 3, 10, 5, 4, nullptr);
+      out[1] = lsoftmax::cuda::copy_rows(from, 0, to, 0, 0, 4, nullptr);
+      out[2] = lsoftmax::cuda::copy_rows(from, 5, to, 4, 5, 4, nullptr);
+      for (int n = 0; n < 40; ++n) out[3 + n] = to[n];
+    """
+    _, out = run_kernel(tmp_path, body, '#include "cuda/target.cu"', threads=1)
+    expected = np.zeros((4, 10), int)
+    expected[:, 3:8] = np.arange(1, 25).reshape(4, 6)[:, :5]
+    assert out[:2].tolist() == [0, 0]
+    assert out[2] != 0  # rows wider than they are apart
+    np.testing.assert_array_equal(out[3:43], expected.ravel())
+
+
+def run_kernel(tmp_path, kernel, include="", threads=64):
+    """Compiles a kernel over cc/cuda/testing and runs it on two blocks of `threads`, or on one of one thread."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
     (tmp_path / "main.cc").write_text(
-        "#include <cuda_runtime.h>\n#include <stdio.h>\n"
+        f"#include <cuda_runtime.h>\n#include <stdio.h>\n{include}\n"
         f"__global__ void kernel(int* out) {{ {kernel} }}\n"
         "int main() {\n"
         "  int out[128] = {};\n"
-        "  cudaLaunchConfig_t config = {}; config.gridDim = dim3(2); config.blockDim = dim3(64);\n"
+        "  cudaLaunchConfig_t config = {}; "
+        f"config.gridDim = dim3({min(2, threads)}); config.blockDim = dim3({threads});\n"
         "  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, out);\n"
         '  printf("[[%d], [", error);\n'
         '  for (int n = 0; n < 128; ++n) printf(n ? ", %d" : "%d", out[n]);\n'
         '  printf("]]");\n}\n'
     )
-    command = ["c++", "-std=c++17", "-fsanitize=undefined", f"-I{ROOT / 'cc/cuda/testing'}", "main.cc", "-o", "main"]
+    command = ["c++", "-std=c++17", "-fsanitize=undefined", f"-I{ROOT / 'cc/cuda/testing'}", f"-I{ROOT / 'cc'}", "main.cc", "-o", "main"]
     subprocess.run(command, cwd=tmp_path, check=True)
     run = subprocess.run(["./main"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     (error,), out = json.loads(run.stdout)

@@ -50,14 +50,16 @@ struct Logits {
 // The largest of z[begin .. end), NaNs aside; -inf of none.
 template <typename T, bool kBias>
 LSOFTMAX_INLINE Real<T> largest(const Logits<T, kBias>& z, int64_t begin, int64_t end) {
-  Real<T> lanes[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) lanes[l] = -static_cast<Real<T>>(INFINITY);
+  Real<T> max = -static_cast<Real<T>>(INFINITY);
   int64_t c = begin;
-  for (; c + kLanes <= end; c += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] = z[c + l] > lanes[l] ? z[c + l] : lanes[l];
+  if (end - begin >= kLanes) {
+    Real<T> lanes[kLanes];
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] = max;
+    for (; c + kLanes <= end; c += kLanes) {
+      for (int64_t l = 0; l < kLanes; ++l) lanes[l] = z[c + l] > lanes[l] ? z[c + l] : lanes[l];
+    }
+    for (int64_t l = 0; l < kLanes; ++l) max = lanes[l] > max ? lanes[l] : max;
   }
-  Real<T> max = lanes[0];
-  for (int64_t l = 1; l < kLanes; ++l) max = lanes[l] > max ? lanes[l] : max;
   for (; c < end; ++c) max = z[c] > max ? z[c] : max;
   return max;
 }
@@ -80,13 +82,15 @@ template <typename T, bool kBias>
 LSOFTMAX_INLINE double exponentials(const Logits<T, kBias>& z, int64_t width, Real<T> max, Real<T>* e) {
 #pragma GCC ivdep
   for (int64_t c = 0; c < width; ++c) e[c] = exponential(z[c] - max);
-  Real<T> lanes[kLanes] = {};
-  int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += e[c + l];
-  }
   double sum = 0;
-  for (int64_t l = 0; l < kLanes; ++l) sum += lanes[l];
+  int64_t c = 0;
+  if (width >= kLanes) {
+    Real<T> lanes[kLanes] = {};
+    for (; c + kLanes <= width; c += kLanes) {
+      for (int64_t l = 0; l < kLanes; ++l) lanes[l] += e[c + l];
+    }
+    for (int64_t l = 0; l < kLanes; ++l) sum += lanes[l];
+  }
   for (; c < width; ++c) sum += e[c];
   return sum;
 }

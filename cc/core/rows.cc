@@ -11,9 +11,10 @@ namespace {
 // A weight column is strided: its D entries lie in D rows of W, C apart. Walking W in tiles of a few rows of
 // W for a block of samples lets samples whose classes share a cache line share its load, and keeps a tile's
 // loads in flight side by side where they do not.
-constexpr int64_t kTile = 16;       // feature dimensions: a cache line of floats
+constexpr int64_t kTile = 32;       // feature dimensions: two cache lines of floats
 constexpr int64_t kLanes = 8;       // partial sums, kept apart for the vector unit
 constexpr int64_t kRowBlock = 128;  // samples
+constexpr int64_t kAhead = 6;       // classes whose gradients are asked for before they are needed
 
 LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -34,25 +35,22 @@ LSOFTMAX_INLINE double total(const double* lanes) {
   return sum;
 }
 
-// sums += the products of x[0 .. width) and of the strided entries of a weight column.
+// sums += the products of x[0 .. width) and w[0 .. width), width <= kTile.
 template <typename T>
-LSOFTMAX_INLINE void accumulate(const T* x, const T* w, int64_t stride, int64_t width, Partial& sums) {
-  for (int64_t l = 0; l < width; ++l) {
-    const double xl = widen(x[l]), wl = widen(w[l * stride]);
-    sums.dot[l] += xl * wl;
-    sums.features_sq[l] += xl * xl;
-    sums.weights_sq[l] += wl * wl;
+LSOFTMAX_INLINE void accumulate(const T* x, const T* w, int64_t width, Partial& sums) {
+  for (int64_t first = 0; first < width; first += kLanes) {
+    for (int64_t l = 0; l < smaller(kLanes, width - first); ++l) {
+      const double xl = widen(x[first + l]), wl = widen(w[first + l]);
+      sums.dot[l] += xl * wl;
+      sums.features_sq[l] += xl * xl;
+      sums.weights_sq[l] += wl * wl;
+    }
   }
 }
 
 template <typename T>
-LSOFTMAX_INLINE void copy_column(const T* w, int64_t stride, int64_t width, T* copy) {
-  for (int64_t l = 0; l < width; ++l) copy[l] = w[l * stride];
-}
-
-template <typename T>
-LSOFTMAX_INLINE void fill_with_zeros(T* entries, int64_t width) {
-  for (int64_t l = 0; l < width; ++l) assign(entries[l], 0);
+LSOFTMAX_INLINE void gather_column(const T* w, int64_t stride, int64_t width, T* __restrict column) {
+  for (int64_t l = 0; l < width; ++l) column[l] = w[l * stride];
 }
 
 template <typename T>
@@ -60,23 +58,36 @@ void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t first = begin; first < end; first += kRowBlock) {
     const int64_t block = smaller(kRowBlock, end - first);
     Partial sums[kRowBlock] = {};
-    for (int64_t d = 0; d < args.depth; d += kLanes) {
-      const int64_t width = smaller(kLanes, args.depth - d);
+    T tile[kRowBlock * kTile];
+    for (int64_t d = 0; d < args.depth; d += kTile) {
+      const int64_t width = smaller(kTile, args.depth - d);
+      // A row's piece of its column: in its copy or in the tile. First all of them are gathered, then all are used:
+      // a vector load right behind the stores of its elements would wait for them.
+      const bool copied = args.target_weights != nullptr;
+      T* const columns = copied ? args.target_weights + first * args.depth + d : tile;
+      const int64_t pitch = copied ? args.depth : kTile;
       for (int64_t r = 0; r < block; ++r) {
         const int64_t y = label_of(args.labels, first + r);
-        T* const copy = args.target_weights ? args.target_weights + (first + r) * args.depth + d : nullptr;
+        T* const column = columns + r * pitch;
         if (y < 0) {
-          if (copy != nullptr) fill_with_zeros(copy, width);
+          for (int64_t l = 0; l < width; ++l) assign(column[l], 0);
           continue;
         }
-        const T* x = args.features + (first + r) * args.depth + d;
         const T* w = args.weights + d * args.classes + y;
-        if (copy != nullptr) copy_column(w, args.classes, width, copy);
-        prefetch_column(w + width * args.classes, args.classes, smaller(kLanes, args.depth - d - width));
-        if (width == kLanes) {
-          accumulate(x, w, args.classes, kLanes, sums[r]);
+        prefetch_column(w + width * args.classes, args.classes, smaller(kTile, args.depth - d - width));
+        if (width == kTile) {
+          gather_column(w, args.classes, kTile, column);
         } else {
-          accumulate(x, w, args.classes, width, sums[r]);
+          gather_column(w, args.classes, width, column);
+        }
+      }
+      for (int64_t r = 0; r < block; ++r) {
+        if (label_of(args.labels, first + r) < 0) continue;
+        const T* x = args.features + (first + r) * args.depth + d;
+        if (width == kTile) {
+          accumulate(x, columns + r * pitch, kTile, sums[r]);
+        } else {
+          accumulate(x, columns + r * pitch, width, sums[r]);
         }
       }
     }
@@ -104,40 +115,46 @@ void angles(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) measure_angle(args, i);
 }
 
-// gradient[0 .. width) = scale gradient + along_w w + along_x x, where w is strided.
+// gradient[0 .. width) = scale (gradient + along_w w + along_x x), where w is strided.
 template <typename T>
-LSOFTMAX_INLINE void add_row(const T* x, const T* w, int64_t stride, double along_x, double along_w, double scale,
-                             int64_t width, T* gradient) {
+LSOFTMAX_INLINE void add_row(const T* __restrict x, const T* __restrict w, int64_t stride, const Geometry& grad,
+                             double scale, int64_t width, T* __restrict gradient) {
+  const double along_w = scale * grad.dot, along_x = scale * 2 * grad.features_sq;
   for (int64_t l = 0; l < width; ++l) {
     assign(gradient[l], scale * widen(gradient[l]) + (along_w * widen(w[l * stride]) + along_x * widen(x[l])));
   }
 }
 
+// The columns copied: one row after the other.
+template <typename T>
+LSOFTMAX_INLINE void features_grad_of_copies(const Arguments<T>& args, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    if (label_of(args.labels, i) < 0) continue;
+    add_row(args.features + i * args.depth, args.target_weights + i * args.depth, 1, geometry_grad_of(args, i),
+            loss_grad_of(args, i), args.depth, args.features_grad + i * args.depth);
+  }
+}
+
 template <typename T>
 void features_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
+  if (args.target_weights != nullptr) return features_grad_of_copies(args, begin, end);
   for (int64_t first = begin; first < end; first += kRowBlock) {
     const int64_t last = smaller(first + kRowBlock, end);
     for (int64_t d = 0; d < args.depth; d += kTile) {
       const int64_t width = smaller(kTile, args.depth - d);
       for (int64_t i = first; i < last; ++i) {
         const int64_t y = label_of(args.labels, i);
-        if (y < 0) continue;
+        const Geometry grad = geometry_grad_of(args, i);
         const double scale = loss_grad_of(args, i);
-        const double along_w = scale * args.geometry_grad[i];
-        const double along_x = scale * 2 * args.geometry_grad[args.rows + i];
+        if (y < 0 || (grad.dot == 0 && grad.features_sq == 0 && scale == 1)) continue;
         const T* x = args.features + i * args.depth + d;
-        T* gradient = args.features_grad + i * args.depth + d;
-        if (args.target_weights != nullptr) {
-          add_row(x, args.target_weights + i * args.depth + d, 1, along_x, along_w, scale, width, gradient);
-          continue;
-        }
-        if (along_w == 0 && along_x == 0 && scale == 1) continue;
         const T* w = args.weights + d * args.classes + y;
+        T* gradient = args.features_grad + i * args.depth + d;
         prefetch_column(w + width * args.classes, args.classes, smaller(kTile, args.depth - d - width));
         if (width == kTile) {
-          add_row(x, w, args.classes, along_x, along_w, scale, kTile, gradient);
+          add_row(x, w, args.classes, grad, scale, kTile, gradient);
         } else {
-          add_row(x, w, args.classes, along_x, along_w, scale, width, gradient);
+          add_row(x, w, args.classes, grad, scale, width, gradient);
         }
       }
     }
@@ -178,9 +195,10 @@ void weights_grad(const Arguments<T>& args, const Groups& groups, int64_t begin,
                           : args.weights + d * args.classes + groups.classes[g];
       const int64_t stride = copied ? 1 : args.classes;
       T* gradient = args.weights_grad + d * args.classes + groups.classes[g];
-      const int64_t next = smaller(kTile, end - d - width);
-      if (!copied) prefetch_column(w + width * stride, stride, next);
-      prefetch_column(gradient + width * args.classes, args.classes, next);
+      if (!copied) prefetch_column(w + width * stride, stride, smaller(kTile, end - d - width));
+      if (g + kAhead < groups.count) {
+        prefetch_column(args.weights_grad + d * args.classes + groups.classes[g + kAhead], args.classes, width);
+      }
       for (int64_t l = 0; l < width; ++l) {
         T& entry = gradient[l * args.classes];
         assign(entry, widen(entry) + (sum[l] + along_w * widen(w[l * stride])));

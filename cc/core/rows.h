@@ -14,9 +14,14 @@
 
 namespace lsoftmax {
 
-// What a caller needs to cut the work well. Cycles, roughly: one entry of a strided weight column, and one target logit.
+// What a caller needs to cut the work well. Cycles, roughly: one entry of a strided column, one of a row, and one target
+// logit.
 constexpr int64_t kColumnCost = 8;
+constexpr int64_t kEntryCost = 3;
 constexpr int64_t kTargetCost = 200;
+
+// Work of fewer cycles is not worth waking another thread for.
+constexpr int64_t kThreadCost = 400000;
 
 template <typename T>
 struct RowKernels {

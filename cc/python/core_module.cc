@@ -30,7 +30,7 @@ struct Cpu {
   }
   template <typename T>
   static void features_grad(const Call&, const Arguments<T>& args, int threads) {
-    over_rows(row_kernels<T>().features_grad, args, kColumnCost * args.depth, threads);
+    over_rows(row_kernels<T>().features_grad, args, kEntryCost * args.depth, threads);
   }
   template <typename T>
   static void weights_grad(const Call&, const Arguments<T>& args, int threads) {

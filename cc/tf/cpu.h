@@ -55,7 +55,8 @@ struct Cpu {
 
   template <typename T>
   static void features_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    over_rows(context, args, row_kernels<T>().features_grad, kColumnCost * args.depth);
+    const int64_t entry = args.target_weights != nullptr ? kEntryCost : kColumnCost;
+    over_rows(context, args, row_kernels<T>().features_grad, entry * args.depth);
   }
 
   template <typename T>
@@ -109,6 +110,7 @@ struct Cpu {
  private:
   template <typename Work>
   static void over(tensorflow::OpKernelContext* context, int64_t total, int64_t cost, const Work& work) {
+    if (total * cost < kThreadCost) return work(0, total);
     // Deprecated in TensorFlow 2.21, but what replaces it is not in 2.18.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
