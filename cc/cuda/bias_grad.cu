@@ -10,13 +10,14 @@ namespace cuda {
 namespace {
 
 constexpr int kMaxWarps = 32;  // a block
+constexpr int kThreads = kMaxWarps * kWarp;
 
 // Rows that a thread asks for before it uses the first.
 template <typename T>
 constexpr int kInFlight = sizeof(T) == sizeof(double) ? 4 : 8;
 
 template <typename T>
-__global__ void __launch_bounds__(kMaxWarps * kWarp) bias_grad_column_per_lane(Arguments<T> args) {
+__global__ void __launch_bounds__(kThreads) bias_grad_column_per_lane(Arguments<T> args) {
   using Real = decltype(widen(T()));
   __shared__ double of_warps[kMaxWarps][kWarp];
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = lane_of_warp();
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp) bias_grad_column_per_lane(A
 
 template <typename T>
 Status bias_grad(const Arguments<T>& args, Stream stream) {
-  return launch(bias_grad_column_per_lane<T>, ceil_div(args.classes, kWarp), 1, kMaxWarps * kWarp, stream, args);
+  return launch(bias_grad_column_per_lane<T>, ceil_div(args.classes, kWarp), 1, kThreads, stream, args);
 }
 
 #define LSOFTMAX_INSTANTIATE(T) template Status bias_grad<T>(const Arguments<T>&, Stream)

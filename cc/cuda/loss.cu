@@ -184,8 +184,8 @@ Status loss(const Arguments<T>& args, void* workspace, Stream stream) {
   const int64_t kept_bytes = plan.kept * static_cast<int64_t>(sizeof(Wide<T>));
   switch (plan.mapping) {
     case Mapping::kRowPerWarp:
-      return launch_with_shared(loss_row_per_warp<T>, ceil_div(args.rows, kWarps), 1, plan.threads,
-                                kWarps * kept_bytes, stream, args, plan.kept);
+      return launch_with_shared(loss_row_per_warp<T>, ceil_div(args.rows, kWarps), 1, plan.threads, kWarps * kept_bytes,
+                                stream, args, plan.kept);
     case Mapping::kRowPerBlock:
       return launch_with_shared(loss_row_per_block<T>, args.rows, 1, plan.threads, kept_bytes, stream, args, plan.kept);
     case Mapping::kPartPerBlock:
@@ -216,10 +216,10 @@ Status products_grad(const Arguments<T>& args, Stream stream) {
   return launch(products_grad_part_per_block<T>, args.rows * ceil_div(args.classes, kPart), 1, kBlock, stream, args);
 }
 
-#define LSOFTMAX_INSTANTIATE(T)                                     \
-  template Status loss<T>(const Arguments<T>&, void*, Stream);      \
-  template Status sums<T>(const Arguments<T>&, void*, Stream);      \
-  template Status finish<T>(const Arguments<T>&, Stream);           \
+#define LSOFTMAX_INSTANTIATE(T)                                \
+  template Status loss<T>(const Arguments<T>&, void*, Stream); \
+  template Status sums<T>(const Arguments<T>&, void*, Stream); \
+  template Status finish<T>(const Arguments<T>&, Stream);      \
   template Status products_grad<T>(const Arguments<T>&, Stream)
 LSOFTMAX_FOR_EACH_TYPE(LSOFTMAX_INSTANTIATE);
 

@@ -145,9 +145,8 @@ Status weights_grad(const Arguments<T>& args, void* workspace, Stream stream) {
   if (status != 0) return status;
   double* const after = reinterpret_cast<double*>(static_cast<char*>(workspace) + label_order_workspace(args.rows));
   const Carry carry = {after, after + ceil_div(args.rows, kChunk) * args.depth};
-  return is_wide<T>(args.depth, args.features, args.target_weights)
-             ? add_classes<kWide<T>>(args, order, carry, stream)
-             : add_classes<1>(args, order, carry, stream);
+  return is_wide<T>(args.depth, args.features, args.target_weights) ? add_classes<kWide<T>>(args, order, carry, stream)
+                                                                    : add_classes<1>(args, order, carry, stream);
 }
 
 #define LSOFTMAX_INSTANTIATE(T) template Status weights_grad<T>(const Arguments<T>&, void*, Stream)

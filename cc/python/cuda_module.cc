@@ -30,11 +30,11 @@ struct Cuda {
   LSOFTMAX_RUN(bias_grad)
 #undef LSOFTMAX_RUN
 
-#define LSOFTMAX_RUN(KERNEL)                                                                                           \
-  template <typename T>                                                                                                \
-  static void KERNEL(const Call& call, const Arguments<T>& args, uintptr_t stream) {                                   \
-    require_success(                                                                                                   \
-        cuda::KERNEL(args, reinterpret_cast<void*>(call.workspace), reinterpret_cast<cuda::Stream>(stream)));          \
+#define LSOFTMAX_RUN(KERNEL)                                                                                  \
+  template <typename T>                                                                                       \
+  static void KERNEL(const Call& call, const Arguments<T>& args, uintptr_t stream) {                          \
+    require_success(                                                                                          \
+        cuda::KERNEL(args, reinterpret_cast<void*>(call.workspace), reinterpret_cast<cuda::Stream>(stream))); \
   }
   LSOFTMAX_RUN(weights_grad)
   LSOFTMAX_RUN(loss)

@@ -96,8 +96,9 @@ class Machine {
     blockDim = block;
     body_ = &body;
     prepare(static_cast<unsigned>(threads));
-    const char* const last = getenv("CUDA_ON_CPU_LAST");
-    uint64_t skipped = last != nullptr && strtoull(last, nullptr, 10) < blocks ? blocks - strtoull(last, nullptr, 10) : 0;
+    const char* const wish = getenv("CUDA_ON_CPU_LAST");
+    const uint64_t last = wish != nullptr ? strtoull(wish, nullptr, 10) : blocks;
+    uint64_t skipped = last < blocks ? blocks - last : 0;
     for (unsigned z = 0; z < grid.z; ++z) {
       for (unsigned y = 0; y < grid.y; ++y) {
         for (unsigned x = 0; x < grid.x; ++x) {
