@@ -97,7 +97,7 @@ def measure(shape: tuple[int, int, int], dtype: torch.dtype, repeats: int = 50) 
 
 
 def liger_cross_entropy() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
-    """Returns liger-kernel's mean cross-entropy, which writes the gradient over the logits, or None where it is missing."""
+    """Returns liger-kernel's cross-entropy, which writes the gradient over the logits, or None where it is missing."""
     with contextlib.suppress(ImportError):
         from liger_kernel.transformers import LigerCrossEntropyLoss
 
