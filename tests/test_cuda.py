@@ -11,9 +11,9 @@ from unittest import mock
 import numpy as np
 import pytest
 from conftest import CudaOnCpu
-from support import PACKAGE, ROOT, random_batch
+from support import DTYPES, PACKAGE, ROOT, random_batch
 
-from lsoftmax_op import arrays
+from lsoftmax_op import _core, arrays
 from lsoftmax_op._libraries import NumPy
 
 kernels = pytest.importorskip("lsoftmax_op._cuda_on_cpu", reason="built without LSOFTMAX_TESTING=ON")
@@ -142,22 +142,466 @@ def test_matrices_of_more_than_two_to_the_31_entries():
     np.testing.assert_allclose(weights_grad[:, labels], expected.weights, rtol=2e-3)
 
 
-def run_kernel(tmp_path, kernel):
-    """Compiles a kernel over cc/cuda/testing and runs it on two blocks of 64 threads."""
+EPSILON = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+TINY = {"float64": 1e-300, "float32": 1e-44, "bfloat16": 1e-39, "float16": 6e-8}  # half an ulp below the normal range
+WIDE = {"float64": 2, "float32": 4, "bfloat16": 8, "float16": 8}
+RESULTS = ("loss", "logits_grad", "geometry_grad", "target_grad", "predicted")
+
+
+def run(module, names, state, **sizes):
+    """Runs kernels over the arrays of `state`, a dictionary; a workspace comes full of NaNs."""
+    call = module.Call()
+    call.dtype, call.margin = state["products"].dtype.name, 4
+    call.rows, call.classes = state["products"].shape
+    call.depth = state["features"].shape[1] if "features" in state else 0
+    call.wide_labels = state["labels"].dtype == np.int64
+    for name, value in sizes.items():
+        setattr(call, name, value)
+    for name, array in state.items():
+        if array is not None:
+            assert array.flags.c_contiguous
+            setattr(call, name, array.__array_interface__["data"][0])
+    for name in names:
+        size = module.loss_workspace(call.rows, call.classes)
+        if name == "weights_grad":
+            size = module.weights_grad_workspace(call.rows, call.depth)
+        workspace = np.full(size // 8, np.nan)
+        call.workspace = workspace.ctypes.data
+        getattr(module, name)(call, 1 if module is _core else 0)
+    return state
+
+
+def loss_state(rows, classes, dtype, *, bias=True, scale=3.0, lam=0.5):
+    """Everything that `loss` and its parts read and write; some rows have no target."""
+    rng = np.random.default_rng([rows, classes])
+    labels = rng.integers(0, classes, rows)
+    labels[: 2 * (rows > 2)] = [classes - 1, -1][: 2 * (rows > 2)]
+    dot, features_sq, weights_sq = rng.normal(size=rows), 1 + rng.random(rows), 1 + rng.random(rows)
+    return {
+        "products": (scale * rng.normal(size=(rows, classes))).astype(DTYPES[dtype]),
+        "bias": rng.normal(size=classes).astype(DTYPES[dtype]) if bias else None,
+        "labels": labels.astype(np.int32 if bias else np.int64),
+        "lam": np.array(lam),
+        "geometry": np.stack([dot, features_sq, weights_sq]),
+        "geometry_grad": np.full((3, rows), -7.0),
+        "loss": np.full(rows, -7, DTYPES[dtype]),
+        "loss_grad": rng.normal(size=rows).astype(DTYPES[dtype]),
+        "target_grad": np.full(rows, -7.0),
+        "predicted": np.full(rows, -7),
+        "logits_grad": np.full((rows, classes), -7, DTYPES[dtype]),
+        "bias_grad": np.full(classes, -7, DTYPES[dtype]),
+    }
+
+
+def copied(state, *, in_place=False):
+    state = {name: array if array is None else array.copy() for name, array in state.items()}
+    if in_place:
+        state["logits_grad"] = state["products"]
+    return state
+
+
+def assert_close(got, expected, names=RESULTS):
+    for name in names:
+        a, b = got[name], expected[name]
+        if name == "predicted":
+            np.testing.assert_array_equal(a, b, err_msg=name)
+            continue
+        epsilon = EPSILON[got["loss"].dtype.name] if a.dtype == got["loss"].dtype else EPSILON["float32"]
+        if got["loss"].dtype == np.float64:
+            epsilon = EPSILON["float64"]
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, rtol=4 * epsilon, atol=TINY[got["loss"].dtype.name], err_msg=name)
+
+
+def bits(state, names=RESULTS):
+    return [state[name].tobytes() for name in names]
+
+
+def assert_loss_is_that_of_the_cpu(state):
+    expected = run(_core, ["loss"], copied(state))
+    got = run(kernels, ["loss"], copied(state))
+    assert_close(got, expected)
+    assert bits(run(kernels, ["loss"], copied(state, in_place=True))) == bits(got)
+    return got
+
+
+SHARED = 64 << 10  # what the emulator's device has; loss_plan.h says what becomes of it
+ON_CHIP = [256, (SHARED // 4 - 2048) // 16, (SHARED // 2 - 2048) // 16, (SHARED - 2048) // 16]
+
+
+@pytest.mark.parametrize("vectors", [1, *ON_CHIP])
+@pytest.mark.parametrize("beyond", [-7, 0, 1])
+@pytest.mark.parametrize("bias", [True, False])
+def test_loss_of_rows_around_what_a_warp_or_shared_memory_holds(dtype, vectors, beyond, bias):
+    classes = max(1, WIDE[dtype] * (vectors - 1) + 1 + beyond)
+    rows = 3 if classes <= 2**14 else 17  # rows so few would be cut in parts
+    assert_loss_is_that_of_the_cpu(loss_state(rows, classes, dtype, bias=bias))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 17])
+@pytest.mark.parametrize("classes", [1, 2, 3, 7, 8, 9, 33, 255, 256, 257, 300])
+def test_loss_of_short_rows(rows, classes):
+    for kind in ("float32", "bfloat16"):
+        assert_loss_is_that_of_the_cpu(loss_state(rows, classes, kind, bias=classes % 2 == 0))
+
+
+# Around the fewest classes that are cut, and around the borders of parts, wherever rows begin.
+@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize("classes", [16384, 16385, 17408, 17409, 24575, 24576, 24577, 24583])
+def test_loss_in_parts(rows, classes):
+    for kind in ("float32", "bfloat16"):
+        assert_loss_is_that_of_the_cpu(loss_state(rows, classes, kind, bias=rows != 3))
+
+
+def test_more_parts_than_lanes(dtype):
+    assert_loss_is_that_of_the_cpu(loss_state(2, 33 * 8192 + 5, dtype))
+
+
+def test_no_rows(dtype):
+    state = loss_state(0, 7, dtype)
+    run(kernels, ["loss", "finish", "products_grad", "bias_grad"], {**state, "normalizer": np.empty((2, 0))})
+    np.testing.assert_array_equal(state["bias_grad"].astype(float), 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "vectors", "shared", "plan"),
+    [
+        (1, 16384, 4097, 227, "1 512 4097"),
+        (1, 16385, 4097, 227, "2 256 0"),
+        (16, 16385, 4097, 227, "2 256 0"),
+        (17, 17408, 4353, 227, "1 512 4353"),
+        (17, 17409, 4353, 227, "2 256 0"),
+        (256, 1000000, 250001, 227, "2 256 0"),
+        (1024, 100000, 25001, 227, "1 1024 14400"),
+        (4096, 10000, 2501, 227, "1 256 2501"),
+        (4096, 1000, 256, 227, "0 256 256"),
+        (4096, 1000, 257, 227, "1 256 257"),
+        (4096, 1, 3504, 227, "1 256 3504"),
+        (4096, 1, 3505, 227, "1 512 3505"),
+        (4096, 1, 7136, 227, "1 512 7136"),
+        (4096, 1, 7137, 227, "1 1024 7137"),
+        (4096, 1, 14400, 227, "1 1024 14400"),
+        (4096, 1, 14401, 227, "1 1024 14400"),
+        (4096, 1, 3968, 64, "1 1024 3968"),
+    ],
+)
+def test_plan(planner, rows, classes, vectors, shared, plan):
+    command = [planner, *map(str, (rows, classes, vectors, shared << 10))]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == plan
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory):
+    """A program that prints mapping, threads and vectors kept of a shape."""
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "main.cc").write_text(
+        '#include "cuda/loss_plan.h"\n#include <stdio.h>\n#include <stdlib.h>\n'
+        "int main(int, char** v) {\n"
+        "  const auto plan = lsoftmax::cuda::plan_loss(atoll(v[1]), atoll(v[2]), atoll(v[3]), atoll(v[4]));\n"
+        '  printf("%d %d %d", static_cast<int>(plan.mapping), plan.threads, static_cast<int>(plan.kept));\n}\n'
+    )
+    subprocess.run(["c++", "-std=c++17", f"-I{ROOT / 'cc'}", "main.cc", "-o", "main"], cwd=folder, check=True)
+    return folder / "main"
+
+
+@pytest.mark.parametrize("order", ["reverse", "1", "2", "3"])
+def test_the_loss_in_any_order_gives_the_same_bits(monkeypatch, dtype, order):
+    # row per warp; row per block, kept whole and in part; parts
+    states = [loss_state(rows, classes, dtype) for rows, classes in ((19, 70), (3, 4500), (17, 17400), (3, 20001))]
+    for state in states:
+        state["sums"] = np.tile([[-np.inf], [0], [-np.inf], [0]], len(state["labels"]))
+        state["normalizer"] = np.full((2, len(state["labels"])), -7.0)
+    results = (*RESULTS, "sums", "normalizer", "bias_grad")
+
+    def all_bits():
+        found = [bits(run(kernels, ["loss"], copied(state))) for state in states]
+        for state, last in zip(states, (["bias_grad"], [], [], []), strict=True):  # of many classes it takes its time
+            found.append(bits(run(kernels, ["sums", "finish", "products_grad", *last], copied(state)), results))
+        return found
+
+    first = all_bits()
+    monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+    assert all_bits() == first
+
+
+def shifted(array, entries):
+    """The same array, so many entries after a border of 16 bytes."""
+    memory = np.empty(array.size + 32, array.dtype)
+    begin = -memory.ctypes.data % 16 // array.itemsize + entries
+    view = memory[begin : begin + array.size].reshape(array.shape)
+    view[:] = array
+    assert view.ctypes.data % 16 == entries * array.itemsize % 16
+    return view
+
+
+@pytest.mark.parametrize("classes", [64, 1100, 20000])
+def test_rows_and_biases_anywhere_in_memory(dtype, classes):
+    state = loss_state(3, classes, dtype)
+    expected = run(_core, ["loss"], copied(state))
+    for products, gradient, bias in ((1, 1, 0), (1, 1, 1), (0, 1, 0), (3, 0, 2)):
+        moved = copied(state)
+        moved["products"] = shifted(state["products"], products)
+        moved["logits_grad"] = shifted(state["logits_grad"], gradient)
+        moved["bias"] = shifted(state["bias"], bias)
+        before = moved["products"].copy()
+        assert_close(run(kernels, ["loss"], moved), expected)
+        assert moved["products"].tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("classes", [7, 2000, 17000])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("label", [-2, "C", np.iinfo(np.int64).max, np.iinfo(np.int64).min], ids=str)
+def test_a_label_out_of_range_makes_its_rows_loss_nan(classes, bias, label):
+    state = loss_state(5, classes, "float32", bias=bias)
+    state["labels"] = state["labels"].astype(np.int64)
+    clean = run(kernels, ["loss"], copied(state))
+    state["labels"][3] = classes if label == "C" else label
+    bad = run(kernels, ["loss"], copied(state))
+    others = np.arange(5) != 3
+    for name in ("loss", "logits_grad", "target_grad"):
+        assert np.isnan(bad[name][3]).all()
+        assert bad[name][others].tobytes() == clean[name][others].tobytes()
+    assert np.isnan(bad["geometry_grad"][:, 3]).all()
+    assert np.isfinite(bad["geometry_grad"][:, others]).all()
+    assert 0 <= bad["predicted"][3] < classes
+
+
+@pytest.mark.parametrize("classes", [7, 2000, 17000])
+@pytest.mark.parametrize("lam", [-1.0, np.nan, -np.inf], ids=str)
+def test_a_bad_lambda_in_device_memory_makes_every_loss_nan(classes, lam):
+    state = run(kernels, ["loss"], loss_state(5, classes, "float32", lam=lam))
+    for name in ("loss", "logits_grad", "target_grad", "geometry_grad"):
+        assert np.isnan(state[name]).all()
+    assert ((state["predicted"] >= 0) & (state["predicted"] < classes)).all()
+
+
+@pytest.mark.parametrize("classes", [9, 1500, 17000])
+def test_extreme_logits(dtype, classes):
+    state = loss_state(16, classes, dtype, bias=False, scale=0)
+    products, labels = state["products"], state["labels"]
+    labels[:] = classes // 2
+    labels[10] = -1
+    products[0] = np.linspace(-1e4, 1e4, classes)
+    products[1] = -1e4
+    products[2, :] = -np.inf  # no other class
+    products[3, 1:] = -np.inf
+    products[4, 0] = np.inf
+    products[5, -1] = np.nan
+    products[6, classes // 2] = np.nan  # the target's own: its logit is t
+    products[7, classes // 2] = -np.inf
+    products[8] = np.nan
+    products[9, :] = np.inf
+    products[10, 0] = np.nan  # no target
+    state["geometry"][:, 11] = [1e4, 1e8, 1]
+    state["geometry"][:, 12] = [-1e4, 1e8, 1]
+    state["geometry"][0, 13] = np.nan
+    state["geometry"][0, 14] = np.inf
+    with np.errstate(invalid="ignore"):
+        expected, got = (run(module, ["loss"], copied(state)) for module in (_core, kernels))
+    poisoned = np.isnan(expected["loss"].astype(float))
+    assert poisoned.tolist() == [i in (4, 5, 8, 9, 13, 14) for i in range(16)]
+    got["logits_grad"][poisoned, classes // 2] = expected["logits_grad"][poisoned, classes // 2]  # 0 or NaN
+    assert ((got["predicted"] >= 0) & (got["predicted"] < classes)).all()
+    got["predicted"][8] = expected["predicted"][8]  # of NaNs, any
+    assert_close(got, expected)
+
+
+@pytest.mark.parametrize("classes", [40, 4000, 30000])
+def test_of_equal_logits_the_first_is_predicted(classes):
+    """Wherever the target is among them, in whichever thread or part."""
+    places = [0, 1, 5, 31, 32, classes // 3, classes // 2, classes - 2, classes - 1]
+    rng = np.random.default_rng(0)
+    state = loss_state(17, classes, "float32", bias=False)
+    expected = []
+    for row in range(17):
+        tied = rng.choice(places, 3, replace=False)
+        state["products"][row, tied] = 50
+        state["labels"][row] = tied[row % 3] if row % 4 else -1
+        expected.append(tied.min())
+    np.testing.assert_array_equal(run(kernels, ["loss"], state)["predicted"], expected)
+
+
+@pytest.mark.parametrize("blocks", [[40], [1, 38, 1], [16, 24], [13, 13, 14], [9000, 8193, 30], [0, 5]], ids=str)
+def test_blocks_of_classes(dtype, blocks):
+    classes, rows = sum(blocks), 11
+    state = loss_state(rows, classes, dtype)
+    state["products"][4, :] = 2  # all equal
+    expected = run(_core, ["loss", "bias_grad"], copied(state))
+    sums, carried = np.tile([[-np.inf], [0], [-np.inf], [0]], rows), np.empty((2, rows))
+    on_the_cpu, first, parts = sums.copy(), 0, []
+    for width in blocks:
+        own = slice(first, first + width)
+        part = copied(state)
+        part["products"], part["bias"] = (state[n][..., own].copy() for n in ("products", "bias"))
+        part["bias_grad"] = np.full(width, -7, DTYPES[dtype])
+        parts.append({**part, "sums": sums, "normalizer": carried, "first_class": first})
+        first += width
+    for part in parts:
+        first = part.pop("first_class")
+        run(kernels, ["sums"], part, first_class=first)
+        run(_core, ["sums"], {**part, "sums": on_the_cpu}, first_class=first)
+        np.testing.assert_array_equal(sums[[0, 2, 3]], on_the_cpu[[0, 2, 3]])
+        np.testing.assert_allclose(sums[1], on_the_cpu[1], rtol=1e-12 if dtype == "float64" else 4e-6)
+        part["first_class"] = first
+    whole = run(kernels, ["finish"], {**copied(state), "sums": sums, "normalizer": carried})
+    for part in parts:
+        first = part.pop("first_class")
+        part.update(logits_grad=part["products"], target_grad=whole["target_grad"])
+        run(kernels, ["products_grad", "bias_grad"], part, first_class=first)
+    for name in ("logits_grad", "bias_grad"):
+        whole[name] = np.concatenate([part[name] for part in parts], axis=-1)
+    assert_close(whole, expected)
+    scale = np.abs(expected["bias_grad"].astype(float)).max()
+    for got in (whole, run(kernels, ["loss", "bias_grad"], copied(state))):
+        difference = np.abs(got["bias_grad"].astype(float) - expected["bias_grad"].astype(float))
+        assert difference.max() <= 8 * EPSILON[dtype] * scale
+
+
+def test_finish_of_bad_rows():
+    state = loss_state(6, 5, "float32")
+    state["labels"][[3, 4]] = [-2, 5]
+    state.update(sums=np.ones((4, 6)), normalizer=np.zeros((2, 6)))
+    finished = run(kernels, ["finish", "products_grad"], copied(state))
+    bad = np.isin(np.arange(6), [3, 4])
+    for values in (finished["loss"], finished["logits_grad"].T, finished["normalizer"], finished["target_grad"]):
+        np.testing.assert_array_equal(np.isnan(values).all(axis=0) if values.ndim > 1 else np.isnan(values), bad)
+    state["lam"] = np.array(-1.0)
+    finished = run(kernels, ["finish", "products_grad"], copied(state))
+    assert np.isnan(finished["loss"]).all()
+    assert np.isnan(finished["logits_grad"]).all()
+
+
+@pytest.mark.parametrize("rows", [1, 31, 33, 255, 256, 257, 600])
+@pytest.mark.parametrize("classes", [1, 31, 33, 70])
+def test_bias_grad_of_every_shape(dtype, rows, classes):
+    state = loss_state(rows, classes, dtype)
+    state["logits_grad"] = state["products"]
+    state["target_grad"] = np.linspace(-1, 1, rows)
+    for without in ({}, {"loss_grad": None}):
+        given = {**copied(state), **without}
+        got, expected = (run(module, ["bias_grad"], copied(given))["bias_grad"] for module in (kernels, _core))
+        scale = np.abs(state["products"].astype(float)).sum(axis=0) * np.abs(state["loss_grad"].astype(float)).max() + 9
+        assert (np.abs(got.astype(float) - expected.astype(float)) <= 2 * EPSILON[dtype] * scale).all()
+
+
+@pytest.mark.parametrize("depth", [1, 7, 33, 64])
+@pytest.mark.parametrize("with_copies", [True, False])
+def test_what_comes_down_to_the_loss_and_copies_of_the_targets_weights(dtype, depth, with_copies):
+    batch = skewed_batch(70, depth, 9, dtype)
+    batch.labels[1:8] = -1
+    state = {
+        "features": batch.features,
+        "weights": batch.weights,
+        "labels": batch.labels,
+        "products": batch.grad,
+        "geometry": np.full((3, 70), -7.0),
+        "geometry_grad": np.random.default_rng(0).normal(size=(3, 70)),
+        "loss_grad": batch.grad[:, 0].copy(),
+        "target_weights": np.full((70, depth), -7, DTYPES[dtype]) if with_copies else None,
+        "features_grad": batch.features[::-1].copy(),
+        "weights_grad": batch.weights[::-1].copy(),
+    }
+    expected = run(_core, ["geometry", "features_grad", "weights_grad"], copied(state))
+    got = run(kernels, ["geometry", "features_grad", "weights_grad"], copied(state))
+    if with_copies:
+        assert got["target_weights"].tobytes() == expected["target_weights"].tobytes()
+        assert (got["target_weights"][batch.labels < 0].astype(float) == 0).all()
+        # The copies are what is read.
+        for module, result in ((_core, expected), (kernels, got)):
+            run(module, ["features_grad", "weights_grad"], {**result, "weights": np.full_like(batch.weights, np.nan)})
+    for name in ("geometry", "features_grad", "weights_grad"):
+        a, b = np.asarray(got[name], np.float64), np.asarray(expected[name], np.float64)
+        assert np.isfinite(b).all()
+        np.testing.assert_allclose(a, b, rtol=0, atol=2 * EPSILON[dtype] * max(1, np.abs(b).max()))
+
+
+def last_blocks_of_a_large_batch(rows, classes, tail):
+    """Two rows of `tail` products at the end of a batch whose other pages are never made, and the two alone."""
+    small = loss_state(2, tail, "float16", bias=False)
+    small["labels"][:] = [0, tail - 1]
+    large = {
+        name: np.zeros((*small[name].shape[:-1], rows), small[name].dtype) for name in (*RESULTS, "geometry", "labels")
+    }
+    large |= {name: np.zeros((rows, classes), np.float16) for name in ("products", "logits_grad")}
+    large["products"][-2:, -tail:] = small["products"]
+    large["geometry"][:, -2:] = small["geometry"]
+    large["labels"][-2:] = small["labels"] + (classes - tail)
+    return {**large, "lam": small["lam"]}, small
+
+
+def test_the_loss_of_more_than_two_to_the_31_products(monkeypatch):
+    """A row per block; the last two blocks run."""
+    large, small = last_blocks_of_a_large_batch(2**18, 2**13 + 1, 2**13 + 1)
+    monkeypatch.setenv("CUDA_ON_CPU_LAST", "2")
+    run(kernels, ["loss"], large)
+    for name in RESULTS:
+        large[name] = large[name][-2:] if name != "geometry_grad" else large[name][:, -2:]
+    assert_close(large, run(_core, ["loss"], small))
+
+
+def test_parts_of_more_than_two_to_the_31_products(monkeypatch):
+    """The last two parts of the last row."""
+    rows, classes, tail = 3, 2**30, 2**14
+    large, small = last_blocks_of_a_large_batch(rows, classes, tail)
+    row, target, products = slice(1, 2), large["labels"][-1], small["products"][1].astype(np.float32)
+    monkeypatch.setenv("CUDA_ON_CPU_LAST", "2")
+    large["normalizer"] = np.full((2, rows), 0.25)
+    large["sums"] = np.tile([[-np.inf], [0], [-np.inf], [0]], rows)
+    run(kernels, ["sums", "products_grad"], large)
+    best = products.argmax()
+    assert large["sums"][[0, 2, 3], -1].tolist() == [products[:-1].max(), products[best], classes - tail + best]
+    expected = np.exp(products - np.float32(0.25)) / 4
+    expected[-1] = 0
+    np.testing.assert_allclose(large["logits_grad"][-1, -tail:], expected, rtol=2e-3, atol=6e-8)
+    assert target == classes - 1
+    assert not large["logits_grad"][row, -tail:].any()  # other blocks
+
+
+def test_copies_of_rows(tmp_path):
+    body = """
+      char from[24], to[40] = {};
+      for (int n = 0; n < 24; ++n) from[n] = n + 1;
+      out[0] = lsoftmax::cuda::copy_rows(from, 6, to + 3, 10, 5, 4, nullptr);
+      out[1] = lsoftmax::cuda::copy_rows(from, 0, to, 0, 0, 4, nullptr);
+      out[2] = lsoftmax::cuda::copy_rows(from, 5, to, 4, 5, 4, nullptr);
+      for (int n = 0; n < 40; ++n) out[3 + n] = to[n];
+    """
+    _, out = run_kernel(tmp_path, body, '#include "cuda/target.cu"', threads=1)
+    expected = np.zeros((4, 10), int)
+    expected[:, 3:8] = np.arange(1, 25).reshape(4, 6)[:, :5]
+    assert out[:2].tolist() == [0, 0]
+    assert out[2] != 0  # rows wider than they are apart
+    np.testing.assert_array_equal(out[3:43], expected.ravel())
+
+
+def run_kernel(tmp_path, kernel, include="", threads=64):
+    """Compiles a kernel over cc/cuda/testing and runs it on two blocks of `threads`, or on one of one thread."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
     (tmp_path / "main.cc").write_text(
-        "#include <cuda_runtime.h>\n#include <stdio.h>\n"
+        f"#include <cuda_runtime.h>\n#include <stdio.h>\n{include}\n"
         f"__global__ void kernel(int* out) {{ {kernel} }}\n"
         "int main() {\n"
         "  int out[128] = {};\n"
-        "  cudaLaunchConfig_t config = {}; config.gridDim = dim3(2); config.blockDim = dim3(64);\n"
+        "  cudaLaunchConfig_t config = {}; "
+        f"config.gridDim = dim3({min(2, threads)}); config.blockDim = dim3({threads});\n"
         "  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, out);\n"
         '  printf("[[%d], [", error);\n'
         '  for (int n = 0; n < 128; ++n) printf(n ? ", %d" : "%d", out[n]);\n'
         '  printf("]]");\n}\n'
     )
-    command = ["c++", "-std=c++17", "-fsanitize=undefined", f"-I{ROOT / 'cc/cuda/testing'}", "main.cc", "-o", "main"]
+    command = [
+        "c++",
+        "-std=c++17",
+        "-fsanitize=undefined",
+        f"-I{ROOT / 'cc/cuda/testing'}",
+        f"-I{ROOT / 'cc'}",
+        "main.cc",
+        "-o",
+        "main",
+    ]
     subprocess.run(command, cwd=tmp_path, check=True)
     run = subprocess.run(["./main"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     (error,), out = json.loads(run.stdout)
@@ -206,8 +650,14 @@ def test_tensorflow_has_a_gpu_kernel_of_every_op():
 
     assert lsoftmax_op.lsoftmax_logits
     built = json.loads((PACKAGE / "_build_info.json").read_text())["cuda"] is not None
-    for op in ("TargetGeometry", "Logits", "LogitsGrad", "FeaturesGrad", "WeightsGrad", "TargetAngles"):
+    names = "TargetGeometry Logits LogitsGrad FeaturesGrad WeightsGrad TargetAngles "
+    names += "Loss LossWithGradient LossFeaturesGrad LossWeightsGrad LossBiasGrad BiasGrad "
+    names += "ClassSums LossOfSums ProductsGrad SetColumns"
+    on_the_host = {"BiasGrad": "first_class", "ClassSums": "first_class", "ProductsGrad": "first_class"}
+    on_the_host["SetColumns"] = "first_column"
+    for op in names.split():
         found = registered.get_registered_kernels_for_op(f"Lsoftmax{op}").kernel
         devices = [kernel.device_type for kernel in found]
         assert devices.count("GPU") == (devices.count("CPU") if built else 0)
-        assert not any(kernel.host_memory_arg for kernel in found)
+        expected = [on_the_host[op]] if op in on_the_host else []
+        assert all(list(kernel.host_memory_arg) == expected for kernel in found)

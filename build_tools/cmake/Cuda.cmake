@@ -9,6 +9,8 @@ set(cuda_sources
   cc/cuda/geometry.cu
   cc/cuda/target.cu
   cc/cuda/features_grad.cu
+  cc/cuda/loss.cu
+  cc/cuda/bias_grad.cu
   cc/cuda/label_order.cu
   cc/cuda/weights_grad.cu)
 list(TRANSFORM cuda_sources PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/)

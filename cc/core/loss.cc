@@ -227,7 +227,7 @@ void bias_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
     for (int64_t l = 0; l < width; ++l) sum[l] = 0;
     for (int64_t i = 0; i < args.rows; ++i) {
       const int64_t y = label_of(args.labels, i) - args.first_class;
-      const double grad = args.loss_grad ? widen(args.loss_grad[i]) : 1;
+      const double grad = loss_grad_of(args, i);
       const T* const row = args.logits_grad + i * args.classes + first;
       for (int64_t l = 0; l < width; ++l) sum[l] += grad * widen(row[l]);
       if (label_of(args.labels, i) >= 0 && first <= y && y < first + width)

@@ -115,12 +115,6 @@ void angles(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) measure_angle(args, i);
 }
 
-// What comes down to the row's loss.
-template <typename T>
-LSOFTMAX_INLINE double loss_grad_of(const Arguments<T>& args, int64_t row) {
-  return args.loss_grad != nullptr ? widen(args.loss_grad[row]) : 1;
-}
-
 // gradient[0 .. width) = scale (gradient + along_w w + along_x x), where w is strided.
 template <typename T>
 LSOFTMAX_INLINE void add_row(const T* __restrict x, const T* __restrict w, int64_t stride, const Geometry& grad,

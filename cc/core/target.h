@@ -31,6 +31,12 @@ LSOFTMAX_INLINE void store(double* geometry, int64_t rows, int64_t row, const Ge
   geometry[2 * rows + row] = g.weights_sq;
 }
 
+// What comes down to the row's loss.
+template <typename T>
+LSOFTMAX_INLINE double loss_grad_of(const Arguments<T>& args, int64_t row) {
+  return args.loss_grad != nullptr ? widen(args.loss_grad[row]) : 1;
+}
+
 // logits[row, y] = t
 template <typename T>
 LSOFTMAX_INLINE void patch_logit(const Arguments<T>& args, double alpha, int64_t row) {

@@ -1,4 +1,4 @@
-// What the kernels share: how they are launched, how a warp adds up, and how it walks a row beside a weight column.
+// What the kernels share: how they are launched, how a warp adds up, and how it walks a row beside a row's weights.
 #ifndef LSOFTMAX_CUDA_DEVICE_CUH_
 #define LSOFTMAX_CUDA_DEVICE_CUH_
 
@@ -18,19 +18,32 @@ constexpr int kWarps = kBlock / kWarp;  // a block
 
 LSOFTMAX_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Launches kernel(args...) on `blocks` x `tiles` blocks, if there are any.
+// Launches kernel(args...) on `blocks` x `tiles` blocks, if there are any, each with `shared` bytes of dynamic_shared().
 template <typename... Parameters>
-Status launch(void (*kernel)(Parameters...), int64_t blocks, int64_t tiles, int threads, Stream stream,
-              Parameters... args) {
+Status launch_with_shared(void (*kernel)(Parameters...), int64_t blocks, int64_t tiles, int threads, int64_t shared,
+                          Stream stream, Parameters... args) {
+  constexpr int64_t kUnasked = 48 << 10;  // what a kernel may have without asking
   if (blocks == 0 || tiles == 0) return cudaSuccess;
   if (blocks > INT32_MAX || tiles > UINT16_MAX) return cudaErrorInvalidConfiguration;
+  if (shared > kUnasked) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    const cudaError_t refused = cudaGetLastError();
+    if (refused != cudaSuccess) return refused;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(tiles));
   config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared);
   config.stream = static_cast<cudaStream_t>(stream);
   const cudaError_t launched = cudaLaunchKernelEx(&config, kernel, args...);
   const cudaError_t last = cudaGetLastError();  // takes the error off this thread's record
   return launched != cudaSuccess ? launched : last;
+}
+
+template <typename... Parameters>
+Status launch(void (*kernel)(Parameters...), int64_t blocks, int64_t tiles, int threads, Stream stream,
+              Parameters... args) {
+  return launch_with_shared(kernel, blocks, tiles, threads, 0, stream, args...);
 }
 
 // 16 bytes of a row.
@@ -67,6 +80,17 @@ __device__ inline int64_t row_of_warp() { return static_cast<int64_t>(blockIdx.x
 __device__ inline int lane_of_warp() { return static_cast<int>(threadIdx.x % kWarp); }
 __device__ inline int64_t row_of_thread() { return static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x; }
 
+// The memory that the launch gave the block.
+template <typename T>
+__device__ inline T* dynamic_shared() {
+#if defined(LSOFTMAX_CUDA_ON_CPU)
+  return static_cast<T*>(cuda_on_cpu::dynamic_shared());
+#else
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<T*>(memory);
+#endif
+}
+
 // The sum over the warp's lanes, on every lane, always added in the same order.
 __device__ inline double warp_sum(double value) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
@@ -75,11 +99,35 @@ __device__ inline double warp_sum(double value) {
   return value;
 }
 
-// Walks a row x [depth] and a weight column w (entries `stride` apart), its lanes side by side along the row:
+// The weights of a row's class: a column of W, entries `stride` apart, or a copy of it.
+template <typename T>
+struct Column {
+  const T* begin;
+  int64_t stride;
+
+  template <int kVector>
+  __device__ Vector<T, kVector> at(int64_t d) const {
+    Vector<T, kVector> w;
+#pragma unroll
+    for (int l = 0; l < kVector; ++l) w.at[l] = begin[(d + l) * stride];
+    return w;
+  }
+};
+template <typename T>
+struct Copy {
+  const T* begin;
+
+  template <int kVector>
+  __device__ Vector<T, kVector> at(int64_t d) const {
+    return vector_at<kVector>(begin + d);
+  }
+};
+
+// Walks a row x [depth] beside its weights w, a Column or a Copy, its lanes side by side along the row:
 // calls work(d, x[d .. d + kVector), w[d .. d + kVector)) for every kVector-th d. A column's entries lie in as many
 // cache lines, so a lane asks for kInFlight of them before it uses the first.
-template <int kVector, typename T, typename Work>
-__device__ inline void walk(const T* x, const T* w, int64_t stride, int64_t depth, const Work& work) {
+template <int kVector, typename T, typename Weights, typename Work>
+__device__ inline void walk(const T* x, const Weights& w, int64_t depth, const Work& work) {
   constexpr int kInFlight = 8;
   constexpr int kSteps = kInFlight / kVector;
   constexpr int64_t kStep = kWarp * kVector;
@@ -90,8 +138,7 @@ __device__ inline void walk(const T* x, const T* w, int64_t stride, int64_t dept
       const int64_t d = first + n * kStep;
       if (d >= depth) continue;
       xs[n] = vector_at<kVector>(x + d);
-#pragma unroll
-      for (int l = 0; l < kVector; ++l) ws[n].at[l] = w[(d + l) * stride];
+      ws[n] = w.template at<kVector>(d);
     }
 #pragma unroll
     for (int n = 0; n < kSteps; ++n) {

@@ -1,12 +1,14 @@
-// The kernels of core/rows.h for CUDA: the same arguments, on a stream. Needs no CUDA header.
+// The kernels of core/rows.h and core/loss.h for CUDA: the same arguments, on a stream. Needs no CUDA header.
 //
 // Every pointer of the arguments lies in device memory, labels and lambda too, so nothing is copied to or from the
 // host. A function launches its kernels on the stream that it is given and returns at once: it allocates nothing,
-// waits for nothing and calls no other stream. Sums run in double and in a fixed order, without atomics: results are
-// bit-identical from run to run.
+// waits for nothing and calls no other stream. Sums run in a fixed order, without atomics: results are bit-identical from
+// run to run. Those over features run in double; a thread adds up the exponentials of its own classes, and eight rows of a
+// bias gradient, in float (of float64: in double) before they are added to the others' in double.
 //
 // Values that only the device knows are judged there: a label that is neither -1 nor in [0, classes) makes its row
-// NaN, a lambda that is negative or NaN makes every row NaN, in `logits` as in `logits_grad`.
+// NaN, a lambda that is negative or NaN makes every row NaN, in `logits` as in `logits_grad`, `loss` and `finish`: the loss,
+// its gradient and geometry_grad. `predicted` stays a class.
 #ifndef LSOFTMAX_CUDA_KERNELS_H_
 #define LSOFTMAX_CUDA_KERNELS_H_
 
@@ -41,8 +43,27 @@ int64_t weights_grad_workspace(int64_t rows, int64_t depth);
 template <typename T>
 Status weights_grad(const Arguments<T>& args, void* workspace, Stream stream);
 
+// The contracts are those of LossKernels<T>, over all rows or classes. `finish` knows the number of classes, beyond which a
+// label is bad, only where there is a bias; where there is none, `geometry` has made that row NaN.
+// `workspace` as above, of loss_workspace(args.rows, args.classes) bytes.
+int64_t loss_workspace(int64_t rows, int64_t classes);
+template <typename T>
+Status loss(const Arguments<T>& args, void* workspace, Stream stream);
+template <typename T>
+Status sums(const Arguments<T>& args, void* workspace, Stream stream);
+template <typename T>
+Status finish(const Arguments<T>& args, Stream stream);
+template <typename T>
+Status products_grad(const Arguments<T>& args, Stream stream);
+template <typename T>
+Status bias_grad(const Arguments<T>& args, Stream stream);
+
 // Copies within device memory.
 Status copy(const void* from, void* to, int64_t bytes, Stream stream);
+
+// The same of `rows` rows of `width` bytes, which begin `from_pitch` and `to_pitch` bytes apart, less than 2^31.
+Status copy_rows(const void* from, int64_t from_pitch, void* to, int64_t to_pitch, int64_t width, int64_t rows,
+                 Stream stream);
 
 }  // namespace cuda
 }  // namespace lsoftmax

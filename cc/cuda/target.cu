@@ -81,5 +81,13 @@ Status copy(const void* from, void* to, int64_t bytes, Stream stream) {
                          static_cast<cudaStream_t>(stream));
 }
 
+Status copy_rows(const void* from, int64_t from_pitch, void* to, int64_t to_pitch, int64_t width, int64_t rows,
+                 Stream stream) {
+  if (width == 0 || rows == 0) return cudaSuccess;
+  return cudaMemcpy2DAsync(to, static_cast<size_t>(to_pitch), from, static_cast<size_t>(from_pitch),
+                           static_cast<size_t>(width), static_cast<size_t>(rows), cudaMemcpyDeviceToDevice,
+                           static_cast<cudaStream_t>(stream));
+}
+
 }  // namespace cuda
 }  // namespace lsoftmax

@@ -1,4 +1,6 @@
-// weights_grad[:, y] += sum over the rows i of class y of g_s x_i + 2 g_B w_y, (g_s, g_A, g_B) = geometry_grad[:, i]
+// weights_grad[:, y] += sum over the rows i of class y of h_i (g_s x_i + 2 g_B w_y)
+//
+// with (g_s, g_A, g_B) = geometry_grad[:, i] and h = loss_grad, or 1.
 //
 // The rows are put in the order of their labels (label_order.cuh) and cut into chunks of kChunk. A warp adds up a
 // segment, the rows of one class within one chunk, for 32 kVector feature dimensions. Where the class goes on in the
@@ -23,8 +25,8 @@ struct Carry {
 
 template <int kVector>
 struct Sum {
-  double along_x[kVector] = {};  // the sum of g_s x, for a lane's own feature dimensions
-  double along_w = 0;            // the sum of 2 g_B
+  double along_x[kVector] = {};  // the sum of h g_s x, for a lane's own feature dimensions
+  double along_w = 0;            // the sum of 2 h g_B
 };
 
 // The sorted rows [begin, end), all of one class.
@@ -36,25 +38,29 @@ __device__ Sum<kVector> sum_of(const Arguments<T>& args, const LabelOrder& order
   for (int64_t n = begin; n < end; ++n) {
     const int64_t row = order.rows[n];
     const Geometry grad = geometry_grad_of(args, row);
+    const double scale = loss_grad_of(args, row);
+    const double along_x = scale * grad.dot, norm_grad = scale * grad.weights_sq;
     const Vector<T, kVector> x = vector_at<kVector>(args.features + row * args.depth + d);
-    if (grad.dot == 0 && grad.weights_sq == 0) continue;
-    sum.along_w += 2 * grad.weights_sq;
+    if (along_x == 0 && norm_grad == 0) continue;
+    sum.along_w += 2 * norm_grad;
 #pragma unroll
-    for (int l = 0; l < kVector; ++l) sum.along_x[l] += grad.dot * widen(x.at[l]);
+    for (int l = 0; l < kVector; ++l) sum.along_x[l] += along_x * widen(x.at[l]);
   }
   return sum;
 }
 
+// `row`: one of class y.
 template <int kVector, typename T>
-__device__ void add_to_column(const Arguments<T>& args, int64_t y, int64_t d, const Sum<kVector>& sum) {
-  const T* w = args.weights + d * args.classes + y;
+__device__ void add_to_column(const Arguments<T>& args, int64_t y, int64_t row, int64_t d, const Sum<kVector>& sum) {
   T* gradient = args.weights_grad + d * args.classes + y;
   Vector<T, kVector> entries, ws;
-#pragma unroll
-  for (int l = 0; l < kVector; ++l) {
-    entries.at[l] = gradient[l * args.classes];
-    ws.at[l] = w[l * args.classes];
+  if (args.target_weights != nullptr) {
+    ws = Copy<T>{args.target_weights + row * args.depth}.template at<kVector>(d);
+  } else {
+    ws = Column<T>{args.weights + y, args.classes}.template at<kVector>(d);
   }
+#pragma unroll
+  for (int l = 0; l < kVector; ++l) entries.at[l] = gradient[l * args.classes];
 #pragma unroll
   for (int l = 0; l < kVector; ++l) {
     const double share = sum.along_x[l] + (sum.along_w == 0 ? 0 : sum.along_w * widen(ws.at[l]));
@@ -86,7 +92,7 @@ __global__ void __launch_bounds__(kBlock)
       for (int l = 0; l < kVector; ++l) carry.along_x[chunk * args.depth + d + l] = sum.along_x[l];
       if (d == 0) carry.along_w[chunk] = sum.along_w;
     } else if (!goes_back) {
-      add_to_column(args, y, d, sum_of<kVector>(args, order, begin, end, d));
+      add_to_column(args, y, order.rows[begin], d, sum_of<kVector>(args, order, begin, end, d));
     }
   }
 }
@@ -112,7 +118,7 @@ __global__ void __launch_bounds__(kBlock)
   sum.along_w += own.along_w;
 #pragma unroll
   for (int l = 0; l < kVector; ++l) sum.along_x[l] += own.along_x[l];
-  add_to_column(args, y, d, sum);
+  add_to_column(args, y, order.rows[first], d, sum);
 }
 
 template <int kVector, typename T>
@@ -139,8 +145,8 @@ Status weights_grad(const Arguments<T>& args, void* workspace, Stream stream) {
   if (status != 0) return status;
   double* const after = reinterpret_cast<double*>(static_cast<char*>(workspace) + label_order_workspace(args.rows));
   const Carry carry = {after, after + ceil_div(args.rows, kChunk) * args.depth};
-  return is_wide<T>(args.depth, args.features) ? add_classes<kWide<T>>(args, order, carry, stream)
-                                               : add_classes<1>(args, order, carry, stream);
+  return is_wide<T>(args.depth, args.features, args.target_weights) ? add_classes<kWide<T>>(args, order, carry, stream)
+                                                                    : add_classes<1>(args, order, carry, stream);
 }
 
 #define LSOFTMAX_INSTANTIATE(T) template Status weights_grad<T>(const Arguments<T>&, void*, Stream)

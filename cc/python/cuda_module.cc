@@ -25,13 +25,23 @@ struct Cuda {
   LSOFTMAX_RUN(logits_grad)
   LSOFTMAX_RUN(angles)
   LSOFTMAX_RUN(features_grad)
+  LSOFTMAX_RUN(finish)
+  LSOFTMAX_RUN(products_grad)
+  LSOFTMAX_RUN(bias_grad)
 #undef LSOFTMAX_RUN
 
-  template <typename T>
-  static void weights_grad(const Call& call, const Arguments<T>& args, uintptr_t stream) {
-    require_success(
-        cuda::weights_grad(args, reinterpret_cast<void*>(call.workspace), reinterpret_cast<cuda::Stream>(stream)));
+#define LSOFTMAX_RUN(KERNEL)                                                                                  \
+  template <typename T>                                                                                       \
+  static void KERNEL(const Call& call, const Arguments<T>& args, uintptr_t stream) {                          \
+    require_success(                                                                                          \
+        cuda::KERNEL(args, reinterpret_cast<void*>(call.workspace), reinterpret_cast<cuda::Stream>(stream))); \
   }
+  LSOFTMAX_RUN(weights_grad)
+  LSOFTMAX_RUN(loss)
+  LSOFTMAX_RUN(sums)
+#undef LSOFTMAX_RUN
+
+  static int64_t loss_workspace(int64_t rows, int64_t classes) { return cuda::loss_workspace(rows, classes); }
   static int64_t weights_grad_workspace(int64_t rows, int64_t depth) {
     return cuda::weights_grad_workspace(rows, depth);
   }

@@ -7,9 +7,12 @@
 //
 // Threads run in the order of their index, or as the environment variable CUDA_ON_CPU_ORDER says: `reverse`, or a
 // number that seeds a shuffle for each block. A kernel without races gives the same result in every order.
+// Where CUDA_ON_CPU_LAST is a number, only so many blocks of each launch run, the last ones: the far end of arrays that are
+// too large to be walked through.
 //
 // What it is not: fast, or a model of memory. __shared__ arrays are static, so that one block runs at a time, and hold
-// what the last block left; asynchrony and caches do not exist.
+// what the last block left; asynchrony and caches do not exist. The device has as much shared memory as the least of those
+// that the library is built for, and wants to be asked for more than 48 KB, as they do.
 #ifndef LSOFTMAX_CUDA_TESTING_CUDA_RUNTIME_H_
 #define LSOFTMAX_CUDA_TESTING_CUDA_RUNTIME_H_
 
@@ -21,6 +24,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -42,6 +46,7 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidPitchValue = 12,
   cudaErrorLaunchFailure = 719,
 };
 
@@ -63,6 +68,7 @@ struct cudaLaunchConfig_t {
 namespace cuda_on_cpu {
 
 constexpr unsigned kWarp = 32;
+constexpr size_t kSharedUnasked = 48 << 10, kShared = 64 << 10;  // bytes a block
 
 class Machine {
  public:
@@ -71,8 +77,9 @@ class Machine {
     return machine;
   }
 
-  // Runs body() once for every thread of every block.
-  cudaError_t launch(dim3 grid, dim3 block, const std::function<void()>& body) {
+  // Runs body() once for every thread of every block. `kernel` tells what it may have of shared memory.
+  cudaError_t launch(const void* kernel, const cudaLaunchConfig_t& config, const std::function<void()>& body) {
+    const dim3 grid = config.gridDim, block = config.blockDim;
     const uint64_t threads = uint64_t{block.x} * block.y * block.z;
     const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
     if (threads == 0 || threads > 1024 || blocks == 0 || grid.x > INT32_MAX || grid.y > UINT16_MAX ||
@@ -80,13 +87,25 @@ class Machine {
       return last_error = cudaErrorInvalidConfiguration;
     }
     const std::lock_guard<std::mutex> lock(mutex_);
+    const auto asked = shared_asked_.find(kernel);
+    if (config.dynamicSmemBytes > (asked != shared_asked_.end() ? asked->second : kSharedUnasked)) {
+      return last_error = cudaErrorInvalidValue;
+    }
+    shared_.reset(new char[config.dynamicSmemBytes]);  // as large as asked for: the sanitizer sees its end
     gridDim = grid;
     blockDim = block;
     body_ = &body;
     prepare(static_cast<unsigned>(threads));
+    const char* const wish = getenv("CUDA_ON_CPU_LAST");
+    const uint64_t last = wish != nullptr ? strtoull(wish, nullptr, 10) : blocks;
+    uint64_t skipped = last < blocks ? blocks - last : 0;
     for (unsigned z = 0; z < grid.z; ++z) {
       for (unsigned y = 0; y < grid.y; ++y) {
         for (unsigned x = 0; x < grid.x; ++x) {
+          if (skipped > 0) {
+            --skipped;
+            continue;
+          }
           blockIdx = dim3(x, y, z);
           if (!run_block()) return last_error = cudaErrorLaunchFailure;
         }
@@ -128,15 +147,27 @@ class Machine {
 
   unsigned lane() const { return current_ % kWarp; }
 
+  void* shared() const { return shared_.get(); }
+
+  cudaError_t ask_for_shared(const void* kernel, int bytes) {
+    if (bytes < 0 || static_cast<size_t>(bytes) > kShared) return last_error = cudaErrorInvalidValue;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    shared_asked_[kernel] = static_cast<size_t>(bytes);
+    return cudaSuccess;
+  }
+
   cudaError_t last_error = cudaSuccess;
 
  private:
   static constexpr size_t kStack = 256 * 1024;
 
+  // Once begun, a fiber runs its thread of one block after the other.
   struct Fiber {
     ucontext_t context;
+    void* place[5];  // where it goes on
     std::unique_ptr<char[]> stack{new char[kStack]};
     dim3 index;
+    bool begun = false;
     bool ended = true;
     const uint64_t* waits_for = nullptr;  // runs again once this is no longer `seen`
     uint64_t seen = 0;
@@ -176,6 +207,7 @@ class Machine {
       Fiber& fiber = *fibers_[t];
       fiber.ended = false;
       fiber.waits_for = nullptr;
+      if (fiber.begun) continue;
       fiber.fake_stack = nullptr;
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -194,7 +226,10 @@ class Machine {
         threadIdx = fiber.index;
         resume(fiber);
       }
-      if (!moved) return false;
+      if (!moved) {
+        fibers_.clear();  // some stand in the middle of their kernel
+        return false;
+      }
     }
     return true;
   }
@@ -216,23 +251,26 @@ class Machine {
   static void enter() {
     Machine& machine = instance();
     machine.arrive(nullptr);
-    (*machine.body_)();
-    Fiber& fiber = *machine.fibers_[machine.current_];
-    fiber.ended = true;
-    machine.live_ -= 1;
-    machine.release_block();
-    machine.yield(fiber);
+    for (;;) {
+      (*machine.body_)();
+      Fiber& fiber = *machine.fibers_[machine.current_];
+      fiber.ended = true;
+      machine.live_ -= 1;
+      machine.release_block();
+      machine.yield(fiber);
+    }
   }
 
 #if defined(__SANITIZE_ADDRESS__)
   void resume(Fiber& fiber) {
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, fiber.stack.get(), kStack);
+    fiber.begun = true;
     swapcontext(&home_, &fiber.context);
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
   }
   void yield(Fiber& fiber) {
-    __sanitizer_start_switch_fiber(fiber.ended ? nullptr : &fiber.fake_stack, home_stack_, home_size_);
+    __sanitizer_start_switch_fiber(&fiber.fake_stack, home_stack_, home_size_);
     swapcontext(&fiber.context, &home_);
     arrive(fiber.fake_stack);
   }
@@ -240,12 +278,24 @@ class Machine {
   const void* home_stack_ = nullptr;
   size_t home_size_ = 0;
 #else
-  void resume(Fiber& fiber) { swapcontext(&home_, &fiber.context); }
-  void yield(Fiber& fiber) { swapcontext(&fiber.context, &home_); }
+  // swapcontext asks the system for the signal mask each time; from the second time on these do without.
+  void resume(Fiber& fiber) {
+    if (fiber.begun) return swap(home_place_, fiber.place);
+    fiber.begun = true;
+    if (__builtin_setjmp(home_place_) == 0) setcontext(&fiber.context);
+  }
+  void yield(Fiber& fiber) { swap(fiber.place, home_place_); }
   void arrive(void*) {}
+  __attribute__((noinline)) static void swap(void** from, void** to) {
+    if (__builtin_setjmp(from) == 0) jump(to);
+  }
+  __attribute__((noinline, noreturn)) static void jump(void** to) { __builtin_longjmp(to, 1); }
+  void* home_place_[5];
 #endif
 
   std::mutex mutex_;
+  std::map<const void*, size_t> shared_asked_;
+  std::unique_ptr<char[]> shared_;
   const std::function<void()>* body_ = nullptr;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<unsigned> order_;
@@ -256,6 +306,8 @@ class Machine {
   bool shuffled_ = false;
   std::mt19937 random_;
 };
+
+inline void* dynamic_shared() { return Machine::instance().shared(); }
 
 }  // namespace cuda_on_cpu
 
@@ -279,7 +331,26 @@ T __shfl_down_sync(unsigned mask, T value, unsigned distance) {
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... args) {
-  return ::cuda_on_cpu::Machine::instance().launch(config->gridDim, config->blockDim, [&] { kernel(args...); });
+  return ::cuda_on_cpu::Machine::instance().launch(reinterpret_cast<const void*>(kernel), *config,
+                                                   [&] { kernel(args...); });
+}
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int value) {
+  return ::cuda_on_cpu::Machine::instance().ask_for_shared(reinterpret_cast<const void*>(kernel), value);
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = static_cast<int>(::cuda_on_cpu::kShared);
+  return cudaSuccess;
 }
 
 inline cudaError_t cudaGetLastError() {
@@ -305,6 +376,15 @@ enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3 };
 
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
   memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                                     size_t rows, cudaMemcpyKind, cudaStream_t) {
+  if (width > to_pitch || width > from_pitch) return cudaErrorInvalidPitchValue;
+  for (size_t row = 0; row < rows; ++row) {
+    memcpy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, width);
+  }
   return cudaSuccess;
 }
 
