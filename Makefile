@@ -2,9 +2,12 @@
 #
 # Everything is installed into .venv; remove that folder to start afresh. VENV, PYTHON and TENSORFLOW choose others:
 #   make test VENV=.venv-oldest TENSORFLOW="tensorflow==2.18.*"
+# CUDA kernels are compiled for two architectures, and what comes after them by the driver; `pip install .` compiles for all.
 PYTHON ?= python3
 VENV ?= .venv
 TENSORFLOW ?= tensorflow>=2.18,<2.22
+LSOFTMAX_CUDA_ARCHITECTURES ?= 75;90
+export LSOFTMAX_CUDA_ARCHITECTURES
 BIN := $(VENV)/bin
 SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.cc' -o -name '*.cmake' -o -name "*.in" -o -name "*.cu" -o -name "*.cuh") \
            CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
