@@ -1,4 +1,4 @@
-"""The steps that are compared in TensorFlow: this library's, the plain layer's, and L-Softmax in TensorFlow's own ops."""
+"""What is compared in TensorFlow: this library, the plain layer, and L-Softmax in TensorFlow's own ops."""
 
 from __future__ import annotations
 

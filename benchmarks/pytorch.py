@@ -25,7 +25,9 @@ def main(output: Path | None, quick: bool = False) -> None:
     python = os.environ.get("TORCH_PYTHON", sys.executable)
     finds = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {PACKAGES})))"
     if subprocess.run([python, "-c", finds], check=False).returncode != 0:
-        harness.report("pytorch", __doc__.splitlines()[0], [{"step": package, "": MISSING} for package in PACKAGES], output)
+        harness.report(
+            "pytorch", __doc__.splitlines()[0], [{"step": package, "": MISSING} for package in PACKAGES], output
+        )
         return
     rows = []
     for shape in [TINY] if quick else SHAPES:
@@ -64,4 +66,3 @@ def _agree(losses: dict[str, float], one: str, other: str) -> None:
     (theirs,) = (loss for peer, loss in losses.items() if other in peer)
     if not math.isclose(losses[one], theirs, rel_tol=1e-4):
         raise RuntimeError(f"{one} computes a loss of {losses[one]}, {other} one of {theirs}")
-

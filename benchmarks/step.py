@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from benchmarks import harness
@@ -17,7 +18,7 @@ def main(output: Path | None, quick: bool = False) -> None:
     rows = []
     for shape in [TINY] if quick else OVER_PLAIN:
         harness.progress(name(shape))
-        seconds = _measure(shape, 3 if quick else 201 if shape == SMALL else min(101, 6_000_000_000 // _cost(shape)))
+        seconds = _measure(shape, 3 if quick else max(7, min(101, 3 * 10**10 // math.prod(shape))))
         ours, plain = seconds["ours"], seconds["plain"]
         rows.append(
             {
@@ -49,7 +50,3 @@ def _measure(shape: Shape, repeats: int) -> dict[str, list[float]]:
         steps[f"{peer} XLA"] = peers.step(peers.LOSSES[peer], *batch, xla=True)
     steps["products"] = peers.products(*batch[:2], tf.ones([shape[0], shape[2]]))
     return harness.interleave(steps, repeats, warm_up=2)
-
-
-def _cost(shape: Shape) -> int:
-    return shape[0] * shape[1] * shape[2]

@@ -24,7 +24,7 @@ class Process:
     """A process that holds the steps of one module, of one shape."""
 
     def __init__(self, python: str, module: str, shape: Shape) -> None:
-        self._complaints = tempfile.TemporaryFile("w+")
+        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the process)
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.turns", module, *map(str, shape)],
             stdin=subprocess.PIPE,
