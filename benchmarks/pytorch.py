@@ -17,7 +17,7 @@ from benchmarks.batches import SHAPES, TINY, Shape, name
 MINUTES = 2.5
 TARGET = 0.4
 PACKAGES = ("torch", "pytorch_metric_learning")
-MISSING = "not installed: pip install '.[bench]'"
+TITLE = __doc__.splitlines()[0]
 
 
 def main(output: Path | None, quick: bool = False) -> None:
@@ -25,15 +25,14 @@ def main(output: Path | None, quick: bool = False) -> None:
     python = os.environ.get("TORCH_PYTHON", sys.executable)
     finds = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {PACKAGES})))"
     if subprocess.run([python, "-c", finds], check=False).returncode != 0:
-        harness.report(
-            "pytorch", __doc__.splitlines()[0], [{"step": package, "": MISSING} for package in PACKAGES], output
-        )
+        rows = [{"step": package, "result": "not installed: pip install '.[bench]'"} for package in PACKAGES]
+        harness.report("pytorch", TITLE, rows, output)
         return
     rows = []
     for shape in [TINY] if quick else SHAPES:
         harness.progress(name(shape))
-        rows += _measure(python, shape, 3 if quick else 5, 3 if shape[2] < 50_000 else 2)
-    harness.report("pytorch", __doc__.splitlines()[0], rows, output)
+        rows += _measure(python, shape, 3 if quick or shape[2] > 50_000 else 5, 2)
+    harness.report("pytorch", TITLE, rows, output)
 
 
 def _measure(python: str, shape: Shape, rounds: int, repeats: int) -> list[dict]:
