@@ -22,7 +22,8 @@ def main(output: Path | None, quick: bool = False) -> None:
     steps = {size: peers.step(peers.fused(size), *batch) for size in (None, *sizes)}
     seconds = harness.interleave(steps, 3, warm_up=1)
     needed = 2 * 4 * shape[1] * shape[2]  # W and dW
-    harness.progress("memory")
+    for size, values in seconds.items():
+        harness.progress(f"block size {size}: {harness.milliseconds(values):.0f} ms, and its memory ...")
     peaks = memory.peaks([("ours", size, shape) for size in seconds])
     rows = [
         {

@@ -14,9 +14,10 @@ import matplotlib.pyplot as plt
 from benchmarks import harness
 
 OURS, PLAIN, PURE, OTHER, FAINT = "#117733", "#444444", "#CC6677", "#88CCEE", "#BBBBBB"
+LIMIT = 2.6  # a longer bar is cut off, its number is not
 STYLE = {
     "font.size": 10,
-    "axes.titlesize": 11,
+    "axes.titlesize": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.facecolor": "white",
@@ -61,15 +62,15 @@ def _draw_step(step: dict[str, Any], pytorch: dict[str, Any] | None, path: Path)
         figure, axes = plt.subplots(
             1, len(panels), figsize=(3.4 + 2.0 * len(panels), height), sharey=True, squeeze=False, layout="constrained"
         )
-        longest = max(ratio for _, bars in panels for _, ratio, _ in bars)
+        longest = min(LIMIT, max(ratio for _, bars in panels for _, ratio, _ in bars))
         for (row, bars), panel in zip(panels, axes[0], strict=True):
             names, ratios, colours = zip(*bars, strict=True)
-            panel.barh(names, ratios, color=colours, height=0.68)
+            panel.barh(names, [min(ratio, longest) for ratio in ratios], color=colours, height=0.68)
             for i, ratio in enumerate(ratios):
                 panel.text(
-                    ratio + 0.02 * longest,
+                    min(ratio, longest) + 0.03 * longest,
                     i,
-                    f"{ratio:.2f}",
+                    f"{ratio:.2f}" if ratio <= longest else f"› {ratio:.1f}",
                     va="center",
                     fontsize=9,
                     weight="bold" if i == 0 else "normal",
@@ -77,19 +78,15 @@ def _draw_step(step: dict[str, Any], pytorch: dict[str, Any] | None, path: Path)
                 )
             panel.axvline(1, color=PLAIN, linewidth=0.8, linestyle=":")
             panel.axvline(row["products/plain"], color=OURS, linewidth=0.8, linestyle="--")
-            n, d, c = (f"{int(size):,}" for size in row["N,D,C"].split(","))
+            shape = " × ".join(f"{int(size):,}" for size in row["N,D,C"].split(","))
             panel.set(
-                title=f"N, D, C = {n}, {d}, {c}\nplain: {row['plain ms']:.3g} ms",
-                xlim=(0, 1.17 * longest),
+                title=f"{shape}\n1 = {row['plain ms']:,.{0 if row['plain ms'] >= 100 else 1}f} ms",
+                xlim=(0, 1.25 * longest),
                 ylim=(len(bars) - 0.5, -0.5),
             )
             panel.tick_params(axis="y", length=0)
-        figure.supxlabel(
-            "time of a training step over that of TensorFlow's plain softmax; dashed: the three bare matrix products",
-            fontsize=10,
-        )
-        figure.suptitle("A large margin for less than the price of none", fontsize=13)
-        _sign(figure, step)
+        figure.suptitle("Time of a training step (N × D × C) over that of TensorFlow's plain softmax", fontsize=13)
+        _sign(figure, step, "dashed: the three bare matrix products")
         figure.savefig(path, dpi=110)
         plt.close(figure)
     return path
@@ -127,7 +124,7 @@ def _draw_sweep(sweep: dict[str, Any], path: Path) -> Path:
         axes[1, 0].set_ylabel("peak memory, MB")
         axes[0, 0].legend(frameon=False)
         figure.suptitle("How a training step grows", fontsize=13)
-        _sign(figure, sweep)
+        _sign(figure, sweep, "both axes logarithmic")
         figure.savefig(path, dpi=110)
         plt.close(figure)
     return path
@@ -137,9 +134,15 @@ def _most_frequent(values: list[int]) -> int:
     return max(values, key=values.count)
 
 
-def _sign(figure: plt.Figure, document: dict[str, Any]) -> None:
-    """Names the machine."""
-    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+def _sign(figure: plt.Figure, document: dict[str, Any], note: str) -> None:
+    """Adds a note, and names the machine."""
+    height = 0.25 / figure.get_figheight()
+    figure.get_layout_engine().set(rect=(0, height, 1, 1 - height))
     figure.text(
-        0.995, 0.01, f"{harness.caption(document['machine'])}, float32", ha="right", fontsize=8, color="#666666"
+        0.995,
+        0.2 * height,
+        f"{note}  ·  {harness.caption(document['machine'])}, float32",
+        ha="right",
+        fontsize=8.5,
+        color="#555555",
     )

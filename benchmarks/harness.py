@@ -79,7 +79,7 @@ def machine() -> dict[str, Any]:
 
     vectors = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if has(name)]
     return {
-        "cpu": " ".join([_cpu_info("model name") or platform.processor(), *vectors[-1:]]),
+        "cpu": " ".join([_cpu_info("model name") or platform.processor(), *(v.upper() for v in vectors[-1:])]),
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -20,7 +20,7 @@ from benchmarks.batches import SHAPES, TINY, Shape, name
 MINUTES = 0.8
 TARGETS = {SHAPES[2]: 0.75}
 BLOCK = 4096
-STEPS = 3
+STEPS = 2
 Case = tuple[str, int | None, Shape]  # a peer, its class_block_size, and N, D, C
 
 

@@ -13,7 +13,7 @@ from benchmarks import batches
 
 MARGIN = 4
 PLAIN, METRIC_LEARNING = (
-    f"PyTorch {version('torch')}, plain",
+    f"PyTorch {version('torch').partition('+')[0]}, plain",
     f"pytorch-metric-learning {version('pytorch-metric-learning')}",
 )
 
