@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks import harness
 
-OURS, PLAIN, PURE, OTHER, FAINT = "#117733", "#444444", "#CC6677", "#88CCEE", "#BBBBBB"
+OURS, PLAIN, PURE, OTHER = "#117733", "#444444", "#CC6677", "#88CCEE"
 LIMIT = 2.6  # a longer bar is cut off, its number is not
 STYLE = {
     "font.size": 10,
@@ -73,6 +73,7 @@ def _draw_step(step: dict[str, Any], pytorch: dict[str, Any] | None, path: Path)
                     f"{ratio:.2f}" if ratio <= longest else f"› {ratio:.1f}",
                     va="center",
                     fontsize=9,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
                     weight="bold" if i == 0 else "normal",
                     color=OURS if i == 0 else "black",
                 )
@@ -117,6 +118,8 @@ def _draw_sweep(sweep: dict[str, Any], path: Path) -> Path:
                     if points:
                         panel.plot(*zip(*points, strict=True), line, marker="o", markersize=4, color=colour, label=name)
                 panel.set(xscale="log", yscale="log")
+                panel.set_xticks(list(series), [f"{x:,}" for x in series])
+                panel.minorticks_off()
                 panel.grid(alpha=0.25)
             axes[0, column].set_title(f"D = {shapes[0][1]}, {fixed}")
             axes[1, column].set_xlabel(label)

@@ -10,7 +10,7 @@ from benchmarks.batches import Shape, name
 MINUTES = 4
 BLOCK = 4096
 MANY = 100_000  # classes, from which on blocks are worth a look
-CLASSES = tuple((256, 128, 10**n) for n in range(1, 7))
+CLASSES = tuple((128, 128, 10**n) for n in range(1, 7))
 ROWS = tuple((n, 128, 10_000) for n in (16, 64, 256, 1024, 4096))
 PEERS = ("plain", "pure TF", "ours")
 BLOCKS = f"ours, B={BLOCK}"
