@@ -23,7 +23,8 @@ def main(output: Path | None, quick: bool = False) -> None:
     seconds = {}
     for shape in shapes:
         harness.progress(name(shape))
-        seconds[shape] = _times(shape, shape in wide, 3 if quick else max(3, min(51, 2 * 10**8 // (shape[0] * shape[2]))))
+        repeats = 3 if quick else max(3, min(51, 2 * 10**8 // (shape[0] * shape[2])))
+        seconds[shape] = _times(shape, shape in wide, repeats)
     harness.progress("memory")
     cases = {(peer, shape): (peer, None, shape) for peer in PEERS for shape in shapes}
     cases |= {(BLOCKS, shape): ("ours", BLOCK, shape) for shape in wide}
