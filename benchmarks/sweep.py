@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import harness, memory
-from benchmarks.batches import Shape, name
+from benchmarks.batches import TINY, Shape, name
 
 MINUTES = 4
 BLOCK = 4096
@@ -18,7 +18,7 @@ BLOCKS = f"ours, B={BLOCK}"
 
 def main(output: Path | None, quick: bool = False) -> None:
     """Measures every peer at every shape: times interleaved, peaks of memory as in memory.py."""
-    shapes = [(8, 4, 6), (16, 4, 6)] if quick else sorted({*CLASSES, *ROWS}, key=lambda s: s[0] * s[2])
+    shapes = [TINY] if quick else sorted({*CLASSES, *ROWS}, key=lambda s: s[0] * s[2])
     wide = [shape for shape in shapes if quick or shape[2] >= MANY]
     seconds = {}
     for shape in shapes:
