@@ -26,7 +26,7 @@ demo: build  ## train on handwritten digits with a large margin, and draw what w
 test: build  ## run the tests
 	$(BIN)/python -m pytest
 
-bench: build  ## measure it beside its peers: tables, and JSON in benchmarks/results
+bench: build  ## measure it beside its peers: tables; JSON and pictures in benchmarks/results
 	$(BIN)/python -m benchmarks
 
 gpu:  ## on a machine with an NVIDIA GPU, CUDA and PyTorch: build, check and time the CUDA kernels there

@@ -1,4 +1,4 @@
-"""``python -m benchmarks [QUESTION ...]``: measures, prints a table a question, writes JSON."""
+"""``python -m benchmarks [QUESTION ...]``: measures, prints a table a question, writes JSON, draws what is there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-QUESTIONS = ("step", "memory", "graph", "loop", "import_time")
+QUESTIONS = (
+    "step",
+    "pytorch",
+    "row_pass",
+    "bfloat16",
+    "memory",
+    "blocks",
+    "sweep",
+    "graph",
+    "loop",
+    "import_time",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -17,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"among {', '.join(QUESTIONS)}")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder for JSON")
+    parser.add_argument("--pictures", type=Path, help="folder for the pictures (default: that of JSON)")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does it run at all?")
     options = parser.parse_args(arguments)
     for question in options.questions:
@@ -24,13 +36,27 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"QUESTION: expected one of {', '.join(QUESTIONS)}, got {question}")
     from benchmarks import harness
 
-    machine = harness.machine()
-    print(f"{machine['cpu']}, {machine['cores']} cores, TensorFlow {machine['tensorflow']}")
     asked = options.questions or QUESTIONS
-    for n, question in enumerate(asked, start=1):
-        print(f"\n[{n}/{len(asked)}] {question} ...", flush=True)
-        module = importlib.import_module(f"benchmarks.{question}")
+    modules = [importlib.import_module(f"benchmarks.{question}") for question in asked]
+    minutes = sum(module.MINUTES for module in modules)
+    print(harness.caption(harness.machine()))
+    if not options.quick:
+        print(f"This takes about {minutes:.0f} minutes on two slow cores.")
+    for n, (question, module) in enumerate(zip(asked, modules, strict=True), start=1):
+        about = "" if options.quick else f" (about {module.MINUTES} min)"
+        print(f"\n[{n}/{len(asked)}] {question}{about} ...", flush=True)
         module.main(options.output, quick=options.quick)
+    _draw(options.output, options.pictures or options.output)
+
+
+def _draw(results: Path, folder: Path) -> None:
+    try:
+        from benchmarks import figures
+    except ModuleNotFoundError as error:
+        print(f"\nNo pictures: {error.name} is not installed (pip install '.[bench]')")
+        return
+    for picture in figures.draw(results, folder):
+        print(f"\nDrew {picture}")
 
 
 if __name__ == "__main__":

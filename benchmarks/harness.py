@@ -11,6 +11,8 @@ import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,22 +61,44 @@ def milliseconds(seconds: list[float]) -> float:
     return 1e3 * statistics.median(seconds)
 
 
+def progress(text: str) -> None:
+    """Says what is being measured."""
+    print(f"    {text}", file=sys.stderr, flush=True)
+
+
+def has(instructions: str) -> bool:
+    """Does the processor have these instructions, as /proc/cpuinfo spells them?"""
+    return instructions in _cpu_info("flags").split()
+
+
 def machine() -> dict[str, Any]:
     """Returns what was measured on."""
     import tensorflow as tf
 
     import lsoftmax_op
 
-    info = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
-    model = re.search(r"model name\s*: (.*)", info)
+    vectors = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if has(name)]
     return {
-        "cpu": model.group(1) if model else platform.processor(),
+        "cpu": " ".join([_cpu_info("model name") or platform.processor(), *(v.upper() for v in vectors[-1:])]),
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "lsoftmax_op": {k: v for k, v in lsoftmax_op.build_info().items() if k != "library"},
     }
+
+
+def child(*command: str, **environment: str) -> str:
+    """Returns what a process prints; if it fails, what it says."""
+    finished = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with status {finished.returncode}:\n{finished.stderr}")
+    return finished.stdout
+
+
+def caption(machine: dict[str, Any]) -> str:
+    """Returns the machine in one line."""
+    return f"{machine['cpu']}, {machine['cores']} cores, TensorFlow {machine['tensorflow']}"
 
 
 def report(question: str, title: str, rows: list[dict[str, Any]], output: Path | None) -> None:
@@ -89,6 +113,12 @@ def report(question: str, title: str, rows: list[dict[str, Any]], output: Path |
         output.mkdir(parents=True, exist_ok=True)
         document = {"question": title, "machine": machine(), "rows": rows}
         (output / f"{question}.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _cpu_info(field: str) -> str:
+    info = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    found = re.search(rf"^{field}\s*: (.*)", info, re.MULTILINE)
+    return found.group(1) if found else ""
 
 
 def _text(value: Any) -> str:

@@ -1,54 +1,95 @@
 """How much memory does a training step with the margin need at its peak, beside one without?
 
-Each side runs in a process of its own; measured is the peak of the resident memory during the steps, data included,
-less what TensorFlow held before any data was made. Freed memory goes back to the system at once, so the peak is the
+Measured is the peak of the resident memory during the steps, data included, less what the process held before any data
+was made; each peer has a process of its own. Freed memory goes back to the system at once, so that the peak is the
 step's own.
 """
 
 from __future__ import annotations
 
-import os
-import statistics
-import subprocess
+import gc
+import json
+import multiprocessing
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import harness
-from benchmarks.step import SHAPES
+from benchmarks.batches import SHAPES, TINY, Shape, name
 
-TARGET = 1.05
+MINUTES = 0.8
+TARGETS = {SHAPES[2]: 0.75}
+BLOCK = 4096
+STEPS = 2
+Case = tuple[str, int | None, Shape]  # a peer, its class_block_size, and N, D, C
 
 
 def main(output: Path | None, quick: bool = False) -> None:
-    """Measures the peak of both sides, a process each."""
+    """Measures the peaks of every peer."""
+    shapes = [TINY] if quick else SHAPES
+    columns = {peer: (peer, None) for peer in ("plain", "ours", "logits", "pure TF")} | {"blocks": ("ours", BLOCK)}
+    measured = peaks([(*column, shape) for shape in shapes for column in columns.values()])
     rows = []
-    for shape in [(8, 4, 6)] if quick else SHAPES:
-        peaks = {"plain": [], "ours": []}
-        for _ in range(1 if quick else 3):
-            for name, values in peaks.items():
-                values.append(_peak(name, shape))
-        plain, ours = (statistics.median(peaks[name]) for name in ("plain", "ours"))
+    for i, shape in enumerate(shapes):
+        peak = dict(zip(columns, measured[i * len(columns) :], strict=False))
         rows.append(
             {
-                "N,D,C": ",".join(map(str, shape)),
-                "plain MB": plain / 1e6,
-                "ours MB": ours / 1e6,
-                "ours/plain": ours / plain,
-                "target": TARGET,
+                "N,D,C": name(shape),
+                "plain MB": peak["plain"] / 1e6,
+                "ours MB": peak["ours"] / 1e6,
+                "ours/plain": peak["ours"] / peak["plain"],
+                "target": TARGETS.get(shape, ""),
+                f"B={BLOCK}/plain": peak["blocks"] / peak["plain"],
+                "logits/plain": peak["logits"] / peak["plain"],
+                "pure TF/plain": peak["pure TF"] / peak["plain"],
             }
         )
     harness.report("memory", __doc__.splitlines()[0], rows, output)
 
 
-def _peak(name: str, shape: tuple[int, ...]) -> int:
-    finished = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", name, *map(str, shape)],
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
-        capture_output=True,
-        text=True,
-        check=True,
+def peaks(cases: list[Case]) -> list[int]:
+    """Returns the peak of each case's step, in bytes, each measured in a process of its own."""
+    answer = harness.child(
+        sys.executable,
+        "-m",
+        "benchmarks.memory",
+        json.dumps(cases),
+        MALLOC_MMAP_THRESHOLD_="65536",
+        MALLOC_TRIM_THRESHOLD_="65536",
     )
-    return int(finished.stdout.split()[-1])
+    return json.loads(answer.splitlines()[-1])
+
+
+def _measure(cases: list[Case]) -> Iterator[int]:
+    """Yields the peak of each case in a fork of its own, made when TensorFlow is imported and not yet at work."""
+    from benchmarks import peers  # noqa: F401
+
+    fork = multiprocessing.get_context("fork")
+    for case in cases:
+        receiver, sender = fork.Pipe(duplex=False)
+        process = fork.Process(target=lambda sender=sender, case=case: sender.send(_peak(*case)))
+        process.start()
+        sender.close()
+        yield receiver.recv()  # EOFError if the fork has died
+        process.join()
+
+
+def _peak(peer: str, class_block_size: int | None, shape: Shape) -> int:
+    from benchmarks import peers
+
+    loss = peers.LOSSES[peer] if class_block_size is None else peers.fused(class_block_size)
+
+    def step(*shape: int) -> Callable[[], tuple]:
+        return peers.step(loss, *peers.arguments(*shape))
+
+    step(64, 32, 48)()  # whatever TensorFlow and its thread pools set up once
+    gc.collect()
+    before = _resident("VmRSS")
+    measured = step(*shape)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts afresh
+    for _ in range(STEPS):
+        measured()
+    return max(_resident("VmHWM") - before, 1)
 
 
 def _resident(field: str) -> int:
@@ -58,20 +99,5 @@ def _resident(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def _measure(name: str, shape: list[int]) -> int:
-    from benchmarks import peers
-
-    def steps(*sizes: int) -> None:
-        step = peers.step(getattr(peers, name), *peers.arguments(*sizes))
-        for _ in range(4):
-            step()
-
-    steps(64, 32, 48)  # whatever TensorFlow and its thread pools set up once
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts afresh
-    steps(*shape)
-    return max(_resident("VmHWM") - before, 1)
-
-
 if __name__ == "__main__":
-    print(_measure(sys.argv[1], [int(size) for size in sys.argv[2:]]))
+    print(json.dumps(list(_measure(json.loads(sys.argv[1])))))

@@ -1,16 +1,23 @@
-"""What a TensorFlow user has without this library: the plain layer, and L-Softmax in TensorFlow's own ops."""
+"""What is compared in TensorFlow: this library, the plain layer, and L-Softmax in TensorFlow's own ops."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import tensorflow as tf
 
 import lsoftmax_op
+from benchmarks import batches
 
+tf.get_logger().setLevel("ERROR")  # every peer is a function of its own, and no retracing of one
 MARGIN, LAMBDA = 4, 5.0
+Layer = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]  # features, weights, labels -> logits [N, C]
+Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]  # features, weights, labels -> [N]
 
 
-def ours(features: tf.Tensor, weights: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """This library."""
+def margin_logits(features: tf.Tensor, weights: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """This library's logits."""
     return lsoftmax_op.lsoftmax_logits(features, weights, labels, margin=MARGIN, lam=LAMBDA)
 
 
@@ -43,39 +50,67 @@ def vectorised(
     return tf.tensor_scatter_nd_update(logits, entries, target)
 
 
-def step(layer: object, features: tf.Tensor, weights: tf.Variable, labels: tf.Tensor) -> object:
-    """Returns a compiled training step: cross-entropy of the layer's logits, and its gradients."""
+def cross_entropy(layer: Layer) -> Loss:
+    """Returns TensorFlow's own loss of the layer's logits."""
 
-    @tf.function
-    def run() -> tuple:
+    def loss(features: tf.Tensor, weights: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        logits = layer(features, weights, labels)
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+
+    return loss
+
+
+def fused(class_block_size: int | None = None, lam: float = LAMBDA) -> Loss:
+    """Returns this library's loss."""
+    return partial(lsoftmax_op.lsoftmax_loss, margin=MARGIN, lam=lam, class_block_size=class_block_size)
+
+
+LOSSES = {
+    "ours": fused(),
+    "plain": cross_entropy(plain),
+    "pure TF": cross_entropy(vectorised),
+    "logits": cross_entropy(margin_logits),
+}
+
+
+def step(
+    loss: Loss, features: tf.Tensor, weights: tf.Variable, labels: tf.Tensor, xla: bool = False
+) -> Callable[[], tuple]:
+    """Returns a compiled training step: the mean loss, and its gradients in features and weights."""
+
+    @tf.function(jit_compile=xla)
+    def run(features: tf.Tensor, labels: tf.Tensor) -> tuple:
         with tf.GradientTape() as tape:
             tape.watch(features)
-            logits = layer(features, weights, labels)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
-        return loss, *tape.gradient(loss, [features, weights])
+            mean = tf.reduce_mean(loss(features, weights, labels))
+        return mean, *tape.gradient(mean, [features, weights])
 
-    return run
+    return partial(run, features, labels)
 
 
-def products(features: tf.Tensor, weights: tf.Variable, grad: tf.Tensor) -> object:
-    """Returns the three bare matrix products that no training step can do without."""
+def products(features: tf.Tensor, weights: tf.Variable, grad: tf.Tensor) -> Callable[[], tuple]:
+    """Returns the three bare matrix products that no training step can do without, in a step's order."""
 
     @tf.function
-    def run() -> tuple:
-        return (
-            tf.matmul(features, weights),
-            tf.matmul(grad, weights, transpose_b=True),
-            tf.matmul(features, grad, transpose_a=True),
-        )
+    def run(features: tf.Tensor, grad: tf.Tensor) -> tuple:
+        logits = tf.matmul(features, weights)
+        with tf.control_dependencies([logits]):
+            return (
+                logits,
+                tf.matmul(grad, weights, transpose_b=True),
+                tf.matmul(features, grad, transpose_a=True),
+            )
 
-    return run
+    return partial(run, features, grad)
 
 
 def arguments(rows: int, depth: int, classes: int) -> tuple[tf.Tensor, tf.Variable, tf.Tensor]:
-    """Returns random features, weights and labels, float32 and int64."""
-    random = tf.random.Generator.from_seed(0)
-    return (
-        random.normal([rows, depth]),
-        tf.Variable(0.05 * random.normal([depth, classes])),
-        random.uniform([rows], 0, classes, tf.int64),
-    )
+    """Returns random features, weights and labels."""
+    features, weights, labels = batches.batch(rows, depth, classes)
+    return tf.constant(features), tf.Variable(weights), tf.constant(labels)
+
+
+def steps(*shape: int) -> dict[str, Callable[[], tuple]]:
+    """Returns the two steps that take turns with another framework's; the full margin, as theirs."""
+    batch = arguments(*shape)
+    return {"ours": step(fused(lam=0.0), *batch), "plain": step(LOSSES["plain"], *batch)}

@@ -1,6 +1,7 @@
 """The benchmarks' peers compute what they are said to compute, and every question can be asked."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from lsoftmax_op import reference
 tf = pytest.importorskip("tensorflow")
 
 from benchmarks import __main__ as command
-from benchmarks import peers, per_sample_loop
+from benchmarks import batches, peers, per_sample_loop, turns
+
+SHAPE = (6, 5, 7)
 
 
 def by_loop(x, w, y):
@@ -38,14 +41,60 @@ def test_peers(layer):
         np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-10)
 
 
+def check_step(step, margin, lam, tolerance):
+    """Compares a step's mean loss and its gradients with the oracle's."""
+    batch = batches.batch(*SHAPE)
+    mean = np.full(SHAPE[0], 1 / SHAPE[0])
+    want = reference.loss_grad(mean, *batch, margin=margin, lam=lam)
+    loss, *gradients = (np.asarray(part) for part in step())
+    np.testing.assert_allclose(loss, mean @ reference.loss(*batch, margin=margin, lam=lam), rtol=tolerance)
+    for got, expected in zip(gradients, want, strict=False):
+        np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", [*peers.LOSSES, "in blocks", "plain XLA", "pure TF XLA"])
+def test_steps(name):
+    xla, name = name.endswith(" XLA"), name.removesuffix(" XLA")
+    margin, lam = (1, 0.0) if name == "plain" else (peers.MARGIN, peers.LAMBDA)
+    loss = peers.fused(3) if name == "in blocks" else peers.LOSSES[name]
+    features, weights, labels = batches.batch(*SHAPE)
+    arguments = tf.constant(features, tf.float64), tf.Variable(weights, dtype=tf.float64), tf.constant(labels)
+    check_step(peers.step(loss, *arguments, xla=xla), margin, lam, 1e-9)
+
+
+def test_steps_in_pytorch():
+    pytest.importorskip("torch")
+    pytest.importorskip("pytorch_metric_learning")
+    from benchmarks import torch_peers
+
+    steps = torch_peers.steps(*SHAPE)
+    check_step(steps[torch_peers.PLAIN], 1, 0.0, 1e-4)
+    check_step(steps[torch_peers.METRIC_LEARNING], torch_peers.MARGIN, 0.0, 1e-4)
+
+
+def test_taking_turns():
+    process = turns.Process(sys.executable, "benchmarks.peers", SHAPE)
+    seconds = turns.take([process], rounds=2, repeats=1)
+    process.close()
+    assert list(seconds) == list(process.losses) == ["ours", "plain"]
+    assert all(value > 0 for values in seconds.values() for value in values)
+
+
+def test_a_process_that_fails_says_why():
+    with pytest.raises(RuntimeError, match="No module named 'benchmarks.nothing'"):
+        turns.Process(sys.executable, "benchmarks.nothing", SHAPE)
+
+
 def test_every_question(tmp_path, capsys):
-    command.main(["--quick", "--output", str(tmp_path)])
+    command.main(["--quick", "--output", str(tmp_path / "results"), "--pictures", str(tmp_path)])
     printed = capsys.readouterr().out
     for question in command.QUESTIONS:
-        document = json.loads((tmp_path / f"{question}.json").read_text())
+        document = json.loads((tmp_path / "results" / f"{question}.json").read_text())
         assert document["rows"]
         assert document["machine"]["tensorflow"] == tf.__version__
         assert question in printed
+    for picture in ("step.png", "sweep.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_unknown_question(capsys):
