@@ -47,7 +47,7 @@ def loss(
 
     def take_in(block: _Block, sums: tf.Tensor) -> tuple:
         products = tf.matmul(features, block.weights)
-        return (load().lsoftmax_class_sums(products, labels, block.bias, block.first_class, sums),)
+        return (load().lsoftmax_log_sum_exp(products, labels, block.bias, block.first_class, sums),)
 
     (sums,) = _for_each_block(weights, bias, block_size, take_in, (sums,))
     geometry = load().lsoftmax_target_geometry(features, weights, labels).geometry

@@ -26,7 +26,7 @@ import tensorflow as tf
 from lsoftmax_op import blocks
 from lsoftmax_op.library import load
 
-for _name in ("TargetAngles", "Loss", "BiasGrad", "ClassSums", "LossOfSums", "ProductsGrad", "SetColumns"):
+for _name in ("TargetAngles", "Loss", "BiasGrad", "LogSumExp", "LossOfSums", "ProductsGrad", "SetColumns"):
     tf.no_gradient(f"Lsoftmax{_name}")
 
 

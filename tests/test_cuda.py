@@ -652,8 +652,8 @@ def test_tensorflow_has_a_gpu_kernel_of_every_op():
     built = json.loads((PACKAGE / "_build_info.json").read_text())["cuda"] is not None
     names = "TargetGeometry Logits LogitsGrad FeaturesGrad WeightsGrad TargetAngles "
     names += "Loss LossWithGradient LossFeaturesGrad LossWeightsGrad LossBiasGrad BiasGrad "
-    names += "ClassSums LossOfSums ProductsGrad SetColumns"
-    on_the_host = {"BiasGrad": "first_class", "ClassSums": "first_class", "ProductsGrad": "first_class"}
+    names += "LogSumExp LossOfSums ProductsGrad SetColumns"
+    on_the_host = {"BiasGrad": "first_class", "LogSumExp": "first_class", "ProductsGrad": "first_class"}
     on_the_host["SetColumns"] = "first_column"
     for op in names.split():
         found = registered.get_registered_kernels_for_op(f"Lsoftmax{op}").kernel

@@ -244,7 +244,7 @@ for shape in ((130, 19, 6), (700, 65, 90), (64, 16, 5000)):
     state = raw.lsoftmax_loss(b.grad, x, w, b.labels, bias, 0.5, margin=4)
     first = tf.constant(0, tf.int64)
     layer = (x, w, b.labels, bias, tf.constant(0.5, tf.float64))
-    sums = raw.lsoftmax_class_sums(b.grad, b.labels, bias, first, tf.zeros([4, shape[0]], tf.float64))
+    sums = raw.lsoftmax_log_sum_exp(b.grad, b.labels, bias, first, tf.zeros([4, shape[0]], tf.float64))
     rest = (g, state.geometry_grad, state.target_weights)
     for result in (*state, sums, raw.lsoftmax_bias_grad(state.products_grad, b.labels, first, g, state.target_grad),
                    raw.lsoftmax_loss_features_grad(x, *layer, *rest, margin=4),

@@ -33,7 +33,7 @@ REGISTER_OP("LsoftmaxLossOfSums")
       return absl::Status();
     })
     .Doc(R"doc(
-The loss of LsoftmaxLoss, from sums that LsoftmaxClassSums has gathered.
+The loss of LsoftmaxLoss, from sums that LsoftmaxLogSumExp has gathered.
 
 sums: [4, N], over all classes.
 geometry: [3, N], from LsoftmaxTargetGeometry.

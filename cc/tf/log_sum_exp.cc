@@ -1,11 +1,11 @@
-// LsoftmaxClassSums: takes a block of classes into the sums of every row (core/softmax.h)
+// LsoftmaxLogSumExp: takes a block of classes into the sums of every row (core/softmax.h)
 //
 //   sums[:, i] = (largest logit m but the target's, sum of exp(z - m), largest logit, its class)
 #include "tf/register.h"
 
 namespace lsoftmax {
 
-REGISTER_OP("LsoftmaxClassSums")
+REGISTER_OP("LsoftmaxLogSumExp")
     .Input("products: T")
     .Input("labels: Tlabels")
     .Input("bias: T")
@@ -36,7 +36,7 @@ new_sums: [4, N].
 )doc");
 
 template <typename Backend, typename T>
-class ClassSumsOp : public OpKernel {
+class LogSumExpOp : public OpKernel {
  public:
   using OpKernel::OpKernel;
 
@@ -51,6 +51,6 @@ class ClassSumsOp : public OpKernel {
   }
 };
 
-LSOFTMAX_REGISTER_KERNELS("LsoftmaxClassSums", ClassSumsOp, .HostMemory("first_class"));
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxLogSumExp", LogSumExpOp, .HostMemory("first_class"));
 
 }  // namespace lsoftmax
