@@ -265,33 +265,37 @@ class Machine {
   void resume(Fiber& fiber) {
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, fiber.stack.get(), kStack);
-    fiber.begun = true;
-    swapcontext(&home_, &fiber.context);
+    enter_or_go_on(fiber);
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
   }
   void yield(Fiber& fiber) {
     __sanitizer_start_switch_fiber(&fiber.fake_stack, home_stack_, home_size_);
-    swapcontext(&fiber.context, &home_);
+    swap(fiber.place, home_place_);
     arrive(fiber.fake_stack);
   }
   void arrive(void* fake_stack) { __sanitizer_finish_switch_fiber(fake_stack, &home_stack_, &home_size_); }
   const void* home_stack_ = nullptr;
   size_t home_size_ = 0;
 #else
-  // swapcontext asks the system for the signal mask each time; from the second time on these do without.
-  void resume(Fiber& fiber) {
-    if (fiber.begun) return swap(home_place_, fiber.place);
-    fiber.begun = true;
-    if (__builtin_setjmp(home_place_) == 0) setcontext(&fiber.context);
-  }
+  void resume(Fiber& fiber) { enter_or_go_on(fiber); }
   void yield(Fiber& fiber) { swap(fiber.place, home_place_); }
   void arrive(void*) {}
-  __attribute__((noinline)) static void swap(void** from, void** to) {
+#endif
+
+  // swapcontext would ask the system for the signal mask each time: a context is used to begin a fiber, and no more. The
+  // sanitizer has been told, and must not take the jumps for the end of a stack.
+  void enter_or_go_on(Fiber& fiber) {
+    if (fiber.begun) return swap(home_place_, fiber.place);
+    fiber.begun = true;
+    begin(home_place_, &fiber.context);
+  }
+  __attribute__((noinline, no_sanitize("address"))) static void begin(void** from, const ucontext_t* context) {
+    if (__builtin_setjmp(from) == 0) setcontext(context);
+  }
+  __attribute__((noinline, no_sanitize("address"))) static void swap(void** from, void** to) {
     if (__builtin_setjmp(from) == 0) jump(to);
   }
-  __attribute__((noinline, noreturn)) static void jump(void** to) { __builtin_longjmp(to, 1); }
-  void* home_place_[5];
-#endif
+  __attribute__((noinline, noreturn, no_sanitize("address"))) static void jump(void** to) { __builtin_longjmp(to, 1); }
 
   std::mutex mutex_;
   std::map<const void*, size_t> shared_asked_;
@@ -301,7 +305,7 @@ class Machine {
   std::vector<unsigned> order_;
   std::vector<Warp> warps_;
   Barrier block_;
-  ucontext_t home_;
+  void* home_place_[5];
   unsigned threads_ = 0, live_ = 0, current_ = 0;
   bool shuffled_ = false;
   std::mt19937 random_;
