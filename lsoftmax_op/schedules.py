@@ -8,16 +8,16 @@ is the schedule of the authors' own Caffe layer.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LambdaSchedule:
     """The annealing weight lambda as a function of the optimizer's step.
 
@@ -78,6 +78,15 @@ class LambdaSchedule:
             raise ValueError(f"step: expected a number >= 0, got {step!r}")
         value = np.maximum(self._falling(array), self.minimum)
         return value if isinstance(step, np.ndarray) else float(value)
+
+    def get_config(self) -> dict[str, float]:
+        """Returns the attributes, for Keras to save."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, float]) -> LambdaSchedule:
+        """Returns the schedule that `get_config` told of."""
+        return cls(**config)
 
     def _falling(self, step: Any) -> Any:
         return self.base * (1.0 + self.gamma * step) ** -self.power

@@ -1,0 +1,68 @@
+"""The argument `lam` of layer and classifier: a number, or lambda as a function of the optimizer's step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from lsoftmax_op import _checks
+from lsoftmax_op.schedules import LambdaSchedule
+
+keras.saving.register_keras_serializable(package="lsoftmax_op")(LambdaSchedule)
+
+Schedule = Callable[[Any], Any]
+
+
+def checked(lam: Any) -> float | Schedule:
+    """Returns a number or schedule that was looked at.
+
+    Args:
+        lam: a number >= 0; a `LambdaSchedule`; or another function of the step (a scalar int64 tensor) in TensorFlow's
+            ops, such as one of ``keras.optimizers.schedules``.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: a number, or a function's value at some step, that is negative or NaN; or a function that increases.
+    """
+    if isinstance(lam, (bool, Real)):
+        return _checks.host_lambda(lam)
+    if not callable(lam):
+        raise TypeError(f"lam: expected a number, a LambdaSchedule or another function of the step, got {lam!r}")
+    if not isinstance(lam, LambdaSchedule):  # which cannot increase
+        _check_falls(lam)
+    return lam
+
+
+def at(schedule: Schedule, step: Any) -> tf.Tensor:
+    """Returns lambda at a step, a float32 scalar tensor."""
+    return tf.cast(tf.convert_to_tensor(schedule(tf.cast(step, tf.int64))), tf.float32)
+
+
+def serialize(lam: float | Schedule) -> Any:
+    """Returns what a layer's config holds."""
+    return keras.saving.serialize_keras_object(lam) if callable(lam) else lam
+
+
+def deserialize(config: Any) -> Any:
+    """Returns the number or schedule of a layer's config."""
+    return keras.saving.deserialize_keras_object(config) if isinstance(config, dict) else config
+
+
+def _check_falls(schedule: Schedule) -> None:
+    """Looks at a function at every step up to 10, and then at 8 steps a decade up to ten millions."""
+    steps = [*range(10), *(round(10 ** (1 + n / 8)) for n in range(49))]
+    before = math.inf
+    for step in steps:
+        value = float(at(schedule, step))
+        if not 0 <= value < math.inf:
+            raise ValueError(f"lam: expected a function with finite values >= 0, got {value} at step {step}")
+        if value > before * (1 + 1e-6):
+            raise ValueError(
+                f"lam: expected a function that never increases, got {before:g} and later {value:g} at step {step}"
+            )
+        before = value
