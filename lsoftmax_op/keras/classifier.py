@@ -18,11 +18,12 @@ from lsoftmax_op import _checks
 from lsoftmax_op.keras import annealing
 from lsoftmax_op.keras.dense import LSoftmaxDense
 from lsoftmax_op.keras.labels import class_indices
+from lsoftmax_op.keras.multi_worker import MultiWorkerModel
 from lsoftmax_op.schedules import LambdaSchedule
 
 
 @keras.saving.register_keras_serializable(package="lsoftmax_op")
-class LSoftmaxClassifier(keras.Model):
+class LSoftmaxClassifier(MultiWorkerModel):
     """A backbone, and a last layer that is trained with Large-Margin Softmax (Liu et al., ICML 2016).
 
     The loss is built in: ``compile(optimizer)``, then ``fit(x, y)`` with integer or one-hot labels. A sample whose label
@@ -158,7 +159,7 @@ class LSoftmaxClassifier(keras.Model):
         weights = self.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
         logs = self._count(x, y, sample_weight, labels, features, total, predicted)
-        return {**logs, "lam": tf.convert_to_tensor(self.head.lam)}
+        return self.logs_of_step({**logs, "lam": tf.convert_to_tensor(self.head.lam)})
 
     def test_step(self, data: Any) -> dict:
         """Computes the plain loss and metrics of one batch."""
@@ -167,7 +168,7 @@ class LSoftmaxClassifier(keras.Model):
         features = self.backbone(x, training=False)
         loss, predicted = self.head.compute_loss(features, labels)
         total = self._total(loss, sample_weight)
-        return self._count(x, y, sample_weight, labels, features, total, predicted)
+        return self.logs_of_step(self._count(x, y, sample_weight, labels, features, total, predicted))
 
     def _total(self, loss: tf.Tensor, sample_weight: Any) -> tf.Tensor:
         """The mean over the batch, samples weighted as Keras does, plus the regularisation losses."""

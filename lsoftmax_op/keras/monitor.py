@@ -59,7 +59,7 @@ class LSoftmaxMonitor(keras.callbacks.Callback):
         """Adds to the logs and writes the scalars."""
         values = {}
         for prefix, (layer, mean) in self._angles.items():
-            values[f"{prefix}lam"] = float(layer.lam)
+            values[f"{prefix}lam"] = float(tf.convert_to_tensor(layer.lam))
             values[f"{prefix}angle"] = float(mean.result())
         if logs is not None:
             logs.update(values)
