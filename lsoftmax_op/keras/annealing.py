@@ -15,6 +15,7 @@ from lsoftmax_op.schedules import LambdaSchedule
 
 keras.saving.register_keras_serializable(package="lsoftmax_op")(LambdaSchedule)
 
+DEFAULT = LambdaSchedule()
 Schedule = Callable[[Any], Any]
 
 
@@ -43,6 +44,11 @@ def at(schedule: Schedule, step: Any) -> tf.Tensor:
     return tf.cast(tf.convert_to_tensor(schedule(tf.cast(step, tf.int64))), tf.float32)
 
 
+def initial(lam: float | Schedule) -> float:
+    """Returns lambda at step 0."""
+    return _number(lam, 0) if callable(lam) else lam
+
+
 def serialize(lam: float | Schedule) -> Any:
     """Returns what a layer's config holds."""
     return keras.saving.serialize_keras_object(lam) if callable(lam) else lam
@@ -58,7 +64,7 @@ def _check_falls(schedule: Schedule) -> None:
     steps = [*range(10), *(round(10 ** (1 + n / 8)) for n in range(49))]
     before = math.inf
     for step in steps:
-        value = float(at(schedule, step))
+        value = _number(schedule, step)
         if not 0 <= value < math.inf:
             raise ValueError(f"lam: expected a function with finite values >= 0, got {value} at step {step}")
         if value > before * (1 + 1e-6):
@@ -66,3 +72,8 @@ def _check_falls(schedule: Schedule) -> None:
                 f"lam: expected a function that never increases, got {before:g} and later {value:g} at step {step}"
             )
         before = value
+
+
+def _number(schedule: Schedule, step: int) -> float:
+    with tf.init_scope():  # eager, wherever a layer is built
+        return float(at(schedule, step))

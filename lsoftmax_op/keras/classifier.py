@@ -1,4 +1,4 @@
-"""A network that trains with a margin and is a plain softmax classifier everywhere else.
+"""A network that trains with a margin and is a plain softmax classifier everywhere else:
 
     fit         the margin loss of backbone(x) and y, fused (lsoftmax_op.lsoftmax_loss); y goes nowhere else
     evaluate    the plain cross-entropy and accuracy
@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -19,16 +19,27 @@ from lsoftmax_op.keras import annealing
 from lsoftmax_op.keras.dense import LSoftmaxDense
 from lsoftmax_op.keras.labels import class_indices
 from lsoftmax_op.keras.multi_worker import MultiWorkerModel
-from lsoftmax_op.schedules import LambdaSchedule
+
+
+class _Result(NamedTuple):
+    """A batch, and what the model makes of it."""
+
+    x: Any
+    y: Any
+    sample_weight: Any
+    labels: tf.Tensor  # [N]
+    features: tf.Tensor  # [N, D]
+    total: tf.Tensor  # []
+    predicted: tf.Tensor  # [N]
 
 
 @keras.saving.register_keras_serializable(package="lsoftmax_op")
 class LSoftmaxClassifier(MultiWorkerModel):
     """A backbone, and a last layer that is trained with Large-Margin Softmax (Liu et al., ICML 2016).
 
-    The loss is built in: ``compile(optimizer)``, then ``fit(x, y)`` with integer or one-hot labels. A sample whose label
-    is -1 (or a row of zeros) has loss 0 and counts in no accuracy. The logs of ``fit`` show the loss, the accuracy without
-    the margin and lambda, as ``lam``; further metrics of ``compile`` see the plain probabilities.
+    The loss is built in: ``compile(optimizer)``, then ``fit(x, y)`` with integer or one-hot labels. A sample whose
+    label is -1 (or a row of zeros) has loss 0 and counts in no accuracy. The logs of ``fit`` show the loss, the accuracy
+    without the margin and lambda, as ``lam``; further metrics of ``compile`` see the plain probabilities.
 
     Args:
         backbone: a model or layer that turns a batch of inputs into features [N, D].
@@ -60,7 +71,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
         backbone: keras.Layer,
         num_classes: int,
         margin: int = 4,
-        lam: float | annealing.Schedule = LambdaSchedule(),
+        lam: float | annealing.Schedule = annealing.DEFAULT,
         use_bias: bool = False,
         *,
         kernel_initializer: Any = "glorot_uniform",
@@ -90,21 +101,31 @@ class LSoftmaxClassifier(MultiWorkerModel):
             name="head",
         )
         self._accuracy = keras.metrics.Mean(name="accuracy")
-        if backbone.built and getattr(backbone, "inputs", None):
+        if len(getattr(backbone, "inputs", None) or []) == 1:
             self.build(backbone.input_shape)
 
     def build(self, input_shape: Any) -> None:
         """Builds backbone and head for inputs of a shape, or a structure of shapes."""
-        if not self.backbone.built:
-            self.backbone.build(input_shape)
-        features = self.backbone.compute_output_shape(input_shape)
-        if not isinstance(features, tuple) or len(features) != 2 or not isinstance(features[1], int):
+        features = getattr(self.backbone(self._inputs(input_shape)), "shape", None)
+        if not isinstance(features, tuple) or len(features) != 2 or features[1] is None:
             raise ValueError(
                 f"backbone: expected outputs [N, D], got shape {features}: end it in Flatten or GlobalAveragePooling2D"
             )
         if not self.head.built:
             self.head.build(features)
         super().build(input_shape)
+
+    def _inputs(self, shapes: Any) -> Any:
+        """Returns symbolic inputs of a structure of shapes, for any number of samples, named and typed as the backbone's
+        own."""
+        known = iter(getattr(self.backbone, "inputs", None) or [])
+
+        def one(shape: tuple) -> keras.KerasTensor:
+            like = next(known, None)
+            name, dtype = (None, self.backbone.input_dtype) if like is None else (like.name, like.dtype)
+            return keras.Input(batch_shape=(None, *shape[1:]), dtype=dtype, name=name)
+
+        return keras.tree.map_shape_structure(one, shapes)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Computes the plain probabilities [N, C], float32 (float64 for a float64 policy)."""
@@ -125,8 +146,8 @@ class LSoftmaxClassifier(MultiWorkerModel):
         Args:
             optimizer: a Keras optimizer, or its name.
             loss: None. The loss is the model's own.
-            **options: the other arguments of ``keras.Model.compile``, such as ``metrics``. The metric "accuracy" is always
-                there.
+            **options: the other arguments of ``keras.Model.compile``, such as ``metrics``. The metric "accuracy" is
+                always there.
 
         Raises:
             ValueError: a loss or `loss_weights` is given.
@@ -149,52 +170,48 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     def train_step(self, data: Any) -> dict:
         """Takes one step of the optimizer on the margin loss of one batch."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        labels = class_indices(y, self.head.units, "y")
         with tf.GradientTape() as tape:
-            features = self.backbone(x, training=True)
-            loss, predicted = self.head.compute_loss(features, labels, training=True)
-            total = self._total(loss, sample_weight)
-            scaled = self.optimizer.scale_loss(total / tf.distribute.get_strategy().num_replicas_in_sync)
+            result = self._forward(data, training=True)
+            scaled = self.optimizer.scale_loss(result.total / tf.distribute.get_strategy().num_replicas_in_sync)
         weights = self.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
-        logs = self._count(x, y, sample_weight, labels, features, total, predicted)
-        return self.logs_of_step({**logs, "lam": tf.convert_to_tensor(self.head.lam)})
+        return self.logs_of_step({**self._count(result), "lam": tf.convert_to_tensor(self.head.lam)})
 
     def test_step(self, data: Any) -> dict:
         """Computes the plain loss and metrics of one batch."""
+        return self.logs_of_step(self._count(self._forward(data, training=False)))
+
+    def _forward(self, data: Any, training: bool) -> _Result:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         labels = class_indices(y, self.head.units, "y")
-        features = self.backbone(x, training=False)
-        loss, predicted = self.head.compute_loss(features, labels)
-        total = self._total(loss, sample_weight)
-        return self.logs_of_step(self._count(x, y, sample_weight, labels, features, total, predicted))
-
-    def _total(self, loss: tf.Tensor, sample_weight: Any) -> tf.Tensor:
-        """The mean over the batch, samples weighted as Keras does, plus the regularisation losses."""
+        if not self.built:
+            self(x, training=False)
+        features = self.backbone(x, training=training)
+        loss, predicted = self.head.compute_loss(features, labels, training)
         loss = tf.cast(loss, self._wide)
         if sample_weight is not None:
             loss *= tf.reshape(tf.cast(sample_weight, self._wide), tf.shape(loss))
-        return tf.add_n([tf.reduce_mean(loss), *(tf.reduce_sum(tf.cast(term, self._wide)) for term in self.losses)])
+        # As Keras reduces: the sum over the batch size, whatever the weights; and every regularisation loss.
+        total = tf.add_n([tf.reduce_mean(loss), *(tf.reduce_sum(tf.cast(term, self._wide)) for term in self.losses)])
+        return _Result(x, y, sample_weight, labels, features, total, predicted)
 
-    def _count(
-        self, x: Any, y: Any, sample_weight: Any, labels: tf.Tensor, features: Any, total: tf.Tensor, predicted: tf.Tensor
-    ) -> dict:
+    def _count(self, result: _Result) -> dict:
         """Updates the metrics and returns their values."""
         for metric in self.metrics:
             if metric.name == "loss":
-                metric.update_state(total, sample_weight=tf.shape(labels)[0])
-        hits = tf.cast(predicted, tf.int64) == tf.cast(labels, tf.int64)
-        self._accuracy.update_state(hits, sample_weight=labels >= 0)
-        # In a graph the probabilities are computed only if some metric of compile looks at them.
-        return self.compute_metrics(x, y, self._probabilities(features), sample_weight)
+                metric.update_state(result.total, sample_weight=tf.shape(result.labels)[0])
+        hits = result.predicted == tf.cast(result.labels, tf.int64)
+        self._accuracy.update_state(hits, sample_weight=result.labels >= 0)
+        # In a graph the probabilities are computed only where some metric of compile looks at them.
+        probabilities = self._probabilities(result.features)
+        return self.compute_metrics(result.x, result.y, probabilities, result.sample_weight)
 
-    def export(self, filepath: str | PathLike, format: str = "tf_saved_model", **options: Any) -> Any:  # noqa: A002
+    def export(self, filepath: str | PathLike, format: str = "tf_saved_model", **options: Any) -> Any:
         """Exports the plain softmax classifier: no margin, no label, nothing that needs lsoftmax_op where it is served.
 
         Args:
-            filepath: where to; a name that ends in ``.keras`` makes a Keras model of Keras' own layers (and those of the
-                backbone), with probabilities as its output.
+            filepath: where to; a name that ends in ``.keras`` makes a Keras model of Keras' own layers (and those of
+                the backbone), with probabilities as its output.
             format: otherwise, the format, as for ``keras.Model.export``.
             **options: of ``keras.Model.export``.
 
@@ -210,19 +227,15 @@ class LSoftmaxClassifier(MultiWorkerModel):
         """Returns the backbone, a Dense layer with a copy of the head's weights, and a softmax."""
         if not self.built:
             raise ValueError("export: expected a model that has been built, by fit or by a call, got one that has not")
-        if getattr(self.backbone, "inputs", None):
-            inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in self.backbone.inputs]
-            inputs = inputs[0] if len(inputs) == 1 else inputs
-        else:
-            shape = self.get_build_config()["input_shape"]
-            inputs = keras.Input(batch_shape=(None, *shape[1:]), dtype=self.backbone.input_dtype)
+        inputs = self._inputs(self.get_build_config()["input_shape"])
         with self.distribute_strategy.scope():
             dense = keras.layers.Dense(
                 self.head.units, use_bias=self.head.use_bias, dtype=self.dtype_policy, name=self.head.name
             )
             softmax = keras.layers.Activation("softmax", dtype=self._wide, name="probabilities")
             model = keras.Model(inputs, softmax(dense(self.backbone(inputs))), name=self.name)
-            dense.set_weights([keras.ops.convert_to_numpy(w) for w in (self.head.kernel, self.head.bias) if w is not None])
+            weights = [self.head.kernel] if self.head.bias is None else [self.head.kernel, self.head.bias]
+            dense.set_weights([keras.ops.convert_to_numpy(weight) for weight in weights])
         return model
 
     def get_config(self) -> dict:

@@ -3,9 +3,10 @@
     inference, or no labels:   X W + b                          keras.layers.Dense
     training with labels:      the margin logits of X, W, b     lsoftmax_op.lsoftmax_logits
 
-lambda is a weight of the layer, so that it is saved and restored with the others. A schedule is a function of the number of
-steps that the *optimizer* has taken: a layer that follows an optimizer sets its lambda from that number whenever it trains.
-Forward passes are not counted, so that accumulated gradients, replicas, skipped steps and evaluation cannot advance it.
+lambda is a weight of the layer, so that it is saved and restored with the others. A schedule is a function of the number
+of steps that the *optimizer* has taken: a layer that follows an optimizer sets its lambda from that number whenever it
+trains. Forward passes are not counted, so that accumulated gradients, replicas, skipped steps and evaluation cannot
+advance it.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ import tensorflow as tf
 from lsoftmax_op import _checks, ops
 from lsoftmax_op.keras import annealing
 from lsoftmax_op.keras.labels import class_indices
-from lsoftmax_op.schedules import LambdaSchedule
 
 
 @keras.saving.register_keras_serializable(package="lsoftmax_op")
 class LSoftmaxDense(keras.layers.Dense):
-    """A dense layer that gives the logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6) in training.
+    """A dense layer that, in training, gives the logits of Large-Margin Softmax (Liu et al., ICML 2016, eq. 4 to 6).
 
-    ``layer(features)`` is the plain dense layer. ``layer(features, labels)`` gives the margin logits in training and the
-    plain ones in inference. Feed them to a cross-entropy with ``from_logits=True``.
+    ``layer(features)`` is the plain dense layer. ``layer(features, labels)`` gives the margin logits in training and
+    the plain ones in inference. Feed them to a cross-entropy with ``from_logits=True``.
 
     With a schedule for lambda, the layer must know whose steps to count: ``layer.follow(optimizer)``, which
     `LSoftmaxMonitor` does in ``fit``. (`LSoftmaxClassifier` needs neither.)
@@ -66,7 +66,7 @@ class LSoftmaxDense(keras.layers.Dense):
         self,
         units: int,
         margin: int = 4,
-        lam: float | annealing.Schedule = LambdaSchedule(),
+        lam: float | annealing.Schedule = annealing.DEFAULT,
         use_bias: bool = False,
         *,
         kernel_initializer: Any = "glorot_uniform",
@@ -99,12 +99,11 @@ class LSoftmaxDense(keras.layers.Dense):
 
     def build(self, input_shape: Any) -> None:
         """Creates kernel [D, C], bias [C] and lambda []."""
-        initial = annealing.at(self._lam, 0).numpy() if self.has_schedule else self._lam
         self.lam = self.add_weight(
             name="lam",
             shape=(),
             dtype="float32",
-            initializer=keras.initializers.Constant(float(initial)),
+            initializer=keras.initializers.Constant(annealing.initial(self._lam)),
             trainable=False,
             autocast=False,
             aggregation="only_first_replica",
@@ -150,8 +149,8 @@ class LSoftmaxDense(keras.layers.Dense):
             training: whether to apply the margin.
 
         Returns:
-            ``loss`` [N], of the compute dtype, 0 where there is no target; and ``predicted`` [N], int64, the classes of the
-            largest plain logits.
+            ``loss`` [N], of the compute dtype, 0 where there is no target; and ``predicted`` [N], int64, the classes of
+            the largest plain logits.
 
         Raises:
             TypeError, ValueError, tf.errors.InvalidArgumentError: as for a call.

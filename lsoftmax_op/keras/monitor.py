@@ -18,7 +18,7 @@ class LSoftmaxMonitor(keras.callbacks.Callback):
     The logs get ``lam`` and ``angle`` (in degrees, of the features that the training saw); of several layers, each name
     is preceded by its layer's. History, the progress bar and callbacks that come later in the list see them.
 
-    In a model of your own it also has every `LSoftmaxDense` follow the model's optimizer, so that schedules of lambda run.
+    In a model of your own it also has every `LSoftmaxDense` follow the model's optimizer, so that schedules run.
 
     Args:
         log_dir: a folder for TensorBoard's event files, or None to write none. The scalars are ``lsoftmax/lam`` and
@@ -94,7 +94,7 @@ def _margin_layers(layer: keras.Layer) -> Iterator[LSoftmaxDense]:
 
 
 def _scalar() -> tf.compat.v1.SummaryMetadata:
-    """What makes TensorBoard plot a tensor as a scalar. tf.summary.scalar does the same, but where TensorBoard is only."""
+    """What makes TensorBoard plot a tensor as a scalar (tf.summary.scalar can do that only where TensorBoard is)."""
     metadata = tf.compat.v1.SummaryMetadata()
     metadata.plugin_data.plugin_name = "scalars"
     return metadata

@@ -1,7 +1,7 @@
 """Keras' own fit and evaluate under MultiWorkerMirroredStrategy, where Keras 3 (to 3.15 at least) fails with any model.
 
-Keras takes a nested batch for a single value when it looks at the first one, and averages scalar logs along an axis that they
-do not have. A model here hands Keras the batch of its own worker, and logs of shape [1].
+Keras takes a nested batch for a single value when it looks at the first one, and averages scalar logs along an axis that
+they do not have. A model here hands Keras the batch of its own worker, and logs of shape [1].
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ def spans_workers(strategy: tf.distribute.Strategy) -> bool:
 
 
 class MultiWorkerModel(keras.Model):
-    """A model whose ``fit`` and ``evaluate`` work in several processes, too; its steps return ``self.logs_of_step(logs)``."""
+    """A model whose ``fit`` and ``evaluate`` work in several processes, too.
+
+    Its ``train_step`` and ``test_step`` return ``self.logs_of_step(logs)``.
+    """
 
     def logs_of_step(self, logs: dict) -> dict:
         """Returns the logs of a replica, scalars that are the same on all of them, as Keras can average them."""
