@@ -1,9 +1,11 @@
-"""A network that trains with a margin and is a plain softmax classifier everywhere else:
+"""A network that trains with a margin and is a plain softmax classifier everywhere else.
 
-    fit         the margin loss of backbone(x) and y, fused (lsoftmax_op.lsoftmax_loss); y goes nowhere else
-    evaluate    the plain cross-entropy and accuracy
-    predict     the plain probabilities softmax(backbone(x) W + b)
-    export      the same, in the ops and layers of TensorFlow and Keras alone
+| call     | what it computes                                                                                  |
+|----------|---------------------------------------------------------------------------------------------------|
+| fit      | the margin loss of backbone(x) and y, fused (lsoftmax_op.lsoftmax_loss); y goes nowhere else       |
+| evaluate | the plain cross-entropy and accuracy                                                               |
+| predict  | the plain probabilities softmax(backbone(x) W + b)                                                 |
+| export   | what predict computes, in the ops and layers of TensorFlow and Keras alone                         |
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ class LSoftmaxClassifier(MultiWorkerModel):
     """A backbone, and a last layer that is trained with Large-Margin Softmax (Liu et al., ICML 2016).
 
     The loss is built in: ``compile(optimizer)``, then ``fit(x, y)`` with integer or one-hot labels. A sample whose
-    label is -1 (or a row of zeros) has loss 0 and counts in no accuracy. The logs of ``fit`` show the loss, the accuracy
-    without the margin and lambda, as ``lam``; further metrics of ``compile`` see the plain probabilities.
+    label is -1 (or a row of zeros) has loss 0 and counts in no accuracy. The logs of ``fit`` show the loss, the
+    accuracy without the margin and lambda, as ``lam``; further metrics of ``compile`` see the plain probabilities.
 
     Args:
         backbone: a model or layer that turns a batch of inputs into features [N, D].
@@ -116,8 +118,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
         super().build(input_shape)
 
     def _inputs(self, shapes: Any) -> Any:
-        """Returns symbolic inputs of a structure of shapes, for any number of samples, named and typed as the backbone's
-        own."""
+        """Returns symbolic inputs of a structure of shapes, named and typed as the backbone's, for any batch size."""
         known = iter(getattr(self.backbone, "inputs", None) or [])
 
         def one(shape: tuple) -> keras.KerasTensor:

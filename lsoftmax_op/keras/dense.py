@@ -3,10 +3,9 @@
     inference, or no labels:   X W + b                          keras.layers.Dense
     training with labels:      the margin logits of X, W, b     lsoftmax_op.lsoftmax_logits
 
-lambda is a weight of the layer, so that it is saved and restored with the others. A schedule is a function of the number
-of steps that the *optimizer* has taken: a layer that follows an optimizer sets its lambda from that number whenever it
-trains. Forward passes are not counted, so that accumulated gradients, replicas, skipped steps and evaluation cannot
-advance it.
+lambda is a weight of the layer, so that it is saved and restored with the others. A schedule is a function of the steps
+that the *optimizer* has taken: a layer that follows an optimizer sets its lambda from their number whenever it trains.
+Forward passes are not counted: accumulated gradients, replicas, skipped steps and evaluation cannot advance it.
 """
 
 from __future__ import annotations

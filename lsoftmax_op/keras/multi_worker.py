@@ -1,7 +1,7 @@
 """Keras' own fit and evaluate under MultiWorkerMirroredStrategy, where Keras 3 (to 3.15 at least) fails with any model.
 
-Keras takes a nested batch for a single value when it looks at the first one, and averages scalar logs along an axis that
-they do not have. A model here hands Keras the batch of its own worker, and logs of shape [1].
+Keras takes a nested batch for a single value when it looks at the first one, and averages scalar logs along an axis
+that they do not have. A model here hands Keras the batch of its own worker, and logs of shape [1].
 """
 
 from __future__ import annotations
