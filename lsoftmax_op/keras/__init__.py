@@ -9,11 +9,14 @@ Saved models that hold them can be loaded once this module is imported.
 
 from __future__ import annotations
 
+import os
+
 try:
     import keras
-except ImportError as error:
+except (ImportError, ValueError) as error:  # a backend that is not installed, or that Keras does not know
     raise ImportError(
-        f"lsoftmax_op.keras needs Keras 3 on its TensorFlow backend, and Keras cannot be imported: {error}"
+        "lsoftmax_op.keras needs Keras 3 on its TensorFlow backend, and Keras cannot be imported (KERAS_BACKEND is "
+        f"{os.environ.get('KERAS_BACKEND')!r}): {error}"
     ) from error
 
 if int(keras.__version__.split(".")[0]) < 3:
