@@ -327,9 +327,9 @@ def test_the_export_is_served_without_lsoftmax_op(data, tmp_path):
     x, y = data
     model = classifier(use_bias=True)
     model.fit(x, y, verbose=0)
+    model.export(tmp_path / "saved")
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "y.npy", model.predict(x, verbose=0))
-    model.export(tmp_path / "saved")
     model.export(tmp_path / "model.keras")
     assert b"softmax" in (tmp_path / "saved" / "saved_model.pb").read_bytes().lower()
     assert b"Lsoftmax" not in (tmp_path / "saved" / "saved_model.pb").read_bytes()

@@ -219,16 +219,17 @@ class LSoftmaxClassifier(MultiWorkerModel):
         Raises:
             ValueError: the model has not been built yet.
         """
-        if str(filepath).endswith(".keras"):
-            self._plain_model().save(filepath)
-            return None
-        return super().export(filepath, format, **options)
-
-    def _plain_model(self) -> keras.Model:
-        """Returns the backbone, a Dense layer with a copy of the head's weights, and a softmax."""
         if not self.built:
             raise ValueError("export: expected a model that has been built, by fit or by a call, got one that has not")
         inputs = self._inputs(self.get_build_config()["input_shape"])
+        if str(filepath).endswith(".keras"):
+            self._plain_model(inputs).save(filepath)
+            return None
+        self(inputs)  # Keras exports what has been called, and fit calls backbone and head only
+        return super().export(filepath, format, **options)
+
+    def _plain_model(self, inputs: Any) -> keras.Model:
+        """Returns the backbone, a Dense layer with a copy of the head's weights, and a softmax."""
         with self.distribute_strategy.scope():
             dense = keras.layers.Dense(
                 self.head.units, use_bias=self.head.use_bias, dtype=self.dtype_policy, name=self.head.name
