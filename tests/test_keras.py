@@ -2,13 +2,14 @@
 
 import importlib
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
 from support import DTYPES, run_python
 
 import lsoftmax_op
-from lsoftmax_op import LambdaSchedule
+from lsoftmax_op import LambdaSchedule, ops
 
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
@@ -102,7 +103,9 @@ def test_dtype_policies(data, policy):
     assert float(layer.lam) == 12345.0
     layer.lam.assign(0.5)
     layer.follow(keras.optimizers.SGD())  # at step 0
-    logits = np.asarray(layer(x, y, training=True)).astype("float64")
+    with mock.patch.object(ops, "lsoftmax_logits", wraps=ops.lsoftmax_logits) as spy:
+        logits = np.asarray(layer(x, y, training=True)).astype("float64")
+    assert spy.call_args.kwargs["lam"].dtype == tf.float32
     dtype = DTYPES[layer.compute_dtype]
     cast = [a.astype(dtype).astype("float64") for a in (x, layer.kernel.numpy())]
     want = lsoftmax_op.reference.logits(*cast, y, lam=12345.0)
@@ -255,6 +258,10 @@ def test_evaluate_and_predict_are_plain_softmax(data):
     loss = -np.log(want[np.arange(N), y]).mean()
     hits = np.mean(want.argmax(axis=1) == y)
     assert logs == pytest.approx({"loss": loss, "accuracy": hits, "sparse_categorical_crossentropy": loss}, rel=1e-5)
+
+
+def test_the_accuracy_that_is_asked_for_is_the_one_that_is_there():
+    assert len(classifier(compile_options={"metrics": ["accuracy"]}).metrics) == 2
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
