@@ -12,7 +12,7 @@ pytest.importorskip("tensorflow")
 
 STEPS = 50
 TRAIN = """
-import json
+import json, tempfile
 import numpy as np, tensorflow as tf
 strategy = STRATEGY
 import keras, lsoftmax_op
@@ -34,7 +34,7 @@ class Losses(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs):
         self.losses.append(float(logs["loss"]))
         model.reset_metrics()
-callbacks = [LSoftmaxMonitor(), Losses()]
+callbacks = [LSoftmaxMonitor(tempfile.mkdtemp()), Losses()]
 logs = model.fit(data, epochs=2, steps_per_epoch=STEPS // 2, verbose=0, callbacks=callbacks).history
 print(json.dumps({
     "losses": Losses.losses,

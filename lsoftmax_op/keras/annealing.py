@@ -49,6 +49,21 @@ def initial(lam: float | Schedule) -> float:
     return _number(lam, 0) if callable(lam) else lam
 
 
+def steps_of(optimizer: Any) -> Callable[[], tf.Tensor]:
+    """Returns a function that tells how many steps an optimizer has taken, an int64 scalar tensor.
+
+    It keeps the optimizer in a closure: as an attribute of a layer, the optimizer would be saved as a part of it.
+
+    Raises:
+        TypeError: it is no Keras optimizer.
+    """
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(f"optimizer: expected a Keras optimizer, got {optimizer!r}")
+    # Loss scaling skips steps. It passes the others on, and the first releases of Keras 3 count them nowhere else.
+    counting = getattr(optimizer, "inner_optimizer", optimizer)
+    return lambda: tf.convert_to_tensor(counting.iterations)
+
+
 def serialize(lam: float | Schedule) -> Any:
     """Returns what a layer's config holds."""
     return keras.saving.serialize_keras_object(lam) if callable(lam) else lam

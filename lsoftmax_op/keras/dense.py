@@ -118,14 +118,12 @@ class LSoftmaxDense(keras.layers.Dense):
         """Has lambda follow the steps of an optimizer: call it before the first training step, and once.
 
         Args:
-            optimizer: the one that trains the layer's model. Its ``iterations`` are the steps.
+            optimizer: the one that trains the layer's model.
 
         Raises:
-            TypeError: it has no ``iterations``.
+            TypeError: it is no Keras optimizer.
         """
-        if not hasattr(optimizer, "iterations"):
-            raise TypeError(f"optimizer: expected a Keras optimizer, got {optimizer!r}")
-        self._steps = lambda: optimizer.iterations  # no attribute: the optimizer is no part of the layer when saved
+        self._steps = annealing.steps_of(optimizer)
 
     def call(self, inputs: Any, labels: Any = None, training: bool | None = None) -> Any:
         """Computes the logits."""
@@ -172,7 +170,7 @@ class LSoftmaxDense(keras.layers.Dense):
         """Returns lambda, having set it from the optimizer's step."""
         if self.has_schedule:
             if self._steps is not None:
-                self.lam.assign(annealing.at(self._lam, tf.convert_to_tensor(self._steps())))
+                self.lam.assign(annealing.at(self._lam, self._steps()))
             else:
                 warnings.warn(
                     f"{self.name} trains with lambda at {self._lam!r} of step 0, as it follows no optimizer: call "

@@ -9,6 +9,7 @@ from os import PathLike
 import keras
 import tensorflow as tf
 
+from lsoftmax_op.keras import annealing
 from lsoftmax_op.keras.dense import LSoftmaxDense
 
 
@@ -64,7 +65,7 @@ class LSoftmaxMonitor(keras.callbacks.Callback):
         if logs is not None:
             logs.update(values)
         if self._writer is not None:
-            with self._writer.as_default(step=int(self.model.optimizer.iterations)):
+            with self._writer.as_default(step=int(annealing.steps_of(self.model.optimizer)())):
                 for name, value in values.items():
                     tf.summary.write(f"lsoftmax/{name}", tf.constant(value), metadata=_scalar())
             self._writer.flush()
