@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lsoftmax_op import arrays, reference
+    from lsoftmax_op import arrays, keras, reference
     from lsoftmax_op.drop_in import L_softmax
     from lsoftmax_op.library import build_info, library_path
     from lsoftmax_op.ops import lsoftmax_logits, lsoftmax_loss, target_angles
@@ -31,13 +31,14 @@ _HOME = {
     "lsoftmax_loss": "ops",
     "target_angles": "ops",
 }
-_MODULES = ("arrays", "reference")
+_MODULES = ("arrays", "keras", "reference")
 
 __all__ = [
     "L_softmax",
     "LambdaSchedule",
     "arrays",
     "build_info",
+    "keras",
     "library_path",
     "lsoftmax_logits",
     "lsoftmax_loss",

@@ -61,3 +61,22 @@ def class_block_size(value: object) -> int:
     if number < 1:
         raise ValueError(f"{expected}, got {value!r}")
     return number
+
+
+def positive_integer(value: object, name: str) -> int:
+    """Returns a count as an int.
+
+    Raises:
+        TypeError: it is no integer (a bool is none).
+        ValueError: it is less than 1.
+    """
+    expected = f"{name}: expected a positive integer"
+    if isinstance(value, bool):
+        raise TypeError(f"{expected}, got {value!r}")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{expected}, got {value!r}") from None
+    if number < 1:
+        raise ValueError(f"{expected}, got {value!r}")
+    return number

@@ -8,16 +8,18 @@ is the schedule of the authors' own Caffe layer.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from lsoftmax_op import _checks
 
-@dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True)
 class LambdaSchedule:
     """The annealing weight lambda as a function of the optimizer's step.
 
@@ -78,6 +80,53 @@ class LambdaSchedule:
             raise ValueError(f"step: expected a number >= 0, got {step!r}")
         value = np.maximum(self._falling(array), self.minimum)
         return value if isinstance(step, np.ndarray) else float(value)
+
+    def plot(self, steps: int, ax: Any = None) -> Any:
+        """Draws what a training will see: lambda, and the margin's share 1 / (1 + lambda) of the target logit.
+
+        Args:
+            steps: how many optimizer steps the training takes, >= 1.
+            ax: the Matplotlib axes to draw in, or None for those of a new figure.
+
+        Returns:
+            The axes of lambda; ``ax.figure.savefig("lambda.png")`` saves the picture.
+
+        Raises:
+            ImportError: Matplotlib is not installed.
+            TypeError, ValueError: `steps` is no positive integer.
+        """
+        steps = _checks.positive_integer(steps, "steps")
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
+        x = np.linspace(0, steps, 1001)
+        lam = self(x)
+        blue, red = "#4477AA", "#BB5566"
+        ax.plot(x, lam, color=blue, linewidth=2)
+        ax.set(xlabel="optimizer step", xlim=(0, steps), yscale="log" if lam[-1] > 0 else "linear", title=str(self))
+        ax.set_ylabel("λ", color=blue, rotation=0, fontsize=13)
+        ax.tick_params(axis="y", which="both", colors=blue)
+        ax.grid(alpha=0.25)
+        right = ax.twinx()
+        right.plot(x, 100 / (1 + lam), color=red, linewidth=2)
+        right.fill_between(x, 100 / (1 + lam), color=red, alpha=0.1, linewidth=0)
+        right.set(ylim=(0, 105))
+        right.set_ylabel("the margin's share of the target logit, 1 / (1 + λ)", color=red)
+        right.tick_params(axis="y", colors=red)
+        right.yaxis.set_major_formatter("{x:.0f} %")
+        for axes in (ax, right):
+            axes.spines["top"].set_visible(False)
+        return ax
+
+    def get_config(self) -> dict[str, float]:
+        """Returns the attributes, for Keras to save."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, float]) -> LambdaSchedule:
+        """Returns the schedule that `get_config` told of."""
+        return cls(**config)
 
     def _falling(self, step: Any) -> Any:
         return self.base * (1.0 + self.gamma * step) ** -self.power

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-from examples import data, digits
+from examples import annealing, data, digits
 
 
 def idx(array):
@@ -36,6 +36,22 @@ def test_the_demo_end_to_end(tmp_path, capsys):
     for name in ("features.png", "psi.png"):
         assert str(output / name) in printed
         assert (output / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_of_annealing(capsys, monkeypatch):
+    row = annealing.train(data.load_digits(), 4, 5.0, normalised=False, steps=1)
+    assert all(np.isfinite(value) for value in row.values())
+    monkeypatch.setattr(annealing, "train", lambda *_: row)
+    assert annealing.main([]) == 0
+    printed = capsys.readouterr().out
+    for name in ("softmax", "m = 4, schedule, minimum = 5", "m = 4, lambda = 0, no BatchNorm"):
+        assert name in printed
+
+
+def test_bad_options_of_annealing(capsys):
+    with pytest.raises(SystemExit):
+        annealing.main(["--steps", "0"])
+    assert "--steps: expected a positive integer, got 0" in capsys.readouterr().err
 
 
 def test_idx_files(folder):

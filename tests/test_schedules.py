@@ -77,3 +77,28 @@ def test_bad_parameters(name, value, error):
 def test_bad_steps(step, error):
     with pytest.raises(error, match="step"):
         LambdaSchedule()(step)
+
+
+def test_the_config_makes_it_anew():
+    schedule = LambdaSchedule(100.0, 0.1, 2.0, 3.0)
+    assert LambdaSchedule.from_config(schedule.get_config()) == schedule
+
+
+@pytest.mark.parametrize("schedule", [LambdaSchedule(gamma=0.01, minimum=5.0), LambdaSchedule(base=0.0)])
+def test_plot(schedule, tmp_path):
+    pytest.importorskip("matplotlib").use("Agg")
+    axes = schedule.plot(400)
+    (line,) = axes.lines
+    x, y = line.get_data()
+    assert (x[0], x[-1]) == (0, 400)
+    np.testing.assert_array_equal(y, schedule(x))
+    share = axes.figure.axes[1].lines[0].get_ydata()
+    np.testing.assert_allclose(share, 100 / (1 + schedule(x)))
+    axes.figure.savefig(tmp_path / "lambda.png")
+    assert schedule.plot(400, axes) is axes
+
+
+@pytest.mark.parametrize(("steps", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_bad_lengths_of_a_plot(steps, error):
+    with pytest.raises(error, match="steps: expected a positive integer"):
+        LambdaSchedule().plot(steps)
