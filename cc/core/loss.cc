@@ -80,17 +80,20 @@ LSOFTMAX_INLINE int64_t place_of(const Logits<T, kBias>& z, int64_t begin, int64
 // e[c] = exp(z[c] - max) for c in [0, width); returns their sum. `e` may be where z's products are.
 template <typename T, bool kBias>
 LSOFTMAX_INLINE double exponentials(const Logits<T, kBias>& z, int64_t width, Real<T> max, Real<T>* e) {
-#pragma GCC ivdep
-  for (int64_t c = 0; c < width; ++c) e[c] = exponential(z[c] - max);
   double sum = 0;
   int64_t c = 0;
   if (width >= kLanes) {
     Real<T> lanes[kLanes] = {};
     for (; c + kLanes <= width; c += kLanes) {
-      for (int64_t l = 0; l < kLanes; ++l) lanes[l] += e[c + l];
+      Real<T> x[kLanes];  // all lanes before the first is stored, so that they are computed side by side
+      for (int64_t l = 0; l < kLanes; ++l) x[l] = exponential(z[c + l] - max);
+      for (int64_t l = 0; l < kLanes; ++l) e[c + l] = x[l];
+      for (int64_t l = 0; l < kLanes; ++l) lanes[l] += x[l];
     }
     for (int64_t l = 0; l < kLanes; ++l) sum += lanes[l];
   }
+#pragma GCC ivdep
+  for (int64_t t = c; t < width; ++t) e[t] = exponential(z[t] - max);
   for (; c < width; ++c) sum += e[c];
   return sum;
 }
