@@ -29,6 +29,9 @@ from find_tensorflow import site_folders
 # comes after.
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
+# Machine code in a third of the space. The drivers that CUDA 13 asks for can unpack it; older ones may not.
+_SMALLER = ["--compress-mode=size"]
+
 _KERNEL = """
 #include <cuda_runtime.h>
 __global__ void add(double* x) { x[threadIdx.x] += 1; }
@@ -66,12 +69,12 @@ def describe(nvcc: Path) -> dict[str, object]:
         if compiled.returncode != 0:
             said = (compiled.stderr.strip() or compiled.stdout.strip() or "no message").splitlines()
             raise RuntimeError(f"{nvcc} does not compile: {said[0]}")
-    version = re.search(r"V(\d+\.\d+\.\d+)", _run(nvcc, "--version").stdout)
+    version = re.search(r"V(\d+)\.\d+\.\d+", _run(nvcc, "--version").stdout)
     known = re.findall(r"compute_(\d+)\b", _run(nvcc, "--list-gpu-arch").stdout)
     return {
         "nvcc": str(nvcc),
-        "version": version.group(1) if version else "unknown",
-        "flags": " ".join(_flags(nvcc)),
+        "version": version.group(0)[1:] if version else "unknown",
+        "flags": " ".join(_flags(nvcc) + (_SMALLER if version and int(version.group(1)) >= 13 else [])),
         "architectures": [a for a in ARCHITECTURES if a in known] or known[-1:],
     }
 

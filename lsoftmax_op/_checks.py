@@ -44,25 +44,6 @@ def host_lambda(value: Real, name: str = "lam") -> float:
     return number
 
 
-def class_block_size(value: object) -> int:
-    """Returns the number of classes of a block as an int.
-
-    Raises:
-        TypeError: it is no integer (a bool is none).
-        ValueError: it is less than 1.
-    """
-    expected = "class_block_size: expected a positive integer or None"
-    if isinstance(value, bool):
-        raise TypeError(f"{expected}, got {value!r}")
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{expected}, got {value!r}") from None
-    if number < 1:
-        raise ValueError(f"{expected}, got {value!r}")
-    return number
-
-
 def positive_integer(value: object, name: str) -> int:
     """Returns a count as an int.
 

@@ -213,7 +213,7 @@ def loss_layer(
             state.target_weights,
         )
     else:
-        block_size = _checks.class_block_size(class_block_size)
+        block_size = _checks.positive_integer(class_block_size, "class_block_size")
         state = blocks.loss(*batch, bias, lam, margin, block_size)
         normalizer, products_grad, target_weights = state.normalizer, *[tf.zeros([0, 0], weights.dtype)] * 2
     loss = ops.lsoftmax_loss_with_gradient(

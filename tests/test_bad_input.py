@@ -286,5 +286,5 @@ def test_grad_of_the_wrong_shape_or_dtype():
     ("size", "error"), [(0, ValueError), (-3, ValueError), (2.5, TypeError), (True, TypeError), ("3", TypeError)]
 )
 def test_block_sizes(size, error):
-    with pytest.raises(error, match=f"class_block_size: expected a positive integer or None, got {size!r}"):
+    with pytest.raises(error, match=f"class_block_size: expected a positive integer, got {size!r}"):
         lsoftmax_op.lsoftmax_loss(X, W, Y, class_block_size=size)

@@ -571,3 +571,10 @@ def test_a_backend_that_keras_cannot_import(backend):
 
 def test_the_package_imports_keras_only_when_asked():
     run_python("import sys, lsoftmax_op; assert not {'keras', 'tensorflow', 'lsoftmax_op.keras'} & set(sys.modules)")
+
+
+def test_what_cannot_be_compiled_by_xla_is_left_alone():
+    model = classifier()
+    with pytest.warns(UserWarning, match="jit_compile"):
+        model.compile("adam", jit_compile=True)
+    assert not model.jit_compile

@@ -62,9 +62,7 @@ def test_rows_without_a_target_have_no_loss_and_no_gradient(layer, dtype):
     assert (loss[::2] == 0).all()
     assert (loss[1::2] > 0).all()
     assert (gradients[0][::2] == 0).all()
-    kept = dataclasses.replace(
-        batch, features=batch.features[1::2], labels=batch.labels[1::2], grad=batch.grad[1::2]
-    )
+    kept = dataclasses.replace(batch, features=batch.features[1::2], labels=batch.labels[1::2], grad=batch.grad[1::2])
     for one, other in zip(gradients[1:], layer.loss(kept, margin=4, lam=0.0)[1][1:], strict=True):
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
         np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-2 * np.abs(other).max())

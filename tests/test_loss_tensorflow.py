@@ -40,9 +40,7 @@ def test_second_order_numerically(margin, block_size, compiled):
         with tf.GradientTape() as tape:
             tape.watch(arguments)
             x, w, b = arguments
-            loss = lsoftmax_op.lsoftmax_loss(
-                x, w, batch.labels, b, margin=margin, lam=0.5, class_block_size=block_size
-            )
+            loss = lsoftmax_op.lsoftmax_loss(x, w, batch.labels, b, margin=margin, lam=0.5, class_block_size=block_size)
             value = tf.reduce_sum(tf.sin(loss))  # what comes down to the loss depends on it
         return tf.concat([tf.reshape(g, [-1]) for g in tape.gradient(value, arguments)], axis=0)
 

@@ -134,9 +134,10 @@ LSOFTMAX_INLINE Sums sum_row(const Arguments<T>& args, int64_t row, Real<T>* kep
     sums.predicted = place < args.classes ? static_cast<double>(place) : 0;
   }
   sums.predicted += static_cast<double>(args.first_class);
-  const Real<T> finite = max == -static_cast<Real<T>>(INFINITY) ? 0 : max;  // all of them -inf: their exponentials are 0
-  sums.sum = sum_of_exponentials(z, 0, before, finite, kept) +
-             sum_of_exponentials(z, after, args.classes, finite, kept);
+  const Real<T> finite =
+      max == -static_cast<Real<T>>(INFINITY) ? 0 : max;  // all of them -inf: their exponentials are 0
+  sums.sum =
+      sum_of_exponentials(z, 0, before, finite, kept) + sum_of_exponentials(z, after, args.classes, finite, kept);
   return sums;
 }
 

@@ -111,7 +111,7 @@ struct Cpu {
   template <typename Work>
   static void over(tensorflow::OpKernelContext* context, int64_t total, int64_t cost, const Work& work) {
     if (total * cost < kThreadCost) return work(0, total);
-    // Deprecated in TensorFlow 2.21, but what replaces it is not in 2.18.
+      // Deprecated in TensorFlow 2.21, but what replaces it is not in 2.18.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
     context->device()->tensorflow_cpu_worker_threads()->workers->ParallelFor(total, cost, work);

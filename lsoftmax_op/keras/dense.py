@@ -91,6 +91,7 @@ class LSoftmaxDense(keras.layers.Dense):
             bias_constraint=bias_constraint,
             **kwargs,
         )
+        self.supports_jit = False  # the ops have no XLA kernels: jit_compile="auto" leaves its models alone
         self.margin = _checks.margin(margin)
         self._lam = annealing.checked(lam)
         self._steps: Callable[[], Any] | None = None
