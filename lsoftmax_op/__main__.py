@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def _batch() -> tuple:
-    """A batch that meets every segment of m = 4, a zero row and one without a target; and what the oracle makes of it."""
+    """A batch that meets every segment of m = 4, a zero row and one without a target; and the oracle's results."""
     import numpy as np
 
     from lsoftmax_op import reference
