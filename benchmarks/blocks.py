@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks import harness, memory
 from benchmarks.batches import TINY, WIDEST, name
 
-MINUTES = 5
+MINUTES = 3
 SIZES = (1024, 4096, 16_384, 65_536)
 TARGETS = 1.4, 300.0  # over the one-pass form; MB over W + dW
 

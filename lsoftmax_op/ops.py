@@ -100,8 +100,9 @@ def lsoftmax_loss(
         bias: [C], of the same dtype, or None.
         margin: the integer m from 1 (no margin) to 64.
         lam: the annealing weight lambda >= 0, as for `lsoftmax_logits`.
-        class_block_size: where [N, C] is too large for the memory, the number B of classes to go through at a time:
-            [N, B] takes its place, and the products are computed twice.
+        class_block_size: where [N, C] is too large for the memory, the number B of classes to go through at a time, a
+            few thousand: [N, B] takes its place, and the step takes about a third longer, as it computes the products
+            twice.
         name: a name for the ops.
 
     Returns:
