@@ -131,29 +131,32 @@ def test_eager_inputs_are_never_changed(batch):
         np.testing.assert_array_equal(now, then)
 
 
-def test_mirrored_strategy_on_two_logical_cpus():
-    run_python("""
+@pytest.mark.parametrize("layer", ["logits", "loss"])
+def test_mirrored_strategy_on_two_logical_cpus(layer):
+    run_python(f"""
 import numpy as np, tensorflow as tf, sys
 import lsoftmax_op
+from lsoftmax_op import reference
 sys.path.insert(0, "tests")
 from support import random_batch
 cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 b = random_batch((8, 5, 4), "float64")
+upstream = {{"logits": b.grad, "loss": b.loss_grad}}["{layer}"]
 with strategy.scope():
     weights = tf.Variable(b.weights)
 def step(rows):
-    x, y, g = (tf.gather(tf.constant(a), rows) for a in (b.features, b.labels, b.grad))
+    x, y, g = (tf.gather(tf.constant(a), rows) for a in (b.features, b.labels, upstream))
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(g * lsoftmax_op.lsoftmax_logits(x, weights, y, lam=0.5))
+        loss = tf.reduce_sum(g * lsoftmax_op.lsoftmax_{layer}(x, weights, y, lam=0.5))
     return tf.distribute.get_replica_context().all_reduce("sum", tape.gradient(loss, weights))
 @tf.function
 def run():
     values = strategy.experimental_distribute_values_from_function(
         lambda c: tf.range(4) + 4 * c.replica_id_in_sync_group)
     return strategy.run(step, args=(values,))
-want = lsoftmax_op.reference.logits_grad(b.grad, b.features, b.weights, b.labels, lam=0.5).weights
+want = reference.{layer}_grad(upstream, b.features, b.weights, b.labels, lam=0.5).weights
 assert strategy.num_replicas_in_sync == 2
 for got in strategy.experimental_local_results(run()):
     np.testing.assert_allclose(got, want)

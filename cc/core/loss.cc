@@ -134,14 +134,15 @@ LSOFTMAX_INLINE Sums sum_row(const Arguments<T>& args, int64_t row, Real<T>* kep
     sums.predicted = place < args.classes ? static_cast<double>(place) : 0;
   }
   sums.predicted += static_cast<double>(args.first_class);
-  const Real<T> finite =
-      max == -static_cast<Real<T>>(INFINITY) ? 0 : max;  // all of them -inf: their exponentials are 0
+  // Where all of them are -inf their exponentials are 0.
+  const Real<T> finite = max == -static_cast<Real<T>>(INFINITY) ? 0 : max;
   sums.sum =
       sum_of_exponentials(z, 0, before, finite, kept) + sum_of_exponentials(z, after, args.classes, finite, kept);
   return sums;
 }
 
-// gradient[c] = exp(z[c] - max) scale for every class; 0 at the target, and everywhere in a row without one.
+// gradient[c] = exp(z[c] - max) scale for every class; 0 at the target, and everywhere in a row without one. Only the
+// target's logit may be above `max`: whatever comes of it is replaced.
 template <typename T, bool kBias>
 LSOFTMAX_INLINE void differentiate_row(const Arguments<T>& args, int64_t row, const Normalizer& normalizer) {
   T* const gradient = args.logits_grad + row * args.classes;

@@ -14,7 +14,7 @@
 
 namespace lsoftmax {
 
-// Cycles, roughly: one logit, through both of its exponentials.
+// Cycles, roughly: one logit, from its product to its gradient.
 constexpr int64_t kLogitCost = 4;
 
 template <typename T>
