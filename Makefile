@@ -50,6 +50,6 @@ $(VENV)/ready: pyproject.toml
 	@touch $@
 
 $(VENV)/built: $(VENV)/ready $(SOURCES)
-	@echo "Compiling lsoftmax_op; this takes about a minute ..."
+	@echo "Compiling lsoftmax_op; this takes a few minutes ..."
 	PATH="$(abspath $(BIN)):$$PATH" LSOFTMAX_TF=ON LSOFTMAX_TESTING=ON $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
