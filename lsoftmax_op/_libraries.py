@@ -6,6 +6,7 @@ A library makes arrays, multiplies them, and says where one lies in memory; kern
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import sys
@@ -32,7 +33,7 @@ def library_of(features: Any, num_threads: int | None) -> Library:
     return NumPy(num_threads)
 
 
-class Library:
+class Library(abc.ABC):
     """The library of a layer's arrays, and the kernels for the memory in which they lie."""
 
     name: str
@@ -40,13 +41,13 @@ class Library:
     where: int  # where the kernels run: the number of threads, or the stream
     checks_values = True  # whether labels can be looked at without waiting for a device
 
+    @abc.abstractmethod
     def array(self, argument: str, value: Any) -> Any:
         """Converts `value` to a dense array of this library.
 
         Raises:
             TypeError: it belongs to another library or device.
         """
-        raise NotImplementedError
 
     def dtype(self, array: Any) -> str:
         """Returns NumPy's name of the dtype."""
@@ -56,25 +57,25 @@ class Library:
         """Returns the array in another dtype."""
         return array.astype(dtype, copy=False)
 
+    @abc.abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         """Returns a new dense array."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def scalar(self, value: float) -> Any:
         """Returns a new float64 array of shape []."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def address(self, array: Any) -> int:
         """Returns where a dense array begins."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def product(self, a: Any, b: Any) -> Any:
         """Returns a @ b, a new dense array of their dtype."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def column_sums(self, a: Any) -> Any:
         """Returns the sums over the rows, in the array's dtype."""
-        raise NotImplementedError
 
     def copy(self, array: Any) -> Any:
         """Returns a new dense array."""
