@@ -1,0 +1,62 @@
+#include "tf/xla/kernel.h"
+
+namespace lsoftmax {
+
+namespace {
+
+int64_t size_of(XlaOpKernelContext* context, const char* argument, int dim) {
+  return context->InputShape(argument).dim_size(dim);
+}
+
+}  // namespace
+
+absl::Status read(XlaOpKernelContext* context, const char* argument, std::initializer_list<int64_t> expected,
+                  XlaOp* input) {
+  TF_RETURN_IF_ERROR(check_shape(argument, context->InputShape(argument), expected));
+  *input = context->Input(argument);
+  return absl::Status();
+}
+
+absl::Status read_batch(XlaOpKernelContext* context, Batch* batch) {
+  XlaOp labels;
+  TF_RETURN_IF_ERROR(read(context, "features", {-1, -1}, &batch->features));
+  const int64_t rows = size_of(context, "features", 0);
+  batch->depth = size_of(context, "features", 1);
+  TF_RETURN_IF_ERROR(read(context, "weights", {batch->depth, -1}, &batch->weights));
+  TF_RETURN_IF_ERROR(check_classes(context->InputShape("weights")));
+  TF_RETURN_IF_ERROR(read(context, "labels", {rows}, &labels));
+  batch->targets = targets_of(labels, rows, size_of(context, "weights", 1));
+  return absl::Status();
+}
+
+absl::Status read_rows(XlaOpKernelContext* context, const char* argument, Rows* rows) {
+  XlaOp labels;
+  TF_RETURN_IF_ERROR(read(context, argument, {-1, -1}, &rows->matrix));
+  const int64_t size = size_of(context, argument, 0);
+  TF_RETURN_IF_ERROR(read(context, "labels", {size}, &labels));
+  rows->targets = targets_of(labels, size, size_of(context, argument, 1));
+  return absl::Status();
+}
+
+absl::Status read_block(XlaOpKernelContext* context, const char* argument, Rows* rows) {
+  XlaOp first_class;
+  TF_RETURN_IF_ERROR(read_rows(context, argument, rows));
+  TF_RETURN_IF_ERROR(read(context, "first_class", {}, &first_class));
+  rows->targets = targets_of(context->Input("labels"), rows->targets.rows, rows->targets.classes, first_class);
+  return absl::Status();
+}
+
+absl::Status read_bias(XlaOpKernelContext* context, int64_t classes, Bias* bias) {
+  bias->is_there = context->InputShape("bias") != tensorflow::TensorShape({0});
+  return bias->is_there ? read(context, "bias", {classes}, &bias->values) : absl::Status();
+}
+
+XlaOp Bias::added_to(XlaOp products) const {
+  return is_there ? ::xla::Add(widen(products), widen(values), {1}) : widen(products);
+}
+
+XlaOp Bias::of_target(const Targets& targets) const {
+  return is_there ? to_double(element_at(targets, values)) : ::xla::ConstantR0<double>(targets.column.builder(), 0);
+}
+
+}  // namespace lsoftmax

@@ -1,0 +1,61 @@
+// core/margin.h, target.h and softmax.h in HLO: the same formulas, of all rows of a batch at once.
+//
+// Everything is a vector [N] of F64 unless said otherwise.
+#ifndef LSOFTMAX_TF_XLA_MARGIN_H_
+#define LSOFTMAX_TF_XLA_MARGIN_H_
+
+#include "tf/xla/hlo.h"
+
+namespace lsoftmax {
+namespace hlo {
+
+struct Geometry {
+  XlaOp dot, features_sq, weights_sq;
+};
+Geometry geometry_of(XlaOp geometry, int64_t rows);  // from [3, N]
+Geometry geometry_between(const Targets& targets, XlaOp features, XlaOp target_weights);  // of [N, D] both; 0 without a target
+XlaOp matrix_of(const Geometry& geometry, int64_t rows);
+Geometry operator*(XlaOp factor, const Geometry& geometry);
+
+XlaOp cos_theta(const Geometry& geometry);
+
+// psi and its derivative at c = cos(theta), and the segment.
+struct Psi {
+  XlaOp value, slope, segment;
+};
+Psi psi(int margin, XlaOp c);
+
+// The target's logit without its bias, and its derivatives in the geometry: the dense layer's where there is no margin.
+struct TargetLogit {
+  XlaOp value;
+  Geometry slope;
+  XlaOp has_margin;  // PRED
+};
+TargetLogit target_logit(int margin, XlaOp lambda, const Geometry& geometry);
+
+// PRED: the label is neither -1 nor a class, or lambda is no number >= 0, so that the row is to be NaN.
+XlaOp is_lost(const Targets& targets, XlaOp lambda);
+
+struct Sums {
+  XlaOp max, sum, best, predicted;
+};
+Sums sums_of(XlaOp sums, int64_t rows);  // from [4, N]
+XlaOp matrix_of(const Sums& sums, int64_t rows);
+Sums merge(const Sums& a, const Sums& b);
+
+// Of the plain logits [N, classes], in the type that they are computed in.
+Sums sum_up(const Targets& targets, XlaOp logits);
+
+// The loss, its derivative in the target's logit, and the row's normalizer.
+struct CrossEntropy {
+  XlaOp loss, slope, max, scale;
+};
+CrossEntropy cross_entropy(const Sums& others, XlaOp target);
+
+// exp(logits - max) scale, 0 at the target and where the scale is 0; [N, classes], in the type that logits are computed in.
+XlaOp products_grad(const Targets& targets, XlaOp logits, XlaOp max, XlaOp scale);
+
+}  // namespace hlo
+}  // namespace lsoftmax
+
+#endif  // LSOFTMAX_TF_XLA_MARGIN_H_
