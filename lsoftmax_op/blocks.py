@@ -92,15 +92,29 @@ def _for_each_block(
 ) -> tuple:
     """Returns the state after body(block, *state) has been called for one block after the other."""
     depth, classes = tf.unstack(tf.shape(weights, tf.int64))
+    known = weights.shape[1]
+    if known is not None:
+        block_size = min(block_size, known)
 
-    def step(first: tf.Tensor, *state: tf.Tensor) -> tuple:
-        width = tf.minimum(tf.constant(block_size, tf.int64), classes - first)
-        columns = tf.slice(weights, tf.stack([tf.zeros_like(first), first]), tf.stack([depth, width]))
-        columns = tf.ensure_shape(columns, [weights.shape[0], None])
+    def columns(first: tf.Tensor, width: int | tf.Tensor) -> _Block:
+        own_weights = tf.slice(weights, tf.stack([tf.zeros_like(first), first]), tf.stack([depth, width]))
+        own_weights = tf.ensure_shape(own_weights, [weights.shape[0], width if isinstance(width, int) else None])
         own_bias = tf.slice(bias, [first], [width]) if bias.shape[0] != 0 else bias
-        return (first + width, *body(_Block(first, columns, own_bias), *state))
+        return _Block(first, own_weights, own_bias)
 
-    _, *state = tf.while_loop(
-        lambda first, *_: first < classes, step, (tf.constant(0, tf.int64), *state), parallel_iterations=1
+    def whole(first: tf.Tensor, *state: tf.Tensor) -> tuple:
+        return (first + block_size, *body(columns(first, block_size), *state))
+
+    def last(first: tf.Tensor, *state: tf.Tensor) -> tuple:
+        return body(columns(first, classes - first if known is None else known % block_size), *state)
+
+    # All blocks but the last have one, known width, so that XLA can compile them.
+    first, *state = tf.while_loop(
+        lambda first, *_: first + block_size <= classes,
+        whole,
+        (tf.constant(0, tf.int64), *state),
+        parallel_iterations=1,
     )
-    return tuple(state)
+    if known is None:
+        return tuple(tf.cond(first < classes, lambda: last(first, *state), lambda: tuple(state)))
+    return last(first, *state) if known % block_size else tuple(state)

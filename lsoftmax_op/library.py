@@ -13,6 +13,7 @@ from typing import Any
 
 _FOLDER = Path(__file__).resolve().parent
 _LIBRARY = _FOLDER / "_lsoftmax_ops.so"
+_XLA_LIBRARY = _FOLDER / "_lsoftmax_xla.so"
 _BUILD_INFO = _FOLDER / "_build_info.json"
 _REBUILD = "pip install --force-reinstall --no-deps --no-cache-dir lsoftmax-op (or, in a clone: pip install .)"
 
@@ -22,6 +23,7 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         A dict with the package's ``version``, ``tensorflow`` (the version built against, None for a build without it),
+        ``xla`` (whether XLA can compile the ops),
         ``compiler``, ``build_type``, ``cpu_variants`` (those built), ``cpu_variant`` (the one this machine runs; the
         environment variable LSOFTMAX_CPU chooses another), ``cuda`` (None for a build without it, else a dict
         with the version of ``nvcc`` and the ``architectures``) and ``library`` (the path of the op library, or None).
@@ -55,6 +57,11 @@ def library_path() -> str:
     return str(_LIBRARY)
 
 
+def has_xla() -> bool:
+    """Returns whether XLA can compile the ops."""
+    return _XLA_LIBRARY.exists()
+
+
 @functools.cache
 def load() -> Any:
     """Loads the op library into TensorFlow, registers its gradients, and returns the module of its ops.
@@ -71,6 +78,8 @@ def load() -> Any:
     _check_single(path)
     try:
         ops = tf.load_op_library(path)
+        if has_xla():
+            tf.load_library(str(_XLA_LIBRARY))
     except (tf.errors.OpError, RuntimeError) as error:
         raise ImportError(f"TensorFlow cannot load {path}: {error}. Rebuild: {_REBUILD}") from error
     from lsoftmax_op import gradients  # noqa: F401  (registers them)

@@ -3,6 +3,8 @@
 #   TensorFlow_FOUND, TensorFlow_VERSION
 #   TensorFlow_REASON        why it was not found, for people
 #   TensorFlow::framework    headers, flags and libtensorflow_framework
+#   TensorFlow::xla          the same for kernels that write HLO, where its parts are there, and else
+#   TensorFlow_XLA_REASON    why not, for people
 execute_process(
   COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/../find_tensorflow.py
   OUTPUT_VARIABLE TensorFlow_JSON
@@ -28,4 +30,28 @@ if(TensorFlow_FOUND AND NOT TARGET TensorFlow::framework)
     IMPORTED_LOCATION ${TensorFlow_LIBRARY}
     INTERFACE_INCLUDE_DIRECTORIES ${TensorFlow_INCLUDE_DIR}
     INTERFACE_COMPILE_OPTIONS "${TensorFlow_COMPILE_OPTIONS}")
+endif()
+
+# XLA's headers include those of two libraries that come with TensorFlow, but not on its include path.
+if(TensorFlow_FOUND AND NOT TARGET TensorFlow::xla)
+  cmake_path(GET TensorFlow_LIBRARY PARENT_PATH TensorFlow_DIRECTORY)
+  set(TensorFlow_XLA_LIBRARY ${TensorFlow_DIRECTORY}/libtensorflow_cc.so.2)
+  set(TensorFlow_XLA_INCLUDE_DIRS
+    ${TensorFlow_INCLUDE_DIR}/external/highwayhash ${TensorFlow_INCLUDE_DIR}/external/farmhash_archive/src)
+  foreach(needed
+      ${TensorFlow_XLA_LIBRARY}
+      ${TensorFlow_INCLUDE_DIR}/tensorflow/compiler/tf2xla/xla_op_kernel.h
+      ${TensorFlow_INCLUDE_DIR}/external/highwayhash/highwayhash/arch_specific.h
+      ${TensorFlow_INCLUDE_DIR}/external/farmhash_archive/src/farmhash.h)
+    if(NOT EXISTS ${needed})
+      set(TensorFlow_XLA_REASON "TensorFlow ${TensorFlow_VERSION} came without ${needed}")
+    endif()
+  endforeach()
+  if(NOT TensorFlow_XLA_REASON)
+    add_library(TensorFlow::xla SHARED IMPORTED)
+    set_target_properties(TensorFlow::xla PROPERTIES
+      IMPORTED_LOCATION ${TensorFlow_XLA_LIBRARY}
+      INTERFACE_INCLUDE_DIRECTORIES "${TensorFlow_XLA_INCLUDE_DIRS}"
+      INTERFACE_LINK_LIBRARIES TensorFlow::framework)
+  endif()
 endif()

@@ -10,29 +10,30 @@
 namespace lsoftmax {
 
 using tensorflow::Tensor;
+using tensorflow::TensorShape;
 using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::DimensionOrConstant;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-absl::Status check_shape(const char* argument, const Tensor& tensor, std::initializer_list<int64_t> expected) {
-  bool good = tensor.dims() == static_cast<int>(expected.size());
+absl::Status check_shape(const char* argument, const TensorShape& shape, std::initializer_list<int64_t> expected) {
+  bool good = shape.dims() == static_cast<int>(expected.size());
   std::vector<std::string> sizes;
   int d = 0;
   for (const int64_t size : expected) {
-    good = good && (size < 0 || tensor.dim_size(d) == size);
+    good = good && (size < 0 || shape.dim_size(d) == size);
     sizes.push_back(size < 0 ? "?" : absl::StrCat(size));
     ++d;
   }
   if (good) return absl::Status();
   return absl::InvalidArgumentError(
-      absl::StrCat(argument, ": expected shape [", absl::StrJoin(sizes, ","), "], got ", tensor.shape().DebugString()));
+      absl::StrCat(argument, ": expected shape [", absl::StrJoin(sizes, ","), "], got ", shape.DebugString()));
 }
 
-absl::Status check_classes(const Tensor& weights) {
+absl::Status check_classes(const TensorShape& weights) {
   if (weights.dim_size(1) > 0) return absl::Status();
   return absl::InvalidArgumentError(
-      absl::StrCat("weights: expected at least one class, got shape ", weights.shape().DebugString()));
+      absl::StrCat("weights: expected at least one class, got shape ", weights.DebugString()));
 }
 
 absl::Status check_labels(const Tensor& labels, int64_t classes) {

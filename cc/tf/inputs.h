@@ -39,11 +39,15 @@ Core<T>* data_of(tensorflow::Tensor* tensor) {
 }
 
 // Run time: shapes. -1 in `expected` is any size.
-absl::Status check_shape(const char* argument, const tensorflow::Tensor& tensor,
+absl::Status check_shape(const char* argument, const tensorflow::TensorShape& shape,
                          std::initializer_list<int64_t> expected);
+inline absl::Status check_shape(const char* argument, const tensorflow::Tensor& tensor,
+                                std::initializer_list<int64_t> expected) {
+  return check_shape(argument, tensor.shape(), expected);
+}
 
-// Run time: a weight matrix has at least one class.
-absl::Status check_classes(const tensorflow::Tensor& weights);
+// Run time: a weight matrix [D, C] has at least one class.
+absl::Status check_classes(const tensorflow::TensorShape& weights);
 
 // Run time: values on the host.
 absl::Status check_labels(const tensorflow::Tensor& labels, int64_t classes);
@@ -78,7 +82,7 @@ absl::Status read_batch(tensorflow::OpKernelContext* context, int first, Argumen
   args->depth = features.dim_size(1);
   TF_RETURN_IF_ERROR(check_shape("weights", weights, {args->depth, -1}));
   args->classes = weights.dim_size(1);
-  TF_RETURN_IF_ERROR(check_classes(weights));
+  TF_RETURN_IF_ERROR(check_classes(weights.shape()));
   TF_RETURN_IF_ERROR(check_shape("labels", labels, {args->rows}));
   TF_RETURN_IF_ERROR(Backend::check_labels(labels, args->classes));
   args->features = data_of<T>(features);

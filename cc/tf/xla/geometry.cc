@@ -27,7 +27,7 @@ absl::Status target_angles(XlaOpKernelContext* context, int margin) {
   const XlaOp c = cos_theta(geometry_of(geometry, rows));
   const XlaOp segment = ::xla::ConvertElementType(psi(margin, c).segment, ::xla::S32);
   context->SetOutput(0, where(has_target, c, std::numeric_limits<double>::quiet_NaN()));
-  context->SetOutput(1, where(has_target, ::xla::BroadcastInDim(segment, {rows}, {}), -1));
+  context->SetOutput(1, where(has_target, segment, -1));
   return absl::Status();
 }
 
@@ -53,7 +53,7 @@ absl::Status read_upstream(XlaOpKernelContext* context, const Batch& batch, bool
 }
 
 // factor a, row by row, in double.
-XlaOp times(XlaOp a, XlaOp factor) { return ::xla::Mul(to_double(a), factor, {0}); }
+XlaOp times(XlaOp a, XlaOp factor) { return ::xla::Mul(to_double(a), factor, kByRow); }
 
 template <bool kOfLoss>
 absl::Status features_grad(XlaOpKernelContext* context, int) {

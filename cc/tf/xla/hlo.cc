@@ -95,7 +95,7 @@ Targets targets_of(XlaOp labels, int64_t rows, int64_t classes, XlaOp first_clas
 XlaOp is_target(const Targets& targets) {
   const int64_t n = targets.rows, c = targets.classes;
   const XlaOp classes = ::xla::Iota(targets.column.builder(), ::xla::ShapeUtil::MakeShape(::xla::S32, {n, c}), 1);
-  return ::xla::And(::xla::Eq(classes, targets.column, {0}), targets.here, {0});
+  return ::xla::And(::xla::Eq(classes, targets.column, kByRow), targets.here, kByRow);
 }
 
 XlaOp entry_at(const Targets& targets, XlaOp matrix) {

@@ -4,11 +4,16 @@
 #ifndef LSOFTMAX_TF_XLA_HLO_H_
 #define LSOFTMAX_TF_XLA_HLO_H_
 
+#include <array>
+
 #include "tensorflow/compiler/tf2xla/xla_op_kernel.h"
 
 namespace lsoftmax {
 
 using ::xla::XlaOp;
+
+// As the broadcast dimensions of an operation on a matrix [N, C] and a vector [N]: one number a row.
+constexpr std::array<int64_t, 1> kByRow = {0};
 
 // A scalar of the element type of `like`.
 XlaOp number(XlaOp like, double value);

@@ -31,7 +31,7 @@ absl::Status read_inputs(XlaOpKernelContext* context, const char* matrix, int ma
 XlaOp patched(const Inputs& inputs, XlaOp values) {
   const auto& [matrix, targets] = inputs.rows;
   const auto in_row = [&, n = targets.rows, c = targets.classes](XlaOp vector) { return as_columns(vector, n, c); };
-  const XlaOp replaced = ::xla::And(is_target(targets), inputs.target.has_margin, {0});
+  const XlaOp replaced = ::xla::And(is_target(targets), inputs.target.has_margin, kByRow);
   const XlaOp rows = where(replaced, in_row(to_type_of(matrix, values)), matrix);
   return where(in_row(inputs.is_lost), kNan, rows);
 }
@@ -49,7 +49,7 @@ absl::Status logits_grad(XlaOpKernelContext* context, int margin) {
   const auto& [gradient, targets] = inputs.rows;
   const XlaOp own = to_double(entry_at(targets, gradient));
   const XlaOp upstream = where(inputs.is_lost, kNan, where(inputs.target.has_margin, own, 0));
-  context->SetOutput(0, patched(inputs, number(own, 0) * own));
+  context->SetOutput(0, patched(inputs, ::xla::Broadcast(number(own, 0), {targets.rows})));
   context->SetOutput(1, matrix_of(upstream * inputs.target.slope, targets.rows));
   return absl::Status();
 }

@@ -118,7 +118,7 @@ absl::Status bias_grad(XlaOpKernelContext* context, int) {
   const XlaOp wide = widen(products_grad);
   const XlaOp own = as_columns(to_type_of(wide, target_grad), targets.rows, targets.classes);
   const XlaOp whole = wide + where(is_target(targets), own, 0);
-  context->SetOutput(0, to_type_of(products_grad, sum_over(0, ::xla::Mul(whole, widen(loss_grad), {0}))));
+  context->SetOutput(0, to_type_of(products_grad, sum_over(0, ::xla::Mul(whole, widen(loss_grad), kByRow))));
   return absl::Status();
 }
 

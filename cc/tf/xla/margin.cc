@@ -106,8 +106,8 @@ Sums sum_up(const Targets& targets, XlaOp logits) {
   const XlaOp others = where(is_target(targets), -kInfinity, logits);
   const XlaOp max = max_over(1, others), best = max_over(1, logits);
   const XlaOp finite = where(Eq(max, number(max, -kInfinity)), 0, max);  // all of them -inf: their exponentials are 0
-  const XlaOp sum = sum_over(1, Exp(::xla::Sub(others, finite, {0})));
-  const XlaOp place = first_true(Eq(logits, best, {0}), targets.rows, targets.classes);
+  const XlaOp sum = sum_over(1, Exp(::xla::Sub(others, finite, kByRow)));
+  const XlaOp place = first_true(Eq(logits, best, kByRow), targets.rows, targets.classes);
   const XlaOp predicted = where(Lt(place, number(place, targets.classes)), place, 0);  // of NaNs, the first
   return {to_double(max), to_double(sum), to_double(best), to_double(predicted)};
 }
@@ -126,8 +126,8 @@ CrossEntropy cross_entropy(const Sums& others, XlaOp target) {
 XlaOp products_grad(const Targets& targets, XlaOp logits, XlaOp max, XlaOp scale) {
   max = to_type_of(logits, max);
   scale = to_type_of(logits, scale);
-  const XlaOp zero = Or(is_target(targets), Eq(scale, number(scale, 0)), {0});
-  return where(zero, 0, ::xla::Mul(Exp(::xla::Sub(logits, max, {0})), scale, {0}));
+  const XlaOp zero = Or(is_target(targets), Eq(scale, number(scale, 0)), kByRow);
+  return where(zero, 0, ::xla::Mul(Exp(::xla::Sub(logits, max, kByRow)), scale, kByRow));
 }
 
 }  // namespace hlo
