@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent.parent
 
 # What a user chooses by environment variables, because pip has no other way to hand it on.
-FROM_ENVIRONMENT = ("LSOFTMAX_TF", "LSOFTMAX_CUDA", "LSOFTMAX_CUDA_ARCHITECTURES", "LSOFTMAX_TESTING")
+FROM_ENVIRONMENT = ("LSOFTMAX_TF", "LSOFTMAX_XLA", "LSOFTMAX_CUDA", "LSOFTMAX_CUDA_ARCHITECTURES", "LSOFTMAX_TESTING")
 
 
 class CMakeExtension(Extension):
@@ -42,7 +42,7 @@ class CMakeBuild(build_ext):
         # An isolated build comes with another CMake, Ninja and pybind11 each time: find them anew, keep the objects.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
         # The compiled parts of an earlier build, of which this one may make fewer.
-        for part in ("_lsoftmax_ops", "_cuda"):
+        for part in ("_lsoftmax_ops", "_lsoftmax_xla", "_cuda"):
             for stale in destination.glob(f"{part}*.so"):
                 stale.unlink()
         options = {

@@ -23,7 +23,7 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         A dict with the package's ``version``, ``tensorflow`` (the version built against, None for a build without it),
-        ``xla`` (whether XLA can compile the ops),
+        ``xla`` ("yes", or why XLA, that is ``jit_compile=True``, cannot compile the ops),
         ``compiler``, ``build_type``, ``cpu_variants`` (those built), ``cpu_variant`` (the one this machine runs; the
         environment variable LSOFTMAX_CPU chooses another), ``cuda`` (None for a build without it, else a dict
         with the version of ``nvcc`` and the ``architectures``) and ``library`` (the path of the op library, or None).
@@ -78,12 +78,11 @@ def load() -> Any:
     _check_single(path)
     try:
         ops = tf.load_op_library(path)
-        if has_xla():
-            tf.load_library(str(_XLA_LIBRARY))
     except (tf.errors.OpError, RuntimeError) as error:
         raise ImportError(f"TensorFlow cannot load {path}: {error}. Rebuild: {_REBUILD}") from error
     from lsoftmax_op import gradients  # noqa: F401  (registers them)
 
+    _load_xla(tf)
     return ops
 
 
@@ -95,6 +94,17 @@ def load_if_built() -> None:
         load()
     except ImportError as error:
         warnings.warn(f"The ops of lsoftmax_op are not available. {error}", stacklevel=2)
+
+
+def _load_xla(tf: Any) -> None:
+    """Loads what XLA compiles the ops by; whatever keeps it from loading becomes a warning: all else works without."""
+    if not has_xla():
+        return
+    try:
+        _check_complete(str(_XLA_LIBRARY))
+        tf.load_library(str(_XLA_LIBRARY))
+    except (ImportError, tf.errors.OpError, RuntimeError) as error:
+        warnings.warn(f"XLA (jit_compile=True) cannot compile the ops of lsoftmax_op. {error}", stacklevel=2)
 
 
 def _check_version(running: str) -> None:

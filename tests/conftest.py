@@ -127,8 +127,9 @@ class CudaLayer:
 class TensorFlowLayer:
     """lsoftmax_op.lsoftmax_logits, lsoftmax_loss and their gradients, eagerly or in a tf.function."""
 
-    def __init__(self, compiled: bool, class_block_size: int | None = None) -> None:
+    def __init__(self, compiled: bool, class_block_size: int | None = None, xla: bool = False) -> None:
         self.compiled = compiled
+        self.xla = xla
         self.class_block_size = class_block_size  # of the loss
 
     def __call__(self, batch: Batch, margin: int, lam: float) -> tuple:
@@ -177,7 +178,7 @@ class TensorFlowLayer:
             return value, tape.gradient(value, arguments, output_gradients=tf.constant(grad))
 
         if self.compiled:
-            step = tf.function(step)
+            step = tf.function(step, jit_compile=self.xla)
         arguments = (batch.features, batch.weights, batch.bias) if bias else (batch.features, batch.weights)
         value, gradients = step(*map(tf.constant, arguments))
         return value.numpy(), [g.numpy() for g in gradients]
@@ -199,6 +200,8 @@ LAYERS = {
     "eager": TensorFlowLayer(compiled=False),
     "function": TensorFlowLayer(compiled=True),
     "blocks": TensorFlowLayer(compiled=True, class_block_size=3),
+    "xla": TensorFlowLayer(compiled=True, xla=True),
+    "xla-blocks": TensorFlowLayer(compiled=True, class_block_size=3, xla=True),
 }
 
 

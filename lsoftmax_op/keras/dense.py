@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from lsoftmax_op import _checks, ops
+from lsoftmax_op import _checks, library, ops
 from lsoftmax_op.keras import annealing
 from lsoftmax_op.keras.labels import class_indices
 
@@ -91,7 +91,7 @@ class LSoftmaxDense(keras.layers.Dense):
             bias_constraint=bias_constraint,
             **kwargs,
         )
-        self.supports_jit = False  # the ops have no XLA kernels: jit_compile="auto" leaves its models alone
+        self.supports_jit = library.has_xla()
         self.margin = _checks.margin(margin)
         self._lam = annealing.checked(lam)
         self._steps: Callable[[], Any] | None = None

@@ -82,8 +82,7 @@ absl::Status weights_grad(XlaOpKernelContext* context, int) {
   TF_RETURN_IF_ERROR(read(context, "products_weights_grad", {batch.depth, targets.classes}, &products));
   TF_RETURN_IF_ERROR(read_upstream(context, batch, kOfLoss, &upstream));
   const Geometry& g = upstream.geometry;
-  const XlaOp share =
-      times(batch.features, g.dot) + times(upstream.target_weights, g.weights_sq + g.weights_sq);
+  const XlaOp share = times(batch.features, g.dot) + times(upstream.target_weights, g.weights_sq + g.weights_sq);
   const XlaOp here = as_columns(targets.here, targets.rows, batch.depth);
   const XlaOp rows = to_type_of(widen(products), where(here, share, 0));
   context->SetOutput(0, add_to_columns(targets, products, rows, batch.depth));

@@ -88,8 +88,8 @@ Targets targets_of(XlaOp labels, int64_t rows, int64_t classes, XlaOp first_clas
   const XlaOp place = wide - ::xla::ConvertElementType(first_class, ::xla::S64);
   const XlaOp here = ::xla::And(::xla::Ge(place, number(place, 0)), ::xla::Lt(place, number(place, classes)));
   const XlaOp none = ::xla::Eq(wide, number(wide, -1));
-  return {rows, classes, ::xla::ConvertElementType(where(here, place, 0), ::xla::S32), here, none,
-          ::xla::Not(::xla::Or(here, none))};
+  return {rows, classes, ::xla::ConvertElementType(where(here, place, 0), ::xla::S32),
+          here, none,    ::xla::Not(::xla::Or(here, none))};
 }
 
 XlaOp is_target(const Targets& targets) {
@@ -99,6 +99,7 @@ XlaOp is_target(const Targets& targets) {
 }
 
 XlaOp entry_at(const Targets& targets, XlaOp matrix) {
+  if (targets.rows == 0) return ::xla::Broadcast(number(matrix, 0), {0});  // a gather needs something to gather from
   ::xla::GatherDimensionNumbers dims;
   dims.add_collapsed_slice_dims(0);
   dims.add_collapsed_slice_dims(1);

@@ -37,7 +37,7 @@ struct Bias {
   bool is_there = false;
   XlaOp values;
 
-  XlaOp added_to(XlaOp products) const;       // the plain logits, in the type that they are computed in
+  XlaOp added_to(XlaOp products) const;           // the plain logits, in the type that they are computed in
   XlaOp of_target(const Targets& targets) const;  // [N], F64
 };
 absl::Status read_bias(XlaOpKernelContext* context, int64_t classes, Bias* bias);
@@ -59,8 +59,8 @@ class XlaKernel : public tensorflow::XlaOpKernel {
 
 // Not by REGISTER_XLA_OP: TensorFlow looks at its registrations once, when a process first compiles anything, and a
 // library that is loaded later would go unseen.
-#define LSOFTMAX_REGISTER_XLA(OP, COMPILE)                                                             \
-  REGISTER_KERNEL_BUILDER(Name(OP).Device("XLA_CPU_JIT"), ::lsoftmax::XlaKernel<COMPILE>);             \
+#define LSOFTMAX_REGISTER_XLA(OP, COMPILE)                                                 \
+  REGISTER_KERNEL_BUILDER(Name(OP).Device("XLA_CPU_JIT"), ::lsoftmax::XlaKernel<COMPILE>); \
   REGISTER_KERNEL_BUILDER(Name(OP).Device("XLA_GPU_JIT"), ::lsoftmax::XlaKernel<COMPILE>)
 
 #endif  // LSOFTMAX_TF_XLA_KERNEL_H_

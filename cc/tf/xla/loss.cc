@@ -71,8 +71,7 @@ absl::Status loss_of_sums(XlaOpKernelContext* context, int margin) {
   const int64_t classes = bias.is_there ? context->InputShape("bias").dim_size(0) : std::numeric_limits<int32_t>::max();
   const Targets targets = targets_of(labels, rows, classes);
   const Sums of_row = sums_of(sums, rows);
-  const Finished row =
-      finish(targets, margin, lambda, geometry_of(geometry, rows), bias.of_target(targets), of_row);
+  const Finished row = finish(targets, margin, lambda, geometry_of(geometry, rows), bias.of_target(targets), of_row);
   context->SetOutput(0, ::xla::ConvertElementType(row.loss, context->output_xla_type(0)));
   context->SetOutput(1, lsoftmax::matrix_of({row.max, row.scale}, rows));
   context->SetOutput(2, matrix_of(row.geometry_grad, rows));

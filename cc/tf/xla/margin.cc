@@ -72,8 +72,7 @@ TargetLogit target_logit(int margin, XlaOp lambda, const Geometry& g) {
   const XlaOp zero = number(lambda, 0), one = number(lambda, 1);
   const XlaOp alpha = one / (one + lambda);
   const XlaOp can_have = ::xla::ConstantR0<bool>(lambda.builder(), margin > 1);
-  const XlaOp has_margin =
-      And(And(Ne(g.features_sq, zero), Ne(g.weights_sq, zero)), And(Ne(alpha, zero), can_have));
+  const XlaOp has_margin = And(And(Ne(g.features_sq, zero), Ne(g.weights_sq, zero)), And(Ne(alpha, zero), can_have));
   const XlaOp a = Sqrt(g.features_sq), b = Sqrt(g.weights_sq), c = cos_theta(g);
   const Psi p = psi(margin, c);
   const XlaOp q = alpha * (p.value - c * p.slope) / number(lambda, 2);
@@ -83,17 +82,13 @@ TargetLogit target_logit(int margin, XlaOp lambda, const Geometry& g) {
           has_margin};
 }
 
-XlaOp is_lost(const Targets& targets, XlaOp lambda) {
-  return Or(targets.bad, Not(Ge(lambda, number(lambda, 0))));
-}
+XlaOp is_lost(const Targets& targets, XlaOp lambda) { return Or(targets.bad, Not(Ge(lambda, number(lambda, 0)))); }
 
 Sums sums_of(XlaOp sums, int64_t rows) {
   return {row_of(sums, 0, rows), row_of(sums, 1, rows), row_of(sums, 2, rows), row_of(sums, 3, rows)};
 }
 
-XlaOp matrix_of(const Sums& s, int64_t rows) {
-  return lsoftmax::matrix_of({s.max, s.sum, s.best, s.predicted}, rows);
-}
+XlaOp matrix_of(const Sums& s, int64_t rows) { return lsoftmax::matrix_of({s.max, s.sum, s.best, s.predicted}, rows); }
 
 Sums merge(const Sums& a, const Sums& b) {
   const XlaOp max = where(Gt(b.max, a.max), b.max, a.max);

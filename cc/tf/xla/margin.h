@@ -13,7 +13,8 @@ struct Geometry {
   XlaOp dot, features_sq, weights_sq;
 };
 Geometry geometry_of(XlaOp geometry, int64_t rows);  // from [3, N]
-Geometry geometry_between(const Targets& targets, XlaOp features, XlaOp target_weights);  // of [N, D] both; 0 without a target
+Geometry geometry_between(const Targets& targets, XlaOp features,
+                          XlaOp target_weights);  // of [N, D] both; 0 without a target
 XlaOp matrix_of(const Geometry& geometry, int64_t rows);
 Geometry operator*(XlaOp factor, const Geometry& geometry);
 

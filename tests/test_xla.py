@@ -1,0 +1,172 @@
+"""The ops as XLA compiles them (tf.function(jit_compile=True)): the same results, wherever they must work."""
+
+import numpy as np
+import pytest
+from conftest import LAYERS
+from support import (
+    angle_batch,
+    assert_close_to_oracle,
+    assert_loss_close_to_oracle,
+    random_batch,
+    run_python,
+)
+from test_gradients import gradient_error
+
+import lsoftmax_op
+
+tf = pytest.importorskip("tensorflow")
+if lsoftmax_op.build_info()["xla"] != "yes":
+    pytest.skip(f"XLA: {lsoftmax_op.build_info()['xla']}", allow_module_level=True)
+
+
+def compiled(function):
+    return tf.function(function, jit_compile=True)
+
+
+@pytest.mark.parametrize("margin", [1, 2, 3, 4, 7, 8, 64])
+def test_every_angle(margin):
+    batch = angle_batch(margin, "float64", norms=(1.0, 1e-2, 1e2))
+    assert_close_to_oracle(batch, "float64", LAYERS["xla"], margin, 0.5)
+    assert_loss_close_to_oracle(batch, "float64", LAYERS["xla"], margin, 0.0)
+
+
+@pytest.mark.parametrize("lam", [0.0, 1000.0, np.inf])
+def test_every_lambda(lam):
+    batch = angle_batch(4, "float32")
+    assert_close_to_oracle(batch, "float32", LAYERS["xla"], 4, lam)
+
+
+# Few rows and many classes, and the reverse, take different ways to the weight gradient.
+@pytest.mark.parametrize("shape", [(13, 33, 7), (9, 5, 40), (3, 4, 1030), (0, 4, 3), (7, 1, 3), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("name", ["xla", "xla-blocks"])
+def test_every_shape_and_dtype(dtype, shape, name):
+    if name == "xla-blocks" and shape[2] > 100:
+        pytest.skip("hundreds of blocks of three classes")
+    batch = random_batch(shape, dtype, seed=shape[0])
+    assert_loss_close_to_oracle(batch, dtype, LAYERS[name], 4, 0.5)
+    if name == "xla":
+        assert_close_to_oracle(batch, dtype, LAYERS[name], 4, 0.5)
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_without_a_bias(block_size):
+    batch = random_batch((9, 5, 7), "float64")
+    layer, plain = (LAYERS[name + "-blocks" * bool(block_size)] for name in ("xla", "xla"))
+    loss, gradients = layer.loss(batch, margin=4, lam=0.5, bias=False)
+    batch.bias[:] = 0
+    expected, expected_gradients = plain.loss(batch, margin=4, lam=0.5)
+    for one, other in zip((loss, *gradients), (expected, *expected_gradients[:2]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("of_loss", [True, False])
+def test_second_order_numerically(of_loss):
+    batch = random_batch((4, 3, 3), "float64", seed=4)
+    batch.labels[:] = [1, 2, -1, 1]  # one class twice
+    layer = lsoftmax_op.lsoftmax_loss if of_loss else lsoftmax_op.lsoftmax_logits
+
+    def gradients(*arguments):
+        with tf.GradientTape() as tape:
+            tape.watch(arguments)
+            x, w, b = arguments
+            value = tf.reduce_sum(tf.sin(layer(x, w, batch.labels, b, margin=4, lam=0.5)))
+        return tf.concat([tf.reshape(g, [-1]) for g in tape.gradient(value, arguments)], axis=0)
+
+    arguments = [tf.constant(a) for a in (batch.features, batch.weights, batch.bias)]
+    assert gradient_error(compiled(gradients), arguments) < 1e-7
+
+
+@pytest.mark.parametrize("margin", [1, 4])
+def test_angles_and_predicted_classes(margin):
+    from lsoftmax_op import ops
+
+    batch = random_batch((13, 5, 7), "float32")
+    options = {"margin": margin, "lam": 0.5}
+
+    def function(x, w, b):
+        angles = lsoftmax_op.target_angles(x, w, batch.labels, margin=margin)
+        return (*angles, ops.loss_layer(x, w, batch.labels, b, **options).predicted)
+
+    arguments = [tf.constant(a) for a in (batch.features, batch.weights, batch.bias)]
+    for one, other in zip(compiled(function)(*arguments), function(*arguments), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_of_equal_logits_the_first_is_predicted():
+    from lsoftmax_op import ops
+
+    @compiled
+    def predicted(x, w):
+        return ops.loss_layer(x, w, tf.constant([2]), None, margin=2, lam=0.0).predicted
+
+    assert predicted(tf.ones([1, 3]), tf.ones([3, 5])).numpy().tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "lam", "lost"), [([0, 7, -1], 0.5, [False, True, False]), ([0, 1, -1], -1.0, [True] * 3)]
+)
+def test_what_cannot_be_computed_is_nan_in_its_own_row(labels, lam, lost):
+    x, w = tf.random.stateless_normal([3, 4], [1, 2]), tf.random.stateless_normal([4, 5], [3, 4])
+
+    @compiled
+    def both(x, w, labels, lam):
+        loss = lsoftmax_op.lsoftmax_loss(x, w, labels, lam=lam)
+        return loss, lsoftmax_op.lsoftmax_logits(x, w, labels, lam=lam)
+
+    loss, logits = both(x, w, tf.constant(labels), tf.constant(lam, tf.float64))
+    assert np.isnan(loss).tolist() == lost
+    assert np.isnan(logits).all(axis=1).tolist() == lost
+    assert np.isnan(logits).any(axis=1).tolist() == lost
+
+
+def test_lambda_changes_without_compiling_again():
+    x, w, lam = tf.ones([2, 3]), tf.eye(3), tf.Variable(0.0)
+    traces = []
+
+    @compiled
+    def loss():
+        traces.append(1)
+        return lsoftmax_op.lsoftmax_loss(x, w, tf.constant([0, 1]), lam=lam)
+
+    first = loss().numpy()
+    lam.assign(1000.0)
+    assert (loss().numpy() < first).all()
+    assert len(traces) == 1
+
+
+def test_rows_whose_number_is_known_only_when_they_are_counted():
+    batch = random_batch((9, 5, 4), "float32")
+    chosen = tf.constant(batch.labels % 2 == 0)
+
+    def function(x, w):
+        with tf.GradientTape() as tape:
+            tape.watch([x, w])
+            rows, labels = tf.boolean_mask(x, chosen), tf.boolean_mask(tf.constant(batch.labels), chosen)
+            loss = tf.reduce_sum(lsoftmax_op.lsoftmax_loss(rows, w, labels, lam=0.5))
+        return loss, *tape.gradient(loss, [x, w])
+
+    arguments = tf.constant(batch.features), tf.constant(batch.weights)
+    for one, other in zip(compiled(function)(*arguments), function(*arguments), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_package_may_come_after_the_first_compilation():
+    run_python("""
+import tensorflow as tf
+tf.function(lambda x: x + 1, jit_compile=True)(1.0)
+import lsoftmax_op
+loss = tf.function(lsoftmax_op.lsoftmax_loss, jit_compile=True)
+print(loss(tf.ones([2, 3]), tf.ones([3, 4]), tf.constant([0, 1])))
+""")
+
+
+def test_shapes_that_do_not_fit():
+    @tf.function(jit_compile=True, reduce_retracing=True)
+    def loss(x, w, labels):
+        x, labels = tf.ensure_shape(x, [None, None]), tf.ensure_shape(labels, [None])
+        return lsoftmax_op.lsoftmax_loss(x, w, labels)
+
+    unknown = tf.TensorSpec([None, None]), tf.TensorSpec([3, 5]), tf.TensorSpec([None], tf.int32)
+    function = loss.get_concrete_function(*unknown)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"labels: expected shape \[2\], got \[3\]"):
+        function(tf.ones([2, 3]), tf.ones([3, 5]), tf.constant([0, 1, 2]))
