@@ -11,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 QUESTIONS = (
     "step",
+    "keras",
     "pytorch",
     "row_pass",
     "bfloat16",

@@ -57,11 +57,6 @@ def library_path() -> str:
     return str(_LIBRARY)
 
 
-def has_xla() -> bool:
-    """Returns whether XLA can compile the ops."""
-    return _XLA_LIBRARY.exists()
-
-
 @functools.cache
 def load() -> Any:
     """Loads the op library into TensorFlow, registers its gradients, and returns the module of its ops.
@@ -82,7 +77,7 @@ def load() -> Any:
         raise ImportError(f"TensorFlow cannot load {path}: {error}. Rebuild: {_REBUILD}") from error
     from lsoftmax_op import gradients  # noqa: F401  (registers them)
 
-    _load_xla(tf)
+    load_xla()
     return ops
 
 
@@ -96,15 +91,24 @@ def load_if_built() -> None:
         warnings.warn(f"The ops of lsoftmax_op are not available. {error}", stacklevel=2)
 
 
-def _load_xla(tf: Any) -> None:
-    """Loads what XLA compiles the ops by; whatever keeps it from loading becomes a warning: all else works without."""
-    if not has_xla():
-        return
+@functools.cache
+def load_xla() -> bool:
+    """Loads what XLA compiles the ops by, and returns whether it could: if not, everything but jit_compile=True works.
+
+    A library that is there and does not load is warned of.
+    """
+    import tensorflow as tf
+
+    if not _XLA_LIBRARY.exists():
+        return False
     try:
+        _check_version(tf.__version__)
         _check_complete(str(_XLA_LIBRARY))
         tf.load_library(str(_XLA_LIBRARY))
     except (ImportError, tf.errors.OpError, RuntimeError) as error:
         warnings.warn(f"XLA (jit_compile=True) cannot compile the ops of lsoftmax_op. {error}", stacklevel=2)
+        return False
+    return True
 
 
 def _check_version(running: str) -> None:

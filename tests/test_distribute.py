@@ -39,6 +39,7 @@ logs = model.fit(data, epochs=2, steps_per_epoch=STEPS // 2, verbose=0, callback
 print(json.dumps({
     "losses": Losses.losses,
     "evaluate": model.evaluate(data, steps=5, verbose=0),
+    "predict": model.predict(x[:7], batch_size=4, verbose=0).tolist(),
     "lam of epochs": logs["lam"],
     "angle": logs["angle"],
     "lam of replicas": [float(lam) for lam in strategy.experimental_local_results(model.head.lam.value)],
@@ -73,6 +74,7 @@ def assert_same(got, one, replicas):
     assert len(got["losses"]) == STEPS
     np.testing.assert_allclose(got["losses"], one["losses"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(got["evaluate"], one["evaluate"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(got["predict"], one["predict"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(got["angle"], one["angle"], rtol=1e-4)
     assert got["lam of epochs"] == one["lam of epochs"]
     assert got["lam of replicas"] == [one["lam of replicas"][0]] * replicas

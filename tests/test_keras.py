@@ -439,6 +439,47 @@ def test_a_killed_training_resumes_bit_for_bit(tmp_path):
         assert [float(logs["loss"]).hex(), float(logs["lam"]).hex()] == expected[step]
 
 
+def losses_of(model, steps):
+    """The losses and lambdas of the batches of some steps, to the bit."""
+    lines = []
+    for step in steps:
+        rng = np.random.default_rng(step)
+        model.reset_metrics()
+        logs = model.train_on_batch(rng.normal(size=(16, D)), rng.integers(0, C, 16), return_dict=True)
+        lines.append((float(logs["loss"]).hex(), float(logs["lam"]).hex()))
+    return lines
+
+
+def test_a_checkpoint_of_tensorflow_resumes_bit_for_bit(tmp_path):
+    model = classifier(optimizer="adam")
+    losses_of(model, range(3))
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
+    expected = losses_of(model, range(3, 6))
+    other = classifier(optimizer="adam")
+    losses_of(other, [77])  # so that the optimizer's variables exist, with other values
+    tf.train.Checkpoint(model=other).read(path).assert_consumed()
+    assert losses_of(other, range(3, 6)) == expected
+
+
+def test_backup_and_restore_resumes_bit_for_bit(data, tmp_path):
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise InterruptedError
+
+    def fit(*callbacks):
+        keras.utils.set_random_seed(1)
+        model = classifier(optimizer="adam")
+        return model.fit(*data, batch_size=8, epochs=4, shuffle=False, verbose=0, callbacks=callbacks).history
+
+    expected = fit()
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(InterruptedError):
+        fit(backup, Interrupt())
+    resumed = fit(keras.callbacks.BackupAndRestore(tmp_path / "backup"))
+    assert resumed == {name: values[2:] for name, values in expected.items()}
+
+
 # ---- LSoftmaxMonitor
 
 
@@ -573,8 +614,27 @@ def test_the_package_imports_keras_only_when_asked():
     run_python("import sys, lsoftmax_op; assert not {'keras', 'tensorflow', 'lsoftmax_op.keras'} & set(sys.modules)")
 
 
-def test_what_cannot_be_compiled_by_xla_is_left_alone():
-    model = classifier()
-    with pytest.warns(UserWarning, match="jit_compile"):
-        model.compile("adam", jit_compile=True)
+# ---- XLA
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_compiled_by_xla(data, policy):
+    if lsoftmax_op.build_info()["xla"] != "yes":
+        pytest.skip(f"XLA: {lsoftmax_op.build_info()['xla']}")
+
+    def losses(jit_compile):
+        keras.utils.set_random_seed(1)
+        model = classifier(dtype=policy, compile_options={"jit_compile": jit_compile})
+        assert model.jit_compile == jit_compile
+        history = model.fit(*data, batch_size=N // 2, epochs=3, shuffle=False, verbose=0).history
+        return [*history["loss"], *history["accuracy"], *history["lam"], model.evaluate(*data, verbose=0)[0]]
+
+    np.testing.assert_allclose(losses(True), losses(False), rtol=1e-5 if policy == "float32" else 2e-2)
+
+
+def test_without_xla_kernels_keras_compiles_nothing():
+    with mock.patch("lsoftmax_op.library.load_xla", return_value=False):
+        model = classifier()
+        with pytest.warns(UserWarning, match="jit_compile"):
+            model.compile("adam", jit_compile=True)
     assert not model.jit_compile

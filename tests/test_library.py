@@ -27,6 +27,7 @@ def test_build_info():
     assert info["version"] == lsoftmax_op.__version__
     assert info["cpu_variant"] in info["cpu_variants"]
     assert info["cuda"] is None or (info["cuda"]["nvcc"] and info["cuda"]["architectures"])
+    assert info["xla"] == "yes" or info["xla"].startswith("no: ")
 
 
 def test_importing_the_package_imports_nothing_else():
@@ -133,6 +134,32 @@ lsoftmax_op.lsoftmax_logits([[1.]], [[1.]], [0])
     assert finished.returncode == 1
     assert "has no TensorFlow op library" in finished.stderr.splitlines()[-1]
     assert "pip install" in finished.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("keep", [None, 1000])
+def test_xla_kernels_that_are_missing_or_truncated(copy, keep):
+    """What does not need them works, jit_compile=True is refused by name, and Keras does without."""
+    pytest.importorskip("keras")
+    folder, prelude = copy
+    library = folder / "_lsoftmax_xla.so"
+    library.write_bytes(b"" if keep is None or not library.exists() else library.read_bytes()[:keep])
+    if keep is None:
+        library.unlink()
+    finished = run_python(
+        prelude
+        + """
+import tensorflow as tf, lsoftmax_op
+from lsoftmax_op.keras import LSoftmaxDense
+arguments = tf.ones([1, 2]), tf.eye(2), tf.constant([0])
+assert lsoftmax_op.lsoftmax_loss(*arguments).shape == 1
+assert not LSoftmaxDense(2).supports_jit
+tf.function(lsoftmax_op.lsoftmax_loss, jit_compile=True)(*arguments)
+""",
+        check=False,
+    )
+    assert finished.returncode == 1
+    assert "No registered 'Lsoftmax" in finished.stderr
+    assert ("XLA (jit_compile=True) cannot compile the ops of lsoftmax_op" in finished.stderr) == (keep is not None)
 
 
 def test_no_tensorflow_at_all():

@@ -91,7 +91,7 @@ class LSoftmaxDense(keras.layers.Dense):
             bias_constraint=bias_constraint,
             **kwargs,
         )
-        self.supports_jit = library.has_xla()
+        self.supports_jit = library.load_xla()
         self.margin = _checks.margin(margin)
         self._lam = annealing.checked(lam)
         self._steps: Callable[[], Any] | None = None
