@@ -25,6 +25,7 @@ STYLE = {
 # What the picture calls a step, the column of step.json that tells its time over the plain one, and its colour.
 STEPS = (
     ("lsoftmax_loss", "ours/plain", OURS),
+    ("lsoftmax_loss, XLA", "ours XLA/plain", OURS),
     ("plain softmax", None, PLAIN),
     ("plain softmax, XLA", "plain XLA/plain", PLAIN),
     ("L-Softmax in pure TensorFlow", "pure TF/plain", PURE),

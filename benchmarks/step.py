@@ -32,7 +32,7 @@ def main(output: Path | None, quick: bool = False) -> None:
                 "its target": OVER_PRODUCTS if shape in SHAPES else "",
                 **{
                     f"{peer}/plain": harness.ratio(seconds[peer], plain)
-                    for peer in ("products", "logits", "pure TF", "plain XLA", "pure TF XLA")
+                    for peer in ("products", "logits", "pure TF", "ours XLA", "plain XLA", "pure TF XLA")
                 },
             }
         )
@@ -46,7 +46,7 @@ def _measure(shape: Shape, repeats: int) -> dict[str, list[float]]:
 
     batch = peers.arguments(*shape)
     steps = {peer: peers.step(loss, *batch) for peer, loss in peers.LOSSES.items()}
-    for peer in ("plain", "pure TF"):
+    for peer in ("ours", "plain", "pure TF"):
         steps[f"{peer} XLA"] = peers.step(peers.LOSSES[peer], *batch, xla=True)
     steps["products"] = peers.products(*batch[:2], tf.ones([shape[0], shape[2]]))
     return harness.interleave(steps, repeats, warm_up=2)

@@ -52,7 +52,7 @@ def check_step(step, margin, lam, tolerance):
         np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", [*peers.LOSSES, "in blocks", "plain XLA", "pure TF XLA"])
+@pytest.mark.parametrize("name", [*peers.LOSSES, "in blocks", "ours XLA", "plain XLA", "pure TF XLA"])
 def test_steps(name):
     xla, name = name.endswith(" XLA"), name.removesuffix(" XLA")
     margin, lam = (1, 0.0) if name == "plain" else (peers.MARGIN, peers.LAMBDA)
