@@ -9,12 +9,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_extensions")]
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-# Before autodoc, which would import TensorFlow a second time to see names that are for type checkers alone.
-import tensorflow as tf  # noqa: F401
+# TensorFlow greets with notes of its C++ runtime on stderr, where they look like the warnings of a build.
+stderr = os.dup(2)
+with open(os.devnull, "w") as nowhere:
+    os.dup2(nowhere.fileno(), 2)
+try:
+    import tensorflow as tf  # noqa: F401
+finally:
+    os.dup2(stderr, 2)
+    os.close(stderr)
 
 import lsoftmax_op
+
+# Before autodoc, which would look at its stub file instead, where no docstrings are.
+import lsoftmax_op.reference
 
 project = "lsoftmax-op"
 author = "the authors of lsoftmax-op"
@@ -26,10 +34,11 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "api_links",
+    "constructors",
+    "fields",
     "repository_links",
 ]
 exclude_patterns = ["_*"]
-suppress_warnings = ["toc.empty_glob"]  # a page that the table of contents names only where it exists
 
 # Markdown: headings are anchors as on GitHub.
 myst_heading_anchors = 4
@@ -39,9 +48,12 @@ default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
-autodoc_type_aliases = {"TensorLike": "TensorLike", "ArrayLike": "ArrayLike"}
-napoleon_custom_sections = [("Call arguments", "params_style"), ("Returns of a call", "returns_style")]
-napoleon_use_ivar = True
+napoleon_custom_sections = [
+    ("Attributes", "params_style"),
+    ("Call arguments", "params_style"),
+    ("Returns of a call", "returns_style"),
+]
+toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 100
 add_module_names = False
 
