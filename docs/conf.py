@@ -45,6 +45,7 @@ myst_heading_anchors = 4
 
 # Docstrings: types stand with the arguments, so that a signature shows names and defaults alone.
 default_role = "py:obj"
+highlight_language = "text"  # what shows no language is a formula or an output
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"

@@ -86,9 +86,9 @@ def lsoftmax_loss(
     The softmax cross-entropy of `lsoftmax_logits`, and faster than that of the plain layer: one pass over the [N, C]
     products makes the loss and, in their place, its gradient. Reduce it as you like::
 
-        tf.reduce_mean(loss)                                   # the mean over the batch
-        tf.reduce_sum(loss * sample_weights) / batch_size      # samples weighted
-        tf.reduce_sum(loss) / tf.math.count_nonzero(labels >= 0, dtype=loss.dtype)  # the mean over the labelled
+        tf.reduce_mean(loss)  # the mean over the batch
+        tf.reduce_sum(loss * sample_weights) / batch_size  # samples weighted
+        tf.reduce_sum(loss) / tf.math.count_nonzero(labels >= 0, dtype=loss.dtype)  # over the labelled
 
     Works eagerly, in ``tf.function`` and in v1 graphs, and is differentiable any number of times in features, weights
     and bias.

@@ -1,6 +1,6 @@
-"""The fields below a function: the type of a result stands beside what is said of the result, and none says Any.
+"""The fields below a function: the type of a result stands above the errors, and none says Any.
 
-autodoc puts the type of the result last, below the errors.
+autodoc puts it last, below the errors.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from sphinx.application import Sphinx
 
 
 def _tidy(app: Sphinx, domain: str, kind: str, content: nodes.Element) -> None:
-    for fields in content.findall(nodes.field_list):
+    for fields in list(content.findall(nodes.field_list)):
         for field in list(fields):
-            if field[0].astext().split()[0] in ("type", "rtype") and field[1].astext() == "Any":
+            if _subject(field) in ("type", "rtype") and field[1].astext().endswith("Any"):
                 fields.remove(field)
-        named = {field[0].astext(): field for field in fields}
-        if "rtype" in named and "returns" in named:
-            fields.remove(named["rtype"])
-            fields.insert(fields.index(named["returns"]) + 1, named["rtype"])
+        fields[:] = sorted(fields, key=lambda field: _subject(field) == "raises")
+
+
+def _subject(field: nodes.field) -> str:
+    return field[0].astext().split()[0]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
