@@ -11,7 +11,12 @@ import pytest
 from support import PACKAGE, ROOT
 
 RUNNING = ("README.md", "docs/keras.md", "docs/lambda.md", "docs/arrays.md", "docs/migration.md")
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in ROOT.glob("docs/*.md")))
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{page.name}" for page in sorted(ROOT.glob("docs/*.md"))),
+)
 
 # Another processor, or another TensorFlow, rounds otherwise, and a training amplifies that. Integers are mostly counts.
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
