@@ -13,7 +13,7 @@ SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.c
            CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench gpu sanitize lint clean
+.PHONY: help build demo test bench docs gpu sanitize lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,11 @@ test: build  ## run the tests
 
 bench: build  ## measure it beside its peers: tables; JSON and pictures in benchmarks/results
 	$(BIN)/python -m benchmarks
+
+docs: build  ## make a web site of the documentation: build/docs/index.html
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py docs)
+	$(BIN)/python -m sphinx -W --keep-going --quiet -d build/doctrees docs build/docs
+	@echo "Open build/docs/index.html"
 
 gpu:  ## on a machine with an NVIDIA GPU, CUDA and PyTorch: build, check and time the CUDA kernels there
 	build_tools/gpu.sh $(PYTHON)

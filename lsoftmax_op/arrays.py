@@ -18,21 +18,35 @@ from lsoftmax_op._libraries import FLOATS, Library, library_of
 
 
 class Gradients(NamedTuple):
-    """The derivatives of a loss in the arguments of the layer."""
+    """The derivatives of a loss in the arguments of the layer.
 
-    features: Any  # [N, D]
-    weights: Any  # [D, C]
-    bias: Any  # [C], None where the layer has no bias
+    Attributes:
+        features: [N, D].
+        weights: [D, C].
+        bias: [C], None where the layer has no bias.
+    """
+
+    features: Any
+    weights: Any
+    bias: Any
 
 
 class LossGradients(NamedTuple):
-    """The derivatives of the loss in the arguments of the layer, and what the same pass gives for nothing."""
+    """The derivatives of the loss in the arguments of the layer, and what the same pass gives for nothing.
 
-    features: Any  # [N, D]
-    weights: Any  # [D, C]
-    bias: Any  # [C], None where the layer has no bias
-    loss: Any  # [N]
-    predicted: Any  # [N], int64: the class of the largest logit without the margin
+    Attributes:
+        features: [N, D].
+        weights: [D, C].
+        bias: [C], None where the layer has no bias.
+        loss: [N], the loss of each sample.
+        predicted: [N], int64, the class of each sample's largest logit without the margin.
+    """
+
+    features: Any
+    weights: Any
+    bias: Any
+    loss: Any
+    predicted: Any
 
 
 def logits(

@@ -37,11 +37,11 @@ def lsoftmax_logits(
 ) -> tf.Tensor:
     """Computes the logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6).
 
-    Every logit is the dense layer's, ``features @ weights + bias``, but the target's: with theta the angle between a
-    sample x and the weights w of its class,
+    Every logit is the dense layer's, ``features @ weights + bias``, but the target's. With theta the angle between a
+    sample x and the weights w of its class, it is::
 
-        ``(lam |w||x| cos(theta) + |w||x| psi(theta)) / (1 + lam) + bias``
-        ``psi(theta) = (-1)^k cos(margin theta) - 2k   for theta in [k pi/margin, (k+1) pi/margin]``
+        (lam |w||x| cos(theta) + |w||x| psi(theta)) / (1 + lam) + bias
+        psi(theta) = (-1)^k cos(margin theta) - 2k   for theta in [k pi/margin, (k+1) pi/margin]
 
     Feed them to a softmax cross-entropy in training. For inference use the plain ``features @ weights + bias``.
 
@@ -84,11 +84,11 @@ def lsoftmax_loss(
     """Computes the loss of Large-Margin Softmax (Liu et al., ICML 2016, equations 3 to 6), one number a sample.
 
     The softmax cross-entropy of `lsoftmax_logits`, and faster than that of the plain layer: one pass over the [N, C]
-    products makes the loss and, in their place, its gradient. Reduce it as you like:
+    products makes the loss and, in their place, its gradient. Reduce it as you like::
 
-        ``tf.reduce_mean(loss)``                                     the mean over the batch
-        ``tf.reduce_sum(loss * sample_weights) / batch_size``        samples weighted
-        ``tf.reduce_sum(loss) / tf.math.count_nonzero(labels >= 0, dtype=loss.dtype)``   the mean over the labelled
+        tf.reduce_mean(loss)  # the mean over the batch
+        tf.reduce_sum(loss * sample_weights) / batch_size  # samples weighted
+        tf.reduce_sum(loss) / tf.math.count_nonzero(labels >= 0, dtype=loss.dtype)  # over the labelled
 
     Works eagerly, in ``tf.function`` and in v1 graphs, and is differentiable any number of times in features, weights
     and bias.

@@ -2,12 +2,12 @@
 """The oracle: Large-Margin Softmax as the paper writes it, in float64, one sample at a time.
 
 Liu, Wen, Yu, Yang, "Large-Margin Softmax Loss for Convolutional Neural Networks", ICML 2016. With theta the angle between
-a sample x and the weights w of its class, and m the margin:
+a sample x and the weights w of its class, and m the margin::
 
     psi(theta) = (-1)^k cos(m theta) - 2k      on theta in [k pi/m, (k+1) pi/m]                        (equation 6)
     target     = (lambda |w||x| cos(theta) + |w||x| psi(theta)) / (1 + lambda)                       (section 5.1)
 
-Here theta is an arc cosine, k is searched for, and the derivative goes through theta:
+Here theta is an arc cosine, k is searched for, and the derivative goes through theta::
 
     d target = (lambda d(w.x) + psi d(|w||x|) + |w||x| psi'(theta) d theta) / (1 + lambda)
     psi'(theta) = -(-1)^k m sin(m theta)       d theta = -d cos(theta) / sin(theta)
@@ -25,11 +25,17 @@ import numpy as np
 
 
 class Gradients(NamedTuple):
-    """The derivatives of a loss in the arguments of the layer."""
+    """The derivatives of a loss in the arguments of the layer.
 
-    features: np.ndarray  # [N, D]
-    weights: np.ndarray  # [D, C]
-    bias: "np.ndarray | None"  # [C], None where the layer has no bias
+    Attributes:
+        features: [N, D].
+        weights: [D, C].
+        bias: [C], None where the layer has no bias.
+    """
+
+    features: np.ndarray
+    weights: np.ndarray
+    bias: "np.ndarray | None"
 
 
 # One angle ------------------------------------------------------------------------------------------------------------
@@ -57,7 +63,11 @@ cdef double _psi_per_cos(double theta, int m) noexcept:
 
 
 def psi(double theta, margin) -> float:
-    """Returns psi(theta) for theta in [0, pi] (equation 6).
+    """Returns psi(theta) (equation 6).
+
+    Args:
+        theta: the angle, in [0, pi].
+        margin: the integer m from 1 to 64.
 
     Raises:
         ValueError: theta outside [0, pi], or a margin out of range.
@@ -68,6 +78,10 @@ def psi(double theta, margin) -> float:
 
 def segment(double theta, margin) -> int:
     """Returns k, for which theta is in [k pi/margin, (k+1) pi/margin].
+
+    Args:
+        theta: the angle, in [0, pi].
+        margin: the integer m from 1 to 64.
 
     Raises:
         TypeError, ValueError: as for `psi`.
@@ -166,14 +180,14 @@ def logits(features, weights, labels, bias=None, *, margin=4, double lam=0.0) ->
 
 
 def logits_grad(grad, features, weights, labels, bias=None, *, margin=4, double lam=0.0) -> Gradients:
-    """Returns the derivatives of sum(grad * logits(...)) in features [N, D], weights [D, C] and bias [C].
+    """Returns the derivatives of ``sum(grad * logits(...))`` in features, weights and bias.
 
     Args:
-        grad: [N, C].
-        features: [N, D], and the other arguments as for `logits`.
-        weights: [D, C].
-        labels: [N].
-        bias: [C] or None.
+        grad: [N, C], what comes down to the logits.
+        features: [N, D], as for `logits`.
+        weights: [D, C], as for `logits`.
+        labels: [N], as for `logits`.
+        bias: [C] or None, as for `logits`.
         margin: as for `logits`.
         lam: as for `logits`.
 
@@ -206,6 +220,12 @@ def target_angles(features, weights, labels, *, margin=4) -> tuple:
 
     A zero norm gives 0 and its segment, a label of -1 gives NaN and -1.
 
+    Args:
+        features: [N, D].
+        weights: [D, C].
+        labels: [N], each in [0, C), or -1.
+        margin: the integer m from 1 to 64, which cuts [0, pi] into segments.
+
     Raises:
         TypeError, ValueError: arguments that do not fit; the message names the argument.
     """
@@ -222,6 +242,14 @@ def target_angles(features, weights, labels, *, margin=4) -> tuple:
 def loss(features, weights, labels, bias=None, *, margin=4, double lam=0.0) -> np.ndarray:
     """Returns the softmax cross-entropy [N] of the margin logits; 0 where the label is -1.
 
+    Args:
+        features: [N, D], as for `logits`.
+        weights: [D, C], as for `logits`.
+        labels: [N], as for `logits`.
+        bias: [C] or None, as for `logits`.
+        margin: as for `logits`.
+        lam: as for `logits`.
+
     Raises:
         TypeError, ValueError: arguments that do not fit; the message names the argument.
     """
@@ -236,7 +264,16 @@ def loss(features, weights, labels, bias=None, *, margin=4, double lam=0.0) -> n
 
 
 def loss_grad(grad, features, weights, labels, bias=None, *, margin=4, double lam=0.0) -> Gradients:
-    """Returns the derivatives of sum(grad * loss(...)), where grad is [N].
+    """Returns the derivatives of ``sum(grad * loss(...))`` in features, weights and bias.
+
+    Args:
+        grad: [N], what comes down to each sample's loss.
+        features: [N, D], as for `logits`.
+        weights: [D, C], as for `logits`.
+        labels: [N], as for `logits`.
+        bias: [C] or None, as for `logits`.
+        margin: as for `logits`.
+        lam: as for `logits`.
 
     Raises:
         TypeError, ValueError: arguments that do not fit; the message names the argument.

@@ -23,7 +23,9 @@ from lsoftmax_op import _checks
 class LambdaSchedule:
     """The annealing weight lambda as a function of the optimizer's step.
 
-    ``schedule(step) = max(minimum, base * (1 + gamma * step) ** -power)``
+    It falls, and never below a minimum::
+
+        schedule(step) = max(minimum, base * (1 + gamma * step) ** -power)
 
     The defaults are the authors' for MNIST with a margin of 4. As a rule, lambda should have fallen to a few units by
     the middle of the training: with T steps in all, ``gamma = 0.5 / T`` and ``power = 35`` do that, and so for every

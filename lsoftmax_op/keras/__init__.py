@@ -1,8 +1,8 @@
 """Large-Margin Softmax in Keras 3 models, on the TensorFlow backend.
 
-    LSoftmaxClassifier   a backbone and a margin: fit(x, y), and the export is a plain softmax network
-    LSoftmaxDense        the layer alone, for models that take their labels as an input
-    LSoftmaxMonitor      shows lambda and the mean angle to the own class, epoch by epoch
+- `LSoftmaxClassifier`: a backbone and a margin; ``fit(x, y)``, and the export is a plain softmax network
+- `LSoftmaxDense`: the layer alone, for models that take their labels as an input
+- `LSoftmaxMonitor`: shows lambda and the mean angle to the own class, epoch by epoch
 
 Saved models that hold them can be loaded once this module is imported.
 """
