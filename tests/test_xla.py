@@ -23,6 +23,17 @@ def compiled(function):
     return tf.function(function, jit_compile=True)
 
 
+def test_every_op_has_a_kernel_for_cpu_and_gpu():
+    from tensorflow.python.framework import kernels
+
+    assert lsoftmax_op.lsoftmax_loss  # loads both libraries
+    ops = [op for op in dir(tf.load_op_library(lsoftmax_op.library_path())) if op.startswith("Lsoftmax")]
+    assert len(ops) >= 16
+    for op in ops:
+        devices = [kernel.device_type for kernel in kernels.get_registered_kernels_for_op(op).kernel]
+        assert {"XLA_CPU_JIT", "XLA_GPU_JIT"} <= set(devices), op
+
+
 @pytest.mark.parametrize("margin", [1, 2, 3, 4, 64])
 def test_every_angle(margin):
     batch = angle_batch(margin, "float64", norms=(1.0, 1e-2, 1e2))
