@@ -127,9 +127,12 @@ class CudaLayer:
 class TensorFlowLayer:
     """lsoftmax_op.lsoftmax_logits, lsoftmax_loss and their gradients, eagerly or in a tf.function."""
 
-    def __init__(self, compiled: bool, class_block_size: int | None = None, xla: bool = False) -> None:
+    def __init__(
+        self, compiled: bool, class_block_size: int | None = None, xla: bool = False, xla_calls: bool = True
+    ) -> None:
         self.compiled = compiled
         self.xla = xla
+        self.xla_calls = xla_calls  # of our kernels, where XLA can; else its own of our formulas
         self.class_block_size = class_block_size  # of the loss
 
     def __call__(self, batch: Batch, margin: int, lam: float) -> tuple:
@@ -180,7 +183,8 @@ class TensorFlowLayer:
         if self.compiled:
             step = tf.function(step, jit_compile=self.xla)
         arguments = (batch.features, batch.weights, batch.bias) if bias else (batch.features, batch.weights)
-        value, gradients = step(*map(tf.constant, arguments))
+        with mock.patch.dict(os.environ, LSOFTMAX_XLA_CALLS="ON" if self.xla_calls else "OFF"):
+            value, gradients = step(*map(tf.constant, arguments))
         return value.numpy(), [g.numpy() for g in gradients]
 
 
@@ -201,6 +205,7 @@ LAYERS = {
     "function": TensorFlowLayer(compiled=True),
     "blocks": TensorFlowLayer(compiled=True, class_block_size=3),
     "xla": TensorFlowLayer(compiled=True, xla=True),
+    "xla-formulas": TensorFlowLayer(compiled=True, xla=True, xla_calls=False),
     "xla-blocks": TensorFlowLayer(compiled=True, class_block_size=3, xla=True),
 }
 

@@ -21,7 +21,7 @@ from test_core import call_of
 from lsoftmax_op import arrays, reference
 
 # Around the lanes (32) and blocks (1024) that a row is cut into.
-WIDE_SHAPES = ((5, 3, 31), (4, 2, 32), (6, 3, 65), (3, 4, 1030), (2, 3, 2100))
+WIDE_SHAPES = ((5, 3, 31), (4, 2, 32), (6, 70, 65), (3, 4, 1030), (2, 3, 2100))
 
 
 @pytest.mark.parametrize("margin", MARGINS)

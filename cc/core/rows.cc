@@ -15,6 +15,7 @@ constexpr int64_t kTile = 32;       // feature dimensions: two cache lines of fl
 constexpr int64_t kLanes = 8;       // partial sums, kept apart for the vector unit
 constexpr int64_t kRowBlock = 128;  // samples
 constexpr int64_t kAhead = 6;       // classes whose gradients are asked for before they are needed
+constexpr int64_t kFewClasses = 64;  // so few that a tile of all their columns stays at hand
 
 LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -53,8 +54,18 @@ LSOFTMAX_INLINE void gather_column(const T* w, int64_t stride, int64_t width, T*
   for (int64_t l = 0; l < width; ++l) column[l] = w[l * stride];
 }
 
+// A tile of every column, [classes, kTile], of few classes: which each row then copies in one piece.
+template <typename T>
+LSOFTMAX_INLINE void transpose_tile(const T* w, int64_t classes, int64_t width, T* __restrict columns) {
+  for (int64_t l = 0; l < width; ++l) {
+    for (int64_t c = 0; c < classes; ++c) columns[c * kTile + l] = w[l * classes + c];
+  }
+}
+
 template <typename T>
 void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
+  const bool few = args.classes <= kFewClasses;
+  T of_classes[kFewClasses * kTile];
   for (int64_t first = begin; first < end; first += kRowBlock) {
     const int64_t block = smaller(kRowBlock, end - first);
     Partial sums[kRowBlock] = {};
@@ -66,11 +77,16 @@ void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
       const bool copied = args.target_weights != nullptr;
       T* const columns = copied ? args.target_weights + first * args.depth + d : tile;
       const int64_t pitch = copied ? args.depth : kTile;
+      if (few) transpose_tile(args.weights + d * args.classes, args.classes, width, of_classes);
       for (int64_t r = 0; r < block; ++r) {
         const int64_t y = label_of(args.labels, first + r);
         T* const column = columns + r * pitch;
         if (y < 0) {
           for (int64_t l = 0; l < width; ++l) assign(column[l], 0);
+          continue;
+        }
+        if (few) {
+          gather_column(of_classes + y * kTile, 1, width, column);
           continue;
         }
         const T* w = args.weights + d * args.classes + y;

@@ -4,9 +4,7 @@
 
 #include <algorithm>
 
-#include "core/groups.h"
-#include "core/loss.h"
-#include "core/rows.h"
+#include "core/batch.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tf/inputs.h"
 
@@ -55,26 +53,17 @@ struct Cpu {
 
   template <typename T>
   static void features_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    const int64_t entry = args.target_weights != nullptr ? kEntryCost : kColumnCost;
-    over_rows(context, args, row_kernels<T>().features_grad, entry * args.depth);
+    features_grad_of_batch(args, threads_of(context));
   }
 
   template <typename T>
   static void weights_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    const RowGrouping grouping(args.labels, args.rows);
-    const Groups groups = grouping.groups();
-    over(context, args.depth, kColumnCost * args.rows,
-         [&](int64_t begin, int64_t end) { row_kernels<T>().weights_grad(args, groups, begin, end); });
+    weights_grad_of_batch(args, threads_of(context));
   }
 
-  // Geometry and loss of a row one after the other.
   template <typename T>
   static void loss(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    over(context, args.rows, kColumnCost * args.depth + kTargetCost + kLogitCost * args.classes,
-         [&](int64_t begin, int64_t end) {
-           row_kernels<T>().geometry(args, begin, end);
-           loss_kernels<T>().loss(args, begin, end);
-         });
+    loss_of_batch(args, threads_of(context));
   }
 
   template <typename T>
@@ -116,6 +105,10 @@ struct Cpu {
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
     context->device()->tensorflow_cpu_worker_threads()->workers->ParallelFor(total, cost, work);
 #pragma GCC diagnostic pop
+  }
+
+  static auto threads_of(tensorflow::OpKernelContext* context) {
+    return [context](int64_t total, int64_t cost, const auto& work) { over(context, total, cost, work); };
   }
 
   template <typename T>

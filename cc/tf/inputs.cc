@@ -40,15 +40,13 @@ absl::Status check_labels(const Tensor& labels, int64_t classes) {
   const Labels view = labels_of(labels);
   const int64_t row = first_bad_label(view, labels.NumElements(), classes);
   if (row < 0) return absl::Status();
-  return absl::InvalidArgumentError(absl::StrCat("labels: expected values in [0, ", classes,
-                                                 "), or -1 for a row without a target, got labels[", row,
-                                                 "] = ", label_of(view, row)));
+  return absl::InvalidArgumentError(about_bad_label(view, row, classes));
 }
 
 absl::Status check_lambda(const Tensor& lambda) {
   const double value = lambda.scalar<double>()();
   if (is_good_lambda(value)) return absl::Status();
-  return absl::InvalidArgumentError(absl::StrCat("lam: expected a number >= 0, got ", value));
+  return absl::InvalidArgumentError(about_bad_lambda(value));
 }
 
 absl::Status check_columns(int64_t first, int64_t count, int64_t width) {

@@ -1,7 +1,7 @@
 // TargetGeometry, the gradients that go back through it, and TargetAngles in HLO; the formulas are in the ops' own files.
 #include <limits>
 
-#include "tf/xla/kernel.h"
+#include "tf/xla/calls.h"
 #include "tf/xla/margin.h"
 
 namespace lsoftmax {
@@ -93,8 +93,10 @@ LSOFTMAX_REGISTER_XLA("LsoftmaxTargetGeometry", target_geometry);
 LSOFTMAX_REGISTER_XLA("LsoftmaxTargetAngles", target_angles);
 LSOFTMAX_REGISTER_XLA("LsoftmaxFeaturesGrad", features_grad<false>);
 LSOFTMAX_REGISTER_XLA("LsoftmaxWeightsGrad", weights_grad<false>);
-LSOFTMAX_REGISTER_XLA("LsoftmaxLossFeaturesGrad", features_grad<true>);
-LSOFTMAX_REGISTER_XLA("LsoftmaxLossWeightsGrad", weights_grad<true>);
+LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxLossFeaturesGrad", call_or_formula<call_features_grad, features_grad<true>>);
+LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxLossFeaturesGrad", features_grad<true>);
+LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxLossWeightsGrad", call_or_formula<call_weights_grad, weights_grad<true>>);
+LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxLossWeightsGrad", weights_grad<true>);
 
 }  // namespace
 }  // namespace hlo

@@ -141,21 +141,29 @@ XlaOp add_to_columns(const Targets& targets, XlaOp weights, XlaOp rows, int64_t 
   const XlaOp sums = exact_product(to_type_of(rows, together), rows);
   const XlaOp new_columns = to_type_of(weights, widen(column_at(targets, weights, depth)) + sums);
 
-  // The first row of each class writes the column; the places of the others lie outside, which drops them.
+  // The first row of each class writes the column; the places of the others lie outside, which drops them. The matrix is
+  // taken as one line of entries: XLA would transpose it, there and back, to put columns into it.
+  const PrimitiveType integer = depth * (n + c) > std::numeric_limits<int32_t>::max() ? ::xla::S64 : ::xla::S32;
+  const auto iota = [&](int64_t dim) {
+    return ::xla::Iota(builder, ::xla::ShapeUtil::MakeShape(integer, {n, depth}), dim);
+  };
   const XlaOp row = ::xla::Iota(builder, ::xla::S32, n);
   const XlaOp writes = ::xla::And(targets.here, ::xla::Eq(first_true(together, n, n), row));
-  const XlaOp place = where(writes, targets.column, row + number(row, c));
+  const XlaOp inside = iota(1) * number(iota(1), c) + as_columns(to_type_of(iota(0), targets.column), n, depth);
+  const XlaOp outside = iota(0) * number(iota(0), depth) + iota(1) + number(iota(0), depth * c);
+  const XlaOp entries = ::xla::Reshape(where(as_columns(writes, n, depth), inside, outside), {n * depth, 1});
   ::xla::ScatterDimensionNumbers dims;
-  dims.add_update_window_dims(1);
-  dims.add_inserted_window_dims(1);
-  dims.add_scatter_dims_to_operand_dims(1);
+  dims.add_inserted_window_dims(0);
+  dims.add_scatter_dims_to_operand_dims(0);
   dims.set_index_vector_dim(1);
   XlaBuilder replace("replace");
   const ::xla::Shape scalar = ::xla::ShapeUtil::MakeShape(type_of(weights), {});
   ::xla::Parameter(&replace, 0, scalar, "old");
   ::xla::Parameter(&replace, 1, scalar, "new");
-  return ::xla::Scatter(weights, ::xla::Reshape(place, {n, 1}), new_columns, replace.Build().value(), dims,
-                        /*indices_are_sorted=*/false, /*unique_indices=*/true);
+  const XlaOp line = ::xla::Scatter(::xla::Reshape(weights, {depth * c}), entries,
+                                    ::xla::Reshape(new_columns, {n * depth}), replace.Build().value(), dims,
+                                    /*indices_are_sorted=*/false, /*unique_indices=*/true);
+  return ::xla::Reshape(line, {depth, c});
 }
 
 }  // namespace lsoftmax

@@ -59,8 +59,10 @@ class XlaKernel : public tensorflow::XlaOpKernel {
 
 // Not by REGISTER_XLA_OP: TensorFlow looks at its registrations once, when a process first compiles anything, and a
 // library that is loaded later would go unseen.
-#define LSOFTMAX_REGISTER_XLA(OP, COMPILE)                                                 \
-  REGISTER_KERNEL_BUILDER(Name(OP).Device("XLA_CPU_JIT"), ::lsoftmax::XlaKernel<COMPILE>); \
-  REGISTER_KERNEL_BUILDER(Name(OP).Device("XLA_GPU_JIT"), ::lsoftmax::XlaKernel<COMPILE>)
+#define LSOFTMAX_REGISTER_XLA_ON(DEVICE, OP, ...) \
+  REGISTER_KERNEL_BUILDER(Name(OP).Device("XLA_" DEVICE "_JIT"), ::lsoftmax::XlaKernel<__VA_ARGS__>)
+#define LSOFTMAX_REGISTER_XLA(OP, COMPILE)      \
+  LSOFTMAX_REGISTER_XLA_ON("CPU", OP, COMPILE); \
+  LSOFTMAX_REGISTER_XLA_ON("GPU", OP, COMPILE)
 
 #endif  // LSOFTMAX_TF_XLA_KERNEL_H_

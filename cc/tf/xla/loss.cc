@@ -1,7 +1,7 @@
 // The ops of the fused loss in HLO; the formulas are in core/softmax.h and in the ops' own files.
 #include <limits>
 
-#include "tf/xla/kernel.h"
+#include "tf/xla/calls.h"
 #include "tf/xla/margin.h"
 
 namespace lsoftmax {
@@ -46,10 +46,11 @@ absl::Status loss(XlaOpKernelContext* context, int margin) {
   const XlaOp w = column_at(targets, batch.weights, batch.depth);
   const Geometry geometry = geometry_between(targets, batch.features, w);
   const XlaOp plain = bias.added_to(products);
-  const Sums sums = sum_up(targets, plain);
+  XlaOp e;
+  const Sums sums = sum_up(targets, plain, &e);
   const Finished row = finish(targets, margin, lambda, geometry, bias.of_target(targets), sums);
   context->SetOutput(0, to_type_of(products, row.loss));
-  context->SetOutput(1, to_type_of(products, products_grad(targets, plain, row.max, row.scale)));
+  context->SetOutput(1, to_type_of(products, products_grad(targets, e, row.scale)));
   context->SetOutput(2, matrix_of(geometry, targets.rows));
   context->SetOutput(3, matrix_of(row.geometry_grad, targets.rows));
   context->SetOutput(4, row.target_grad);
@@ -103,7 +104,9 @@ absl::Status products_grad_of_block(XlaOpKernelContext* context, int) {
   TF_RETURN_IF_ERROR(read_bias(context, targets.classes, &bias));
   TF_RETURN_IF_ERROR(read(context, "normalizer", {2, targets.rows}, &normalizer));
   const XlaOp max = row_of(normalizer, 0, targets.rows), scale = row_of(normalizer, 1, targets.rows);
-  context->SetOutput(0, to_type_of(products, products_grad(targets, bias.added_to(products), max, scale)));
+  const XlaOp plain = bias.added_to(products);
+  const XlaOp e = exponentials(targets, plain, to_type_of(plain, max));
+  context->SetOutput(0, to_type_of(products, products_grad(targets, e, scale)));
   return absl::Status();
 }
 
@@ -136,7 +139,8 @@ absl::Status set_columns(XlaOpKernelContext* context, int) {
   return absl::Status();
 }
 
-LSOFTMAX_REGISTER_XLA("LsoftmaxLoss", loss);
+LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxLoss", call_or_formula<call_loss, loss>);
+LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxLoss", loss);
 LSOFTMAX_REGISTER_XLA("LsoftmaxLossOfSums", loss_of_sums);
 LSOFTMAX_REGISTER_XLA("LsoftmaxLogSumExp", log_sum_exp);
 LSOFTMAX_REGISTER_XLA("LsoftmaxProductsGrad", products_grad_of_block);

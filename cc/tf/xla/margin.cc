@@ -97,14 +97,24 @@ Sums merge(const Sums& a, const Sums& b) {
           where(later, b.predicted, a.predicted)};
 }
 
-Sums sum_up(const Targets& targets, XlaOp logits) {
-  const XlaOp others = where(is_target(targets), -kInfinity, logits);
-  const XlaOp max = max_over(1, others), best = max_over(1, logits);
+namespace {
+
+XlaOp others_of(const Targets& targets, XlaOp logits) { return where(is_target(targets), -kInfinity, logits); }
+
+}  // namespace
+
+XlaOp exponentials(const Targets& targets, XlaOp logits, XlaOp max) {
   const XlaOp finite = where(Eq(max, number(max, -kInfinity)), 0, max);  // all of them -inf: their exponentials are 0
-  const XlaOp sum = sum_over(1, Exp(::xla::Sub(others, finite, kByRow)));
+  return Exp(::xla::Sub(others_of(targets, logits), finite, kByRow));
+}
+
+Sums sum_up(const Targets& targets, XlaOp logits, XlaOp* exponentials_of_others) {
+  const XlaOp max = max_over(1, others_of(targets, logits)), best = max_over(1, logits);
+  const XlaOp e = exponentials(targets, logits, max);
+  if (exponentials_of_others != nullptr) *exponentials_of_others = e;
   const XlaOp place = first_true(Eq(logits, best, kByRow), targets.rows, targets.classes);
   const XlaOp predicted = where(Lt(place, number(place, targets.classes)), place, 0);  // of NaNs, the first
-  return {to_double(max), to_double(sum), to_double(best), to_double(predicted)};
+  return {to_double(max), to_double(sum_over(1, e)), to_double(best), to_double(predicted)};
 }
 
 CrossEntropy cross_entropy(const Sums& others, XlaOp target) {
@@ -118,11 +128,10 @@ CrossEntropy cross_entropy(const Sums& others, XlaOp target) {
           where(alone, 0, rescale(one, others.max, max) / (rest + own))};
 }
 
-XlaOp products_grad(const Targets& targets, XlaOp logits, XlaOp max, XlaOp scale) {
-  max = to_type_of(logits, max);
-  scale = to_type_of(logits, scale);
-  const XlaOp zero = Or(is_target(targets), Eq(scale, number(scale, 0)), kByRow);
-  return where(zero, 0, ::xla::Mul(Exp(::xla::Sub(logits, max, kByRow)), scale, kByRow));
+XlaOp products_grad(const Targets& targets, XlaOp exponentials, XlaOp scale) {
+  scale = to_type_of(exponentials, scale);
+  const XlaOp nothing = as_columns(Eq(scale, number(scale, 0)), targets.rows, targets.classes);
+  return where(nothing, 0, ::xla::Mul(exponentials, scale, kByRow));
 }
 
 }  // namespace hlo

@@ -44,8 +44,11 @@ Sums sums_of(XlaOp sums, int64_t rows);  // from [4, N]
 XlaOp matrix_of(const Sums& sums, int64_t rows);
 Sums merge(const Sums& a, const Sums& b);
 
-// Of the plain logits [N, classes], in the type that they are computed in.
-Sums sum_up(const Targets& targets, XlaOp logits);
+// exp(logits - max) of all classes but the target, 0 there; [N, classes], in the type that logits are computed in.
+XlaOp exponentials(const Targets& targets, XlaOp logits, XlaOp max);
+
+// Of the plain logits; and the exponentials that are in the sum, for those who want them.
+Sums sum_up(const Targets& targets, XlaOp logits, XlaOp* exponentials = nullptr);
 
 // The loss, its derivative in the target's logit, and the row's normalizer.
 struct CrossEntropy {
@@ -53,8 +56,8 @@ struct CrossEntropy {
 };
 CrossEntropy cross_entropy(const Sums& others, XlaOp target);
 
-// exp(logits - max) scale, 0 at the target and where the scale is 0; [N, classes], in the type that logits are computed in.
-XlaOp products_grad(const Targets& targets, XlaOp logits, XlaOp max, XlaOp scale);
+// The exponentials times the row's scale, 0 where that is 0.
+XlaOp products_grad(const Targets& targets, XlaOp exponentials, XlaOp scale);
 
 }  // namespace hlo
 }  // namespace lsoftmax

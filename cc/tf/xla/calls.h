@@ -1,0 +1,31 @@
+// The fused loss on the CPU, under XLA: our own kernels as custom calls, where XLA can make them. They take less time than what
+// XLA makes of the formulas.
+//
+// calls.cc writes the calls into the graph; handlers.cc is what they call. Between them lies XLA's typed foreign function
+// interface, by which a handler gets XLA's own threads, and can fail: as everywhere else on the CPU, a label out of range
+// or a negative lambda is an error that names it.
+#ifndef LSOFTMAX_TF_XLA_CALLS_H_
+#define LSOFTMAX_TF_XLA_CALLS_H_
+
+#include "tf/xla/kernel.h"
+
+namespace lsoftmax {
+
+// Whether the op in hand can be a call: the build has the interface (TensorFlow 2.18 comes without its header), all shapes
+// are known, since XLA bounds those of formulas alone, and the environment variable LSOFTMAX_XLA_CALLS is not OFF.
+bool can_call(XlaOpKernelContext* context);
+
+// Each writes the call of its op, all outputs included.
+absl::Status call_loss(XlaOpKernelContext* context, int margin);
+absl::Status call_features_grad(XlaOpKernelContext* context, int margin);
+absl::Status call_weights_grad(XlaOpKernelContext* context, int margin);
+
+// A call where it can be one, else the formula.
+template <absl::Status (*kCall)(XlaOpKernelContext*, int), absl::Status (*kFormula)(XlaOpKernelContext*, int)>
+absl::Status call_or_formula(XlaOpKernelContext* context, int margin) {
+  return can_call(context) ? kCall(context, margin) : kFormula(context, margin);
+}
+
+}  // namespace lsoftmax
+
+#endif  // LSOFTMAX_TF_XLA_CALLS_H_

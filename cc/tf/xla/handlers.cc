@@ -1,0 +1,176 @@
+// What the calls of calls.h call: the CPU kernels of the core over XLA's buffers, on XLA's threads.
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "core/batch.h"
+#include "core/half.h"
+#include "core/validate.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace lsoftmax {
+namespace {
+
+namespace ffi = ::xla::ffi;
+using Any = ffi::AnyBuffer;
+using Result = ffi::Result<Any>;
+
+// Ranges that threads take one after the other. The caller takes part, and in the end waits for ranges that others have
+// begun, never for a thread to come: it may itself be the last one of its pool.
+class Ranges {
+ public:
+  Ranges(int64_t total, int64_t count, std::function<void(int64_t, int64_t)> work)
+      : total_(total), count_(count), work_(std::move(work)) {}
+
+  void take() {
+    int64_t taken = 0;
+    for (int64_t i = next_++; i < count_; i = next_++, ++taken) {
+      work_(total_ * i / count_, total_ * (i + 1) / count_);
+    }
+    if (taken == 0) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    done_ += taken;
+    if (done_ == count_) all_done_.notify_all();
+  }
+
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    all_done_.wait(lock, [&] { return done_ == count_; });
+  }
+
+ private:
+  const int64_t total_, count_;
+  const std::function<void(int64_t, int64_t)> work_;
+  std::atomic<int64_t> next_{0};
+  std::mutex mutex_;
+  std::condition_variable all_done_;
+  int64_t done_ = 0;  // guarded by mutex_
+};
+
+// `over` of core/batch.h on a pool of XLA.
+auto over(ffi::ThreadPool* pool) {
+  return [pool](int64_t total, int64_t cost, const auto& work) {
+    const int64_t threads = std::min(pool->num_threads(), total);
+    if (threads < 2 || total * cost < kThreadCost) return work(0, total);
+    const int64_t count = std::min(total, 4 * threads);  // a few for each, as threads come late
+    const auto ranges = std::make_shared<Ranges>(total, count, std::cref(work));
+    for (int64_t i = 1; i < threads; ++i) pool->Schedule([ranges] { ranges->take(); });
+    ranges->take();
+    ranges->wait();
+  };
+}
+
+// The inputs "features", "weights" and "labels"; the labels are good.
+template <typename T>
+ffi::Error read_batch(Any features, Any weights, Any labels, Arguments<T>* args) {
+  args->rows = features.dimensions()[0];
+  args->depth = features.dimensions()[1];
+  args->classes = weights.dimensions()[1];
+  args->features = static_cast<const T*>(features.untyped_data());
+  args->weights = static_cast<const T*>(weights.untyped_data());
+  args->labels = {labels.untyped_data(), labels.element_type() == ffi::S64};
+  const int64_t row = first_bad_label(args->labels, args->rows, args->classes);
+  if (row < 0) return ffi::Error::Success();
+  return ffi::Error::InvalidArgument(about_bad_label(args->labels, row, args->classes));
+}
+
+template <typename T>
+T* data_of(Result buffer) {
+  return static_cast<T*>(buffer->untyped_data());
+}
+
+template <typename T>
+ffi::Error loss(ffi::ThreadPool pool, Any products, Any features, Any weights, Any labels, Any bias,
+                ffi::Buffer<ffi::F64> lambda, Result loss, Result products_grad, Result geometry, Result geometry_grad,
+                Result target_grad, Result target_weights, Result predicted, int64_t margin) {
+  Arguments<T> args;
+  const ffi::Error error = read_batch(features, weights, labels, &args);
+  if (error.failure()) return error;
+  args.lambda = lambda.typed_data();
+  if (!is_good_lambda(*args.lambda)) return ffi::Error::InvalidArgument(about_bad_lambda(*args.lambda));
+  args.margin = static_cast<int>(margin);
+  args.products = static_cast<const T*>(products.untyped_data());
+  if (bias.element_count() > 0) args.bias = static_cast<const T*>(bias.untyped_data());
+  args.loss = data_of<T>(loss);
+  args.logits_grad = data_of<T>(products_grad);
+  args.geometry = data_of<double>(geometry);
+  args.geometry_grad = data_of<double>(geometry_grad);
+  args.target_grad = data_of<double>(target_grad);
+  args.target_weights = data_of<T>(target_weights);
+  args.predicted = data_of<int64_t>(predicted);
+  loss_of_batch(args, over(&pool));
+  return ffi::Error::Success();
+}
+
+// The product is in `result` already: in the same buffer.
+template <typename T>
+ffi::Error read_grad(Any features, Any weights, Any labels, Any loss_grad, Any geometry_grad, Any target_weights,
+                     Arguments<T>* args) {
+  args->loss_grad = static_cast<const T*>(loss_grad.untyped_data());
+  args->geometry_grad = static_cast<double*>(geometry_grad.untyped_data());
+  if (target_weights.element_count() > 0) args->target_weights = static_cast<T*>(target_weights.untyped_data());
+  return read_batch(features, weights, labels, args);
+}
+
+template <typename T>
+ffi::Error features_grad(ffi::ThreadPool pool, Any, Any features, Any weights, Any labels, Any loss_grad,
+                         Any geometry_grad, Any target_weights, Result result) {
+  Arguments<T> args;
+  const ffi::Error error = read_grad(features, weights, labels, loss_grad, geometry_grad, target_weights, &args);
+  if (error.failure()) return error;
+  args.features_grad = data_of<T>(result);
+  features_grad_of_batch(args, over(&pool));
+  return error;
+}
+
+template <typename T>
+ffi::Error weights_grad(ffi::ThreadPool pool, Any, Any features, Any weights, Any labels, Any loss_grad,
+                        Any geometry_grad, Any target_weights, Result result) {
+  Arguments<T> args;
+  const ffi::Error error = read_grad(features, weights, labels, loss_grad, geometry_grad, target_weights, &args);
+  if (error.failure()) return error;
+  args.weights_grad = data_of<T>(result);
+  weights_grad_of_batch(args, over(&pool));
+  return error;
+}
+
+void register_handler(const std::string& name, XLA_FFI_Handler* handler) {
+  ffi::Ffi::RegisterStaticHandler(XLA_FFI_GetApi(), name, "Host", handler);
+}
+
+// The threads, and the first five operands of any call.
+auto operands() {
+  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Any>().Arg<Any>().Arg<Any>().Arg<Any>().Arg<Any>();
+}
+
+// Under the names that calls.cc gives them: of the op, and of XLA's word for the data type.
+template <typename T>
+bool register_handlers(const std::string& type) {
+  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_loss, loss<T>,
+                                  operands()
+                                      .Arg<ffi::Buffer<ffi::F64>>()
+                                      .Ret<Any>()
+                                      .Ret<Any>()
+                                      .Ret<Any>()
+                                      .Ret<Any>()
+                                      .Ret<Any>()
+                                      .Ret<Any>()
+                                      .Ret<Any>()
+                                      .Attr<int64_t>("margin"));
+  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_features, features_grad<T>, operands().Arg<Any>().Arg<Any>().Ret<Any>());
+  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_weights, weights_grad<T>, operands().Arg<Any>().Arg<Any>().Ret<Any>());
+  register_handler("lsoftmax_loss_" + type, of_loss);
+  register_handler("lsoftmax_features_grad_" + type, of_features);
+  register_handler("lsoftmax_weights_grad_" + type, of_weights);
+  return true;
+}
+
+[[maybe_unused]] const bool kRegistered = register_handlers<float16>("F16") && register_handlers<bfloat16>("BF16") &&
+                                          register_handlers<float>("F32") && register_handlers<double>("F64");
+
+}  // namespace
+}  // namespace lsoftmax
