@@ -23,11 +23,11 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         A dict with the package's ``version``; ``tensorflow``, the version built against, None for a build without it;
-        ``xla``, "yes", or why XLA (``jit_compile=True``) cannot compile the ops; ``xla_calls``, whether on a CPU it calls
-        the library's own kernels for the fused loss; ``compiler``; ``build_type``; ``cpu_variants``, those built;
+        ``xla``, "yes", or why XLA (``jit_compile=True``) cannot compile the ops; ``xla_calls``, whether on a CPU it
+        calls the library's own kernels for the fused loss; ``compiler``; ``build_type``; ``cpu_variants``, those built;
         ``cpu_variant``, the one this machine runs (the environment variable LSOFTMAX_CPU chooses another); ``cuda``,
-        None for a build without it, else a dict with the version of ``nvcc`` and the ``architectures``; and ``library``,
-        the path of the op library, or None.
+        None for a build without it, else a dict with the version of ``nvcc`` and the ``architectures``; and
+        ``library``, the path of the op library, or None.
 
     Raises:
         ImportError: the compiled parts are missing.
