@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import harness
 from benchmarks.batches import SHAPES, SMALL, TINY, Shape, batch, name
 
-MINUTES = 3
+MINUTES = 2
 OVER_PLAIN = {SHAPES[1]: 0.95, SMALL: 1.1}
 OVER_PLAIN_XLA = 1.05
 
@@ -25,9 +25,9 @@ def main(output: Path | None, quick: bool = False) -> None:
     for shape in [TINY] if quick else OVER_PLAIN:
         for xla in (False, True):
             harness.progress(f"{name(shape)}{', compiled by XLA' if xla else ''}")
-            steps = 2 if quick else max(5, min(200, 8 * 10**9 // math.prod(shape)))
+            steps = 2 if quick else max(3, min(100, 4 * 10**9 // math.prod(shape)))
             peers = {peer: _fit(*make(*shape[1:]), shape, xla, steps) for peer, make in MODELS.items()}
-            seconds = harness.interleave(peers, 2 if quick else 15, warm_up=1)
+            seconds = harness.interleave(peers, 2 if quick else 41, warm_up=1)
             ours, plain = seconds["ours"], seconds["plain"]
             rows.append(
                 {

@@ -29,6 +29,8 @@ def main() -> int:
             "eager": _check_eager,
             "tf.function": _check_graph,
         }
+    if info["xla"] == "yes":
+        checks["jit_compile"] = _check_xla
     failed = 0
     for name, check in checks.items():
         try:
@@ -98,6 +100,12 @@ def _check_graph() -> str:
     import tensorflow as tf
 
     return _check_tensorflow(tf.function, tf)
+
+
+def _check_xla() -> str:
+    import tensorflow as tf
+
+    return _check_tensorflow(lambda function: tf.function(function, jit_compile=True), tf)
 
 
 def _check_tensorflow(wrap: object, tf: object) -> str:
