@@ -113,6 +113,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="networks a margin")
     parser.add_argument("--rate", type=float, default=0.1, help="learning rate to begin with (0.1)")
     parser.add_argument("--minimum", type=float, default=0.0, help="where lambda stops falling (0)")
+    parser.add_argument("--images", type=int, help="training images, the first ones (all)")
     parser.add_argument("--jobs", type=int, default=2, help="rows at a time, a thread each")
     parser.add_argument("--output", type=Path, default=Path("paper-output"), help="folder for results and the picture")
     options = parser.parse_args(arguments)
@@ -122,6 +123,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("width", "seeds", "jobs"):
         if getattr(options, name) < 1:
             parser.error(f"--{name}: expected a positive integer, got {getattr(options, name)}")
+    if options.images is not None and options.images < 1:
+        parser.error(f"--images: expected a positive integer, got {options.images}")
     if options.steps < POINTS or options.steps % POINTS:
         parser.error(f"--steps: expected a multiple of {POINTS}, the points of a curve, got {options.steps}")
     if not 0 < options.rate < np.inf:
@@ -135,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Trains what has not been trained yet, prints the tables and draws the curves; returns the exit status."""
     options = parse(arguments)
     folders = {"data_dir": str(options.data_dir.resolve()), "output": str(options.output.resolve())}
-    settings = {name: getattr(options, name) for name in ("width", "steps", "rate", "minimum")}
+    settings = {name: getattr(options, name) for name in ("width", "steps", "rate", "minimum", "images")}
     rows = [
         Row(**folders, margin=margin, seed=seed, **settings)
         for margin in dict.fromkeys(options.margins)

@@ -45,6 +45,7 @@ class Row:
         steps: optimizer steps in all, a multiple of POINTS.
         rate: the learning rate to begin with.
         minimum: where lambda stops falling.
+        images: how many of the training images it learns from, None for all.
     """
 
     data_dir: str
@@ -55,6 +56,7 @@ class Row:
     steps: int
     rate: float
     minimum: float
+    images: int | None = None
 
     @property
     def interval(self) -> int:
@@ -187,8 +189,9 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
     part.replace(path)
 
 
-def normalised(data: Dataset) -> Dataset:
-    """Returns the images as the paper has them: (x - mean) / 256, where x is within 0 and 255."""
+def prepared(data: Dataset, images: int | None = None) -> Dataset:
+    """Returns the first training images, or all, as the paper has them: (x - mean) / 256, where x is within 0 and 255."""
+    data = data._replace(train_images=data.train_images[:images], train_labels=data.train_labels[:images])
     mean = data.train_images.mean()
     train_images, test_images = ((images - mean) * (255 / 256) for images in (data.train_images, data.test_images))
     return data._replace(train_images=train_images, test_images=test_images)
@@ -202,7 +205,7 @@ def main(arguments: list[str]) -> int:
     with row.path(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # waits for a process of a killed run that still trains this row
         if not row.done():
-            train(row, normalised(load_idx_folder(Path(row.data_dir))))
+            train(row, prepared(load_idx_folder(Path(row.data_dir)), row.images))
     return 0
 
 
