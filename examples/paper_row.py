@@ -190,7 +190,7 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def prepared(data: Dataset, images: int | None = None) -> Dataset:
-    """Returns images as the paper has them, (x - mean) / 256 of x within 0 and 255; of the training set all or a few."""
+    """Returns the images as the paper has them, (x - mean) / 256 of x within 0 and 255; all for training, or a few."""
     data = data._replace(train_images=data.train_images[:images], train_labels=data.train_labels[:images])
     mean = data.train_images.mean()
     train_images, test_images = ((images - mean) * (255 / 256) for images in (data.train_images, data.test_images))
