@@ -134,7 +134,7 @@ def draw_convergence(curves: dict[int, list[list[dict]]], dataset: str, path: Pa
                 panel.plot(steps, values.mean(axis=0), color=colour, linewidth=2, label=name_of(margin))
                 ends += [values.min(), *values[:, len(steps) // 3 :].ravel()]
             panel.set(title=title, xlabel="iteration", xlim=(0, steps[-1]))
-            if np.isfinite(ends).all():  # the first, steep third may leave the panel
+            if np.isfinite(ends).all() and max(ends) > 0:  # the first, steep third may leave the panel
                 panel.set_ylim(0.9 * min(ends), 1.05 * max(ends))
             if scale == 100:
                 panel.yaxis.set_major_formatter("{x:.0f} %")

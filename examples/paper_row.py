@@ -141,16 +141,19 @@ def order(begin: int, end: int, images: int, seed: int) -> np.ndarray:
 
 
 def measure(model: LSoftmaxClassifier, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Returns what the plain classifier makes of images: error, loss and the mean angle to the own class in degrees."""
+    """Returns what the plain classifier makes of images: errors, loss and the mean angle to the own class (degrees)."""
     features = model.backbone.predict(images, batch_size=500, verbose=0).astype(np.float64)
-    kernel = np.asarray(model.head.kernel, np.float64)
+    kernel = keras.ops.convert_to_numpy(model.head.kernel).astype(np.float64)
     logits = features @ kernel
     own = logits[np.arange(len(labels)), labels]
     norms = np.linalg.norm(features, axis=1) * np.linalg.norm(kernel, axis=0)[labels]
+    cosines = own / np.maximum(norms, np.finfo(np.float64).tiny)
+    wrong = logits.argmax(axis=1) != labels
     return {
-        "error": float(np.mean(logits.argmax(axis=1) != labels)),
+        "error": float(wrong.mean()),
+        "worst_class_error": max(float(wrong[labels == c].mean()) for c in np.unique(labels)),
         "loss": float(np.mean(np.logaddexp.reduce(logits, axis=1) - own)),
-        "angle": float(np.degrees(np.arccos(np.clip(own / norms, -1, 1))).mean()),
+        "angle": float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).mean()),
     }
 
 

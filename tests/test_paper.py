@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def row(folder, tmp_path):
-    settings = {"width": 1, "steps": STEPS, "rate": 0.1, "minimum": 0.0}
+    settings = {"width": 1, "steps": STEPS, "rate": 0.1, "minimum": 5.0}
     return paper_row.Row(str(folder), str(tmp_path), margin=2, seed=0, **settings)
 
 
@@ -160,8 +160,9 @@ def rows(row):
     """Softmax and m = 2, two seeds each, as trained."""
     rows = [dataclasses.replace(row, margin=margin, seed=seed) for margin in (1, 2) for seed in (0, 1)]
     for row, error in zip(rows, (0.08, 0.10, 0.07, 0.0725), strict=True):
-        point = {"step": 1, "margin_loss": 1.0, "train_error": error, "error": error, "loss": 0.5, "angle": 40.0}
-        train = {"error": error / 2, "loss": 0.1, "angle": 20.0}
+        measured = {"error": error, "worst_class_error": 0.3, "loss": 0.5, "angle": 40.0}
+        point = {"step": 1, "margin_loss": 1.0, "train_error": error, **measured}
+        train = {**measured, "error": error / 2}
         row.path(".json").write_text(json.dumps({"settings": row.settings(), "curve": [point], "train": train}))
     return rows
 
