@@ -1,4 +1,4 @@
-"""The two pictures of the demo."""
+"""The pictures of the examples."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ COLOURS = (
     "#AA4499",
     "#444444",
 )
+MARGIN_COLOURS = {1: "#444444", 2: "#44AA99", 3: "#DDAA33", 4: "#BB5566"}
 STYLE = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -89,7 +90,7 @@ def draw_psi(path: Path) -> Path:
     angles = np.linspace(0, np.pi, 721)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-        for margin, colour in ((1, "#444444"), (2, "#44AA99"), (3, "#DDAA33"), (4, "#BB5566")):
+        for margin, colour in MARGIN_COLOURS.items():
             values = [reference.psi(angle, margin) for angle in angles]
             label = "cos θ  (m = 1, softmax)" if margin == 1 else f"ψ(θ), m = {margin}"
             axes.plot(np.degrees(angles), values, label=label, color=colour, linewidth=2)
@@ -104,5 +105,43 @@ def draw_psi(path: Path) -> Path:
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc="lower left")
         figure.savefig(path, dpi=110)
+        plt.close(figure)
+    return path
+
+
+def draw_convergence(curves: dict[int, list[list[dict]]], dataset: str, path: Path) -> Path:
+    """Draws errors and loss against the iteration, a line a margin, as in the paper's Figure 5.
+
+    Args:
+        curves: of every margin, the curve of each seed: points with "step", "train_error", "error" and "loss".
+        dataset: its name, for the title.
+        path: where to.
+    """
+    subjects = (
+        ("train_error", 100, "training error"),
+        ("error", 100, "test error"),
+        ("loss", 1, "test loss, without a margin"),
+    )
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
+        for (key, scale, title), panel in zip(subjects, panels, strict=True):
+            ends = []
+            for margin, seeds in curves.items():
+                steps = [point["step"] for point in seeds[0]]
+                values = scale * np.array([[point[key] for point in curve] for curve in seeds])
+                colour = MARGIN_COLOURS.get(margin, COLOURS[margin % len(COLOURS)])
+                panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+                panel.plot(steps, values.mean(axis=0), color=colour, linewidth=2, label=name_of(margin))
+                ends += [values.min(), *values[:, len(steps) // 3 :].ravel()]
+            panel.set(title=title, xlabel="iteration", xlim=(0, steps[-1]))
+            if np.isfinite(ends).all() and max(ends) > 0:  # the first, steep third may leave the panel
+                panel.set_ylim(0.9 * min(ends), 1.05 * max(ends))
+            if scale == 100:
+                panel.yaxis.set_major_formatter("{x:.0f} %")
+            panel.grid(alpha=0.25)
+        panels[0].legend(frameon=False)
+        count = len(next(iter(curves.values())))
+        figure.suptitle(f"{dataset}: mean of {count} seed{'s'[: count > 1]}, and the range of them", fontsize=14)
+        figure.savefig(path, dpi=100)
         plt.close(figure)
     return path
