@@ -138,16 +138,10 @@ def print_table(runs: list[Run], data: Dataset, steps: int) -> None:
     print(f"{'':<16}{'test error':>18}{'angle to own class':>24}{'to nearest other':>22}")
     for margin in dict.fromkeys(run.margin for run in runs):
         rows = [run for run in runs if run.margin == margin]
-        error = spread([100 * run.error for run in rows], 2)
-        own = spread([run.own_angle for run in rows], 1)
-        other = spread([run.other_angle for run in rows], 1)
+        error = figures.spread([100 * run.error for run in rows], 2)
+        own = figures.spread([run.own_angle for run in rows], 1)
+        other = figures.spread([run.other_angle for run in rows], 1)
         print(f"{figures.name_of(margin):<16}{error:>16} %{own:>20} deg{other:>18} deg")
-
-
-def spread(values: list[float], digits: int) -> str:
-    """The mean and, of more than one value, the sample standard deviation."""
-    mean = f"{np.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

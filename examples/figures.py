@@ -43,6 +43,12 @@ def name_of(margin: int) -> str:
     return "softmax" if margin == 1 else f"L-Softmax m={margin}"
 
 
+def spread(values: list[float], digits: int) -> str:
+    """Returns the mean and, of more than one value, the sample standard deviation."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
 def draw_features(runs: list[Run], dataset: str, path: Path) -> Path:
     """Draws the learned 2-D features of the test images, a panel a network, as in the paper's Figure 2."""
     with plt.rc_context(STYLE):

@@ -77,7 +77,8 @@ def table(rows: list[Row]) -> str:
     for margin in dict.fromkeys(row.margin for row in rows):
         errors = [100 * row.result()["curve"][-1]["error"] for row in rows if row.margin == margin]
         lines.append(
-            f"{figures.name_of(margin):<20}{spread(errors, 2):>16}" + "".join(f"{error:>9.2f}" for error in errors)
+            f"{figures.name_of(margin):<20}{figures.spread(errors, 2):>16}"
+            + "".join(f"{error:>9.2f}" for error in errors)
         )
     return "\n".join(lines)
 
@@ -90,20 +91,14 @@ def details(rows: list[Row]) -> str:
         results = [row.result() for row in rows if row.margin == margin]
         test, train = [result["curve"][-1] for result in results], [result["train"] for result in results]
         values = (
-            spread([one["loss"] for one in test], 3),
-            spread([100 * one["worst_class_error"] for one in test], 1),
-            spread([100 * one["error"] for one in train], 2),
-            spread([one["angle"] for one in test], 1),
-            spread([one["angle"] for one in train], 1),
+            figures.spread([one["loss"] for one in test], 3),
+            figures.spread([100 * one["worst_class_error"] for one in test], 1),
+            figures.spread([100 * one["error"] for one in train], 2),
+            figures.spread([one["angle"] for one in test], 1),
+            figures.spread([one["angle"] for one in train], 1),
         )
         lines.append(f"{figures.name_of(margin):<20}" + "".join(f"{value:>20}" for value in values))
     return "\n".join(lines)
-
-
-def spread(values: list[float], digits: int) -> str:
-    """The mean and, of more than one value, the sample standard deviation."""
-    mean = f"{np.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

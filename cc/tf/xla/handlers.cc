@@ -106,35 +106,23 @@ ffi::Error loss(ffi::ThreadPool pool, Any products, Any features, Any weights, A
   return ffi::Error::Success();
 }
 
-// The product is in `result` already: in the same buffer.
-template <typename T>
-ffi::Error read_grad(Any features, Any weights, Any labels, Any loss_grad, Any geometry_grad, Any target_weights,
-                     Arguments<T>* args) {
-  args->loss_grad = static_cast<const T*>(loss_grad.untyped_data());
-  args->geometry_grad = static_cast<double*>(geometry_grad.untyped_data());
-  if (target_weights.element_count() > 0) args->target_weights = static_cast<T*>(target_weights.untyped_data());
-  return read_batch(features, weights, labels, args);
-}
-
-template <typename T>
-ffi::Error features_grad(ffi::ThreadPool pool, Any, Any features, Any weights, Any labels, Any loss_grad,
-                         Any geometry_grad, Any target_weights, Result result) {
+// The product is in `result` already: XLA gave both one buffer.
+template <typename T, bool kOfFeatures>
+ffi::Error grad(ffi::ThreadPool pool, Any, Any features, Any weights, Any labels, Any loss_grad, Any geometry_grad,
+                Any target_weights, Result result) {
   Arguments<T> args;
-  const ffi::Error error = read_grad(features, weights, labels, loss_grad, geometry_grad, target_weights, &args);
+  const ffi::Error error = read_batch(features, weights, labels, &args);
   if (error.failure()) return error;
-  args.features_grad = data_of<T>(result);
-  features_grad_of_batch(args, over(&pool));
-  return error;
-}
-
-template <typename T>
-ffi::Error weights_grad(ffi::ThreadPool pool, Any, Any features, Any weights, Any labels, Any loss_grad,
-                        Any geometry_grad, Any target_weights, Result result) {
-  Arguments<T> args;
-  const ffi::Error error = read_grad(features, weights, labels, loss_grad, geometry_grad, target_weights, &args);
-  if (error.failure()) return error;
-  args.weights_grad = data_of<T>(result);
-  weights_grad_of_batch(args, over(&pool));
+  args.loss_grad = static_cast<const T*>(loss_grad.untyped_data());
+  args.geometry_grad = static_cast<double*>(geometry_grad.untyped_data());
+  if (target_weights.element_count() > 0) args.target_weights = static_cast<T*>(target_weights.untyped_data());
+  if constexpr (kOfFeatures) {
+    args.features_grad = data_of<T>(result);
+    features_grad_of_batch(args, over(&pool));
+  } else {
+    args.weights_grad = data_of<T>(result);
+    weights_grad_of_batch(args, over(&pool));
+  }
   return error;
 }
 
@@ -161,8 +149,8 @@ bool register_handlers(const std::string& type) {
                                       .Ret<Any>()
                                       .Ret<Any>()
                                       .Attr<int64_t>("margin"));
-  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_features, features_grad<T>, operands().Arg<Any>().Arg<Any>().Ret<Any>());
-  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_weights, weights_grad<T>, operands().Arg<Any>().Arg<Any>().Ret<Any>());
+  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_features, (grad<T, true>), operands().Arg<Any>().Arg<Any>().Ret<Any>());
+  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_weights, (grad<T, false>), operands().Arg<Any>().Arg<Any>().Ret<Any>());
   register_handler("lsoftmax_loss_" + type, of_loss);
   register_handler("lsoftmax_features_grad_" + type, of_features);
   register_handler("lsoftmax_weights_grad_" + type, of_weights);
