@@ -11,7 +11,7 @@
 
 namespace lsoftmax {
 
-// Whether the op in hand can be a call: the build has the interface (TensorFlow 2.18 comes without its header), all shapes
+// Whether the op in hand can be a call: the build has the interface (TensorFlow before 2.20 comes without its header), all shapes
 // are known, since XLA bounds those of formulas alone, and the environment variable LSOFTMAX_XLA_CALLS is not OFF.
 bool can_call(XlaOpKernelContext* context);
 
