@@ -54,8 +54,8 @@ class Ranges {
 // `over` of core/batch.h on a pool of XLA.
 auto over(ffi::ThreadPool* pool) {
   return [pool](int64_t total, int64_t cost, const auto& work) {
-    const int64_t threads = std::min(pool->num_threads(), total);
-    if (threads < 2 || total * cost < kThreadCost) return work(0, total);
+    const int64_t threads = std::min({pool->num_threads(), total, total * cost / kThreadCost + 1});
+    if (threads < 2) return work(0, total);
     const int64_t count = std::min(total, 4 * threads);  // a few for each, as threads come late
     const auto ranges = std::make_shared<Ranges>(total, count, std::cref(work));
     for (int64_t i = 1; i < threads; ++i) pool->Schedule([ranges] { ranges->take(); });
