@@ -64,8 +64,8 @@ def test_devices_do_not_mix(torch):
 class OnGpu:
     """lsoftmax_op.lsoftmax_logits, lsoftmax_loss and their gradients, placed on the GPU."""
 
-    def __init__(self, tf, compiled, block_size=None):
-        self.tf, self.compiled, self.block_size = tf, compiled, block_size
+    def __init__(self, tf, how, block_size=None):
+        self.tf, self.how, self.block_size = tf, how, block_size
 
     def __call__(self, batch, margin, lam):
         import lsoftmax_op
@@ -105,27 +105,27 @@ class OnGpu:
                 value = layer(x, w, y, b)
             return value, tape.gradient(value, [x, w, b], output_gradients=g)
 
+        if self.how != "eager":
+            step = tf.function(step, jit_compile=self.how == "xla")
         with tf.device("GPU:0"):
-            value, gradients = (tf.function(step) if self.compiled else step)(
-                *[tf.constant(array) for array in (*batch.layer, grad)]
-            )
+            value, gradients = step(*[tf.constant(array) for array in (*batch.layer, grad)])
         assert all("GPU" in tensor.device for tensor in (value, *gradients))
         return value.numpy(), [gradient.numpy() for gradient in gradients]
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "function"])
+@pytest.mark.parametrize("how", ["eager", "function", "xla"])
 @pytest.mark.parametrize("margin", [1, 4])
-def test_tensorflow(tf, dtype, margin, compiled):
+def test_tensorflow(tf, dtype, margin, how):
     tf.config.experimental.enable_tensor_float_32_execution(False)
     for batch in (angle_batch(margin, dtype), random_batch((130, 33, 7), dtype)):
-        assert_close_to_oracle(batch, dtype, OnGpu(tf, compiled), margin, 0.5)
+        assert_close_to_oracle(batch, dtype, OnGpu(tf, how), margin, 0.5)
 
 
 @pytest.mark.parametrize("block_size", [None, 5])
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "function"])
-def test_the_loss_in_tensorflow(tf, dtype, block_size, compiled):
+@pytest.mark.parametrize("how", ["eager", "function", "xla"])
+def test_the_loss_in_tensorflow(tf, dtype, block_size, how):
     tf.config.experimental.enable_tensor_float_32_execution(False)
-    on_gpu = OnGpu(tf, compiled, block_size)
+    on_gpu = OnGpu(tf, how, block_size)
     for batch in (angle_batch(4, dtype, norms=(1.0, 1e-2, 1e2)), random_batch((130, 33, 7), dtype)):
         assert_loss_close_to_oracle(batch, dtype, on_gpu, 4, 0.5)
 
@@ -153,8 +153,9 @@ def test_tensorflow_bad_values_make_nan_rows(tf):
         assert np.isnan(logits.numpy()).all(axis=1).tolist() == [False, True, False, False, False]
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
-def test_a_keras_model_trains(tf, policy):
+def test_a_keras_model_trains(tf, policy, jit_compile):
     import lsoftmax_op
 
     class Head(tf.keras.layers.Layer):
@@ -175,7 +176,8 @@ def test_a_keras_model_trains(tf, policy):
             x, y = tf.keras.Input([32]), tf.keras.Input([], dtype="int32")
             logits = Head()([tf.keras.layers.Dense(16)(x), y])
             model = tf.keras.Model([x, y], tf.keras.layers.Activation("linear", dtype="float32")(logits))
-            model.compile("adam", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+            loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile("adam", loss, jit_compile=jit_compile)
         losses = model.fit([images, labels], labels, epochs=5, batch_size=64, verbose=0).history["loss"]
     finally:
         tf.keras.mixed_precision.set_global_policy(before)
