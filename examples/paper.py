@@ -123,8 +123,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name}: expected a positive integer, got {getattr(options, name)}")
     if options.images is not None and options.images < 1:
         parser.error(f"--images: expected a positive integer, got {options.images}")
-    if options.steps < POINTS or options.steps % POINTS:
-        parser.error(f"--steps: expected a multiple of {POINTS}, the points of a curve, got {options.steps}")
+    if options.steps < 1 or (options.steps > POINTS and options.steps % POINTS):
+        parser.error(f"--steps: expected 1 to {POINTS}, or a multiple of {POINTS}, got {options.steps}")
     if not 0 < options.rate < np.inf:
         parser.error(f"--rate: expected a positive number, got {options.rate}")
     if not 0 <= options.minimum <= 1000:

@@ -42,7 +42,7 @@ class Row:
         margin: m, 1 for softmax.
         seed: of the weights and the order of the images.
         width: the filters of a convolution; 64 is the paper's.
-        steps: optimizer steps in all, a multiple of POINTS.
+        steps: optimizer steps in all: up to POINTS, or a multiple of them.
         rate: the learning rate to begin with.
         minimum: where lambda stops falling.
         images: how many of the training images it learns from, None for all.
@@ -61,7 +61,7 @@ class Row:
     @property
     def interval(self) -> int:
         """The steps between two points of the curve."""
-        return self.steps // POINTS
+        return max(1, self.steps // POINTS)
 
     def path(self, suffix: str) -> Path:
         """Returns the row's file of a kind: its results (.json), checkpoint (.keras), messages (.log) or .lock."""
