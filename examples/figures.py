@@ -143,7 +143,7 @@ def draw_convergence(curves: dict[int, list[list[dict]]], dataset: str, path: Pa
             if np.isfinite(ends).all() and max(ends) > 0:  # the first, steep third may leave the panel
                 panel.set_ylim(0.9 * min(ends), 1.05 * max(ends))
             if scale == 100:
-                panel.yaxis.set_major_formatter("{x:.0f} %")
+                panel.yaxis.set_major_formatter("{x:g} %")
             panel.grid(alpha=0.25)
         panels[0].legend(frameon=False)
         count = len(next(iter(curves.values())))
