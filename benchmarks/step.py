@@ -34,6 +34,7 @@ def main(output: Path | None, quick: bool = False) -> None:
                     f"{peer}/plain": harness.ratio(seconds[peer], plain)
                     for peer in ("products", "logits", "pure TF", "ours XLA", "plain XLA", "pure TF XLA")
                 },
+                "ours XLA/plain XLA": harness.ratio(seconds["ours XLA"], seconds["plain XLA"]),
             }
         )
     harness.report("step", __doc__, rows, output)
