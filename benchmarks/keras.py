@@ -25,9 +25,11 @@ def main(output: Path | None, quick: bool = False) -> None:
     for shape in [TINY] if quick else OVER_PLAIN:
         for xla in (False, True):
             harness.progress(f"{name(shape)}{', compiled by XLA' if xla else ''}")
-            steps = 2 if quick else max(3, min(100, 4 * 10**9 // math.prod(shape)))
+            work = math.prod(shape)
+            steps = 2 if quick else max(3, min(60, 4 * 10**9 // work))
+            repeats = 2 if quick else max(41, min(151, 10**10 // work))
             peers = {peer: _fit(*make(*shape[1:]), shape, xla, steps) for peer, make in MODELS.items()}
-            seconds = harness.interleave(peers, 2 if quick else 41, warm_up=1)
+            seconds = harness.interleave(peers, repeats, warm_up=1)
             ours, plain = seconds["ours"], seconds["plain"]
             rows.append(
                 {
