@@ -115,7 +115,7 @@ def measure_loss(shape: tuple[int, int, int], dtype: torch.dtype, repeats: int =
     state = layer.loss()
     # The row pass again and again, out of place, so that it always reads products: no other bytes than in place.
     products, gradient = x @ w, state.pop("logits_grad")
-    workspace = torch.empty(layer.library.kernels.loss_workspace(n, c), device="cuda", dtype=torch.uint8)
+    workspace = torch.empty(layer.array_library.kernels.loss_workspace(n, c), device="cuda", dtype=torch.uint8)
     leaves = [x.clone().requires_grad_(True), w.clone().requires_grad_(True)]
     logits = products.clone().requires_grad_(True)
     source, copy = torch.empty(2, 2**30, device="cuda", dtype=torch.uint8)

@@ -80,9 +80,9 @@ def logits(
         ImportError: arrays on a CUDA device, and the package was built without CUDA.
     """
     layer = _Layer(features, weights, labels, bias, margin, lam, num_threads)
-    with layer.library.device():
+    with layer.array_library.device():
         geometry = layer.geometry()
-        result = layer.library.product(layer.features, layer.weights)
+        result = layer.array_library.product(layer.features, layer.weights)
         layer.run("logits", geometry=geometry, logits=result)
         if layer.bias is not None:
             result += layer.bias
@@ -119,7 +119,7 @@ def logits_grad(
         TypeError, ValueError, ImportError: as for `logits`.
     """
     layer = _Layer(features, weights, labels, bias, margin, lam, num_threads)
-    library = layer.library
+    library = layer.array_library
     grad = layer.array("grad", grad, "[N, C]")
     expected = (layer.rows, layer.classes)
     if tuple(grad.shape) != expected:
@@ -167,7 +167,7 @@ def loss(
         TypeError, ValueError, ImportError: as for `logits`.
     """
     layer = _Layer(features, weights, labels, bias, margin, lam, num_threads)
-    with layer.library.device():
+    with layer.array_library.device():
         return layer.loss()["loss"]
 
 
@@ -204,7 +204,7 @@ def loss_grad(
         TypeError, ValueError, ImportError: as for `logits`.
     """
     layer = _Layer(features, weights, labels, bias, margin, lam, num_threads)
-    library = layer.library
+    library = layer.array_library
     grad = layer.array("grad", grad, "[N]")
     if tuple(grad.shape) != (layer.rows,):
         raise ValueError(f"grad: expected shape [N] = [{layer.rows}], got {list(grad.shape)}")
@@ -234,7 +234,7 @@ class _Layer:
         self.margin = _checks.margin(margin)
         if isinstance(lam, (bool, Real)):
             lam = _checks.host_lambda(lam)
-        self.library: Library = library_of(features, num_threads)
+        self.array_library: Library = library_of(features, num_threads)
         self.dtype = ""
         self.features = self.array("features", features, "[N, D]")
         self.weights = self.array("weights", weights, "[D, C]")
@@ -243,15 +243,15 @@ class _Layer:
         self.rows, self.depth = map(int, self.features.shape)
         self.classes = int(self.weights.shape[1])
         self._check_shapes()
-        with self.library.device():
+        with self.array_library.device():
             self.lam = self._lambda(lam)
-        if self.library.checks_values:
+        if self.array_library.checks_values:
             self._check_labels()
 
     def array(self, argument: str, value: Any, shape: str) -> Any:
         """Returns `value` as a dense array of the layer's library and dtype, and of the rank that `shape` spells."""
-        array = self.library.array(argument, value)
-        dtype = self.library.dtype(array)
+        array = self.array_library.array(argument, value)
+        dtype = self.array_library.dtype(array)
         expected = (self.dtype,) if self.dtype else FLOATS
         if dtype not in expected:
             raise TypeError(f"{argument}: expected dtype {' or '.join(expected)}, got {dtype}")
@@ -262,13 +262,13 @@ class _Layer:
 
     def geometry(self) -> Any:
         """Returns [3, N]: x . w_y, |x|^2 and |w_y|^2 of each row."""
-        geometry = self.library.empty((3, self.rows), "float64")
+        geometry = self.array_library.empty((3, self.rows), "float64")
         self.run("geometry", geometry=geometry)
         return geometry
 
     def loss(self) -> dict[str, Any]:
         """Returns the loss and its gradient in the products, by the names that cc/core/arguments.h gives them."""
-        library, rows = self.library, self.rows
+        library, rows = self.array_library, self.rows
         products = library.product(self.features, self.weights)
         state = {
             "geometry": library.empty((3, rows), "float64"),
@@ -286,45 +286,45 @@ class _Layer:
 
     def run(self, kernel: str, **arrays: Any) -> None:
         """Runs a kernel on the layer and `arrays`, each dense and of the shape that cc/core/arguments.h says."""
-        getattr(self.library.kernels, kernel)(self._call(arrays), self.library.where)
+        getattr(self.array_library.kernels, kernel)(self._call(arrays), self.array_library.where)
 
     def _call(self, arrays: dict[str, Any]) -> Any:
-        call = self.library.kernels.Call()
+        call = self.array_library.kernels.Call()
         call.dtype, call.margin = self.dtype, self.margin
         call.rows, call.depth, call.classes = self.rows, self.depth, self.classes
-        call.wide_labels = self.library.dtype(self.labels) == "int64"
+        call.wide_labels = self.array_library.dtype(self.labels) == "int64"
         layer = {"features": self.features, "weights": self.weights, "labels": self.labels, "lam": self.lam}
         if self.bias is not None:
             layer["bias"] = self.bias
         for name, array in (layer | arrays).items():
-            setattr(call, name, self.library.address(array))
+            setattr(call, name, self.array_library.address(array))
         return call
 
     def _labels(self, labels: Any) -> Any:
-        array = self.library.array("labels", labels)
-        dtype = self.library.dtype(array)
+        array = self.array_library.array("labels", labels)
+        dtype = self.array_library.dtype(array)
         if dtype == "float64" and isinstance(labels, (list, tuple)) and not labels:
             dtype = "int8"  # an empty list has no dtype of its own
         if dtype not in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"):
             raise TypeError(f"labels: expected integers that fit in int64, got dtype {dtype}")
         if array.ndim != 1:
             raise ValueError(f"labels: expected shape [N], got {list(array.shape)}")
-        return array if dtype in ("int32", "int64") else self.library.cast(array, "int64")
+        return array if dtype in ("int32", "int64") else self.array_library.cast(array, "int64")
 
     def _lambda(self, lam: Any) -> Any:
         if isinstance(lam, float):
-            return self.library.scalar(lam)
-        array = self.library.array("lam", lam)
-        dtype = self.library.dtype(array)
+            return self.array_library.scalar(lam)
+        array = self.array_library.array("lam", lam)
+        dtype = self.array_library.dtype(array)
         if dtype not in FLOATS:
             raise TypeError(
                 f"lam: expected a number >= 0 or a scalar array of {' or '.join(FLOATS)}, got dtype {dtype}"
             )
         if tuple(array.shape) != ():
             raise ValueError(f"lam: expected a number >= 0 or a scalar array, got shape {list(array.shape)}")
-        if self.library.checks_values:
-            return self.library.scalar(_checks.host_lambda(float(array)))
-        return self.library.cast(array, "float64")
+        if self.array_library.checks_values:
+            return self.array_library.scalar(_checks.host_lambda(float(array)))
+        return self.array_library.cast(array, "float64")
 
     def _check_shapes(self) -> None:
         features, weights = list(self.features.shape), list(self.weights.shape)
@@ -346,7 +346,7 @@ class _Layer:
             )
 
     def _check_labels(self) -> None:
-        row = self.library.kernels.first_bad_label(self._call({}))
+        row = self.array_library.kernels.first_bad_label(self._call({}))
         if row >= 0:
             raise ValueError(
                 f"labels: expected values in [0, {self.classes}), or -1 for a row without a target, "
