@@ -47,7 +47,7 @@ class BiasGradOp : public OpKernel {
     args.rows = products_grad.dim_size(0);
     args.classes = products_grad.dim_size(1);
     OP_REQUIRES_OK(context, check_shape("labels", context->input(1), {args.rows}));
-    OP_REQUIRES_OK(context, check_shape("first_class", context->input(2), {}));
+    OP_REQUIRES_OK(context, read_first_class(context->input(2), args.classes, &args.first_class));
     OP_REQUIRES_OK(context, check_shape("loss_grad", context->input(3), {args.rows}));
     OP_REQUIRES_OK(context, check_shape("target_grad", target_grad, {args.rows}));
 
@@ -55,7 +55,6 @@ class BiasGradOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(0, {args.classes}, &bias_grad));
     args.logits_grad = data_of<T>(&products_grad);
     args.labels = labels_of(context->input(1));
-    args.first_class = context->input(2).scalar<int64_t>()();
     args.loss_grad = data_of<T>(context->input(3));
     args.target_grad = data_of<double>(&target_grad);
     args.bias_grad = data_of<T>(bias_grad);

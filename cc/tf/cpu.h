@@ -5,17 +5,26 @@
 #include <algorithm>
 
 #include "core/batch.h"
+#include "core/validate.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tf/inputs.h"
 
 namespace lsoftmax {
 
 struct Cpu {
-  // Values that only the host can judge before the kernel runs.
-  static absl::Status check_labels(const tensorflow::Tensor& labels, int64_t classes) {
-    return lsoftmax::check_labels(labels, classes);
+  // Values that only the host can judge before the kernel runs: checked as they are copied.
+  template <typename T>
+  static absl::Status read_labels(const tensorflow::Tensor& labels, Inputs<T>* args) {
+    args->own_labels = copy_of(labels_of(labels), args->rows);
+    args->labels = {args->own_labels.data(), true};
+    return check_labels(args->labels, args->rows, args->classes);
   }
-  static absl::Status check_lambda(const tensorflow::Tensor& lambda) { return lsoftmax::check_lambda(lambda); }
+  template <typename T>
+  static absl::Status read_lambda(const tensorflow::Tensor& lambda, Inputs<T>* args) {
+    args->own_lambda = lambda.scalar<double>()();
+    args->lambda = &args->own_lambda;
+    return check_lambda(args->own_lambda);
+  }
 
   // Output 0 as a copy of input `index`: the very buffer where nobody else needs it any more.
   template <typename T>

@@ -38,7 +38,7 @@ class FeaturesGradOp : public OpKernel {
 
   void Compute(OpKernelContext* context) override {
     Tensor geometry_grad = context->input(4);
-    Arguments<Core<T>> args;
+    Inputs<Core<T>> args;
     OP_REQUIRES_OK(context, read_batch<Backend, T>(context, 1, &args));
     OP_REQUIRES_OK(context, check_shape("products_features_grad", context->input(0), {args.rows, args.depth}));
     OP_REQUIRES_OK(context, check_shape("geometry_grad", geometry_grad, {3, args.rows}));

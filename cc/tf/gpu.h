@@ -12,8 +12,16 @@
 namespace lsoftmax {
 
 struct Gpu {
-  static absl::Status check_labels(const tensorflow::Tensor&, int64_t) { return absl::Status(); }
-  static absl::Status check_lambda(const tensorflow::Tensor&) { return absl::Status(); }
+  template <typename T>
+  static absl::Status read_labels(const tensorflow::Tensor& labels, Inputs<T>* args) {
+    args->labels = labels_of(labels);
+    return absl::Status();
+  }
+  template <typename T>
+  static absl::Status read_lambda(const tensorflow::Tensor& lambda, Inputs<T>* args) {
+    args->lambda = data_of<double>(lambda);
+    return absl::Status();
+  }
 
   // Output 0 as a copy of input `index`: the very buffer where nobody else needs it any more.
   template <typename T>

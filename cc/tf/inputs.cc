@@ -1,5 +1,6 @@
 #include "tf/inputs.h"
 
+#include <limits>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -36,23 +37,64 @@ absl::Status check_classes(const TensorShape& weights) {
       absl::StrCat("weights: expected at least one class, got shape ", weights.DebugString()));
 }
 
-absl::Status check_labels(const Tensor& labels, int64_t classes) {
-  const Labels view = labels_of(labels);
-  const int64_t row = first_bad_label(view, labels.NumElements(), classes);
+absl::Status check_bias(const TensorShape& bias, int64_t classes) {
+  return bias == TensorShape({0}) ? absl::Status() : check_shape("bias", bias, {classes});
+}
+
+absl::Status check_target_weights(const TensorShape& target_weights, int64_t rows, int64_t depth) {
+  if (target_weights == TensorShape({0, 0})) return absl::Status();
+  return check_shape("target_weights", target_weights, {rows, depth});
+}
+
+absl::Status check_layer(ShapeOf shape_of, int first) {
+  const TensorShape features = shape_of(first), weights = shape_of(first + 1);
+  TF_RETURN_IF_ERROR(check_shape("features", features, {-1, -1}));
+  TF_RETURN_IF_ERROR(check_shape("weights", weights, {features.dim_size(1), -1}));
+  TF_RETURN_IF_ERROR(check_classes(weights));
+  TF_RETURN_IF_ERROR(check_shape("labels", shape_of(first + 2), {features.dim_size(0)}));
+  TF_RETURN_IF_ERROR(check_bias(shape_of(first + 3), weights.dim_size(1)));
+  return check_shape("lam", shape_of(first + 4), {});
+}
+
+absl::Status check_loss_with_gradient(ShapeOf shape_of, int64_t class_block_size) {
+  TF_RETURN_IF_ERROR(check_layer(shape_of, 0));
+  const int64_t rows = shape_of(0).dim_size(0), depth = shape_of(0).dim_size(1), classes = shape_of(1).dim_size(1);
+  const bool in_blocks = class_block_size > 0;
+  const auto unless_in_blocks = [in_blocks](int64_t size) { return in_blocks ? 0 : size; };
+  TF_RETURN_IF_ERROR(check_shape("value", shape_of(5), {rows}));
+  TF_RETURN_IF_ERROR(check_shape("products_grad", shape_of(6), {unless_in_blocks(rows), unless_in_blocks(classes)}));
+  TF_RETURN_IF_ERROR(check_shape("geometry_grad", shape_of(7), {3, rows}));
+  TF_RETURN_IF_ERROR(check_shape("target_grad", shape_of(8), {rows}));
+  TF_RETURN_IF_ERROR(check_shape("target_weights", shape_of(9), {unless_in_blocks(rows), unless_in_blocks(depth)}));
+  return check_shape("normalizer", shape_of(10), {2, in_blocks ? rows : 0});
+}
+
+absl::Status check_loss_bias_grad(ShapeOf shape_of) {
+  TF_RETURN_IF_ERROR(check_layer(shape_of, 1));
+  TF_RETURN_IF_ERROR(check_shape("value", shape_of(0), {shape_of(4).dim_size(0)}));
+  return check_shape("loss_grad", shape_of(6), {shape_of(1).dim_size(0)});
+}
+
+absl::Status check_labels(const Labels& labels, int64_t rows, int64_t classes) {
+  const int64_t row = first_bad_label(labels, rows, classes);
   if (row < 0) return absl::Status();
-  return absl::InvalidArgumentError(about_bad_label(view, row, classes));
+  return absl::InvalidArgumentError(about_bad_label(labels, row, classes));
 }
 
-absl::Status check_lambda(const Tensor& lambda) {
-  const double value = lambda.scalar<double>()();
-  if (is_good_lambda(value)) return absl::Status();
-  return absl::InvalidArgumentError(about_bad_lambda(value));
+absl::Status check_lambda(double lambda) {
+  if (is_good_lambda(lambda)) return absl::Status();
+  return absl::InvalidArgumentError(about_bad_lambda(lambda));
 }
 
-absl::Status check_columns(int64_t first, int64_t count, int64_t width) {
-  if (0 <= first && first <= width - count) return absl::Status();
-  return absl::InvalidArgumentError(absl::StrCat("first_column: expected a column from 0 to ", width - count,
-                                                 " for a block of ", count, ", got ", first));
+absl::Status check_first(const char* argument, int64_t first, int64_t count, int64_t width) {
+  if (is_good_first(first, count, width)) return absl::Status();
+  return absl::InvalidArgumentError(about_bad_first(argument, first, count, width));
+}
+
+absl::Status read_first_class(const Tensor& first_class, int64_t count, int64_t* value) {
+  TF_RETURN_IF_ERROR(check_shape("first_class", first_class, {}));
+  *value = first_class.scalar<int64_t>()();
+  return check_first("first_class", *value, count, std::numeric_limits<int64_t>::max());
 }
 
 absl::Status read_margin(tensorflow::OpKernelConstruction* construction, int* margin) {
@@ -74,6 +116,17 @@ absl::Status merge_input(InferenceContext* context, int index, const char* argum
                                                  context->DebugString(context->input(index))));
 }
 
+absl::Status merge_input_or_none(InferenceContext* context, int index, const char* argument,
+                                 std::initializer_list<DimensionOrConstant> expected) {
+  const ShapeHandle shape = context->input(index);
+  bool may_be_none = context->RankKnown(shape) && context->Rank(shape) == static_cast<int>(expected.size());
+  for (size_t d = 0; may_be_none && d < expected.size(); ++d) {
+    may_be_none = !context->ValueKnown(context->Dim(shape, d)) || context->Value(context->Dim(shape, d)) == 0;
+  }
+  ShapeHandle ignored;
+  return may_be_none ? absl::Status() : merge_input(context, index, argument, expected, &ignored);
+}
+
 absl::Status merge_batch(InferenceContext* context, int first, ShapeHandle* features, ShapeHandle* weights,
                          ShapeHandle* labels) {
   TF_RETURN_IF_ERROR(merge_input(context, first, "features", {context->UnknownDim(), context->UnknownDim()}, features));
@@ -86,16 +139,12 @@ absl::Status merge_batch(InferenceContext* context, int first, ShapeHandle* feat
       absl::StrCat("weights: expected at least one class, got shape ", context->DebugString(*weights)));
 }
 
-absl::Status merge_bias(InferenceContext* context, int index, DimensionHandle classes) {
-  const ShapeHandle bias = context->input(index);
-  if (context->RankKnown(bias) && context->Rank(bias) == 1 && context->Value(context->Dim(bias, 0)) == 0) {
-    return absl::Status();
-  }
+absl::Status merge_layer(InferenceContext* context, int first, ShapeHandle* features, ShapeHandle* weights,
+                         ShapeHandle* labels) {
   ShapeHandle ignored;
-  if (!context->RankKnown(bias) || !context->ValueKnown(context->Dim(bias, 0))) {
-    return merge_input(context, index, "bias", {context->UnknownDim()}, &ignored);
-  }
-  return merge_input(context, index, "bias", {classes}, &ignored);
+  TF_RETURN_IF_ERROR(merge_batch(context, first, features, weights, labels));
+  TF_RETURN_IF_ERROR(merge_input_or_none(context, first + 3, "bias", {context->Dim(*weights, 1)}));
+  return merge_input(context, first + 4, "lam", {}, &ignored);
 }
 
 }  // namespace lsoftmax

@@ -6,6 +6,9 @@
 #ifndef LSOFTMAX_TF_INPUTS_H_
 #define LSOFTMAX_TF_INPUTS_H_
 
+#include <vector>
+
+#include "absl/functional/function_ref.h"
 #include "core/arguments.h"
 #include "core/half.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -49,9 +52,37 @@ inline absl::Status check_shape(const char* argument, const tensorflow::Tensor& 
 // Run time: a weight matrix [D, C] has at least one class.
 absl::Status check_classes(const tensorflow::TensorShape& weights);
 
+// Run time: a bias is [classes] (-1 is any number) or, for none, [0].
+absl::Status check_bias(const tensorflow::TensorShape& bias, int64_t classes);
+
+// Run time: the weights of each row's class are [rows, depth] or, for none, [0, 0].
+absl::Status check_target_weights(const tensorflow::TensorShape& target_weights, int64_t rows, int64_t depth);
+
+// Run time: the shape of an op's input, on whatever it runs.
+using ShapeOf = absl::FunctionRef<tensorflow::TensorShape(int index)>;
+
+// Run time: the shapes of the inputs features [N, D], weights [D, C], labels [N], bias [C] or [0] and lam [], in this order
+// from input `first` on.
+absl::Status check_layer(ShapeOf shape_of, int first);
+
+// Run time: the shapes of all inputs of LsoftmaxLossWithGradient and LsoftmaxLossBiasGrad.
+absl::Status check_loss_with_gradient(ShapeOf shape_of, int64_t class_block_size);
+absl::Status check_loss_bias_grad(ShapeOf shape_of);
+
 // Run time: values on the host.
-absl::Status check_labels(const tensorflow::Tensor& labels, int64_t classes);
-absl::Status check_lambda(const tensorflow::Tensor& lambda);
+absl::Status check_labels(const Labels& labels, int64_t rows, int64_t classes);
+absl::Status check_lambda(double lambda);
+
+// Run time: the columns [first, first + count) are among `width`. The place of the first is an argument.
+absl::Status check_first(const char* argument, int64_t first, int64_t count, int64_t width);
+
+// The core's arguments, and copies of the values that the host checks: an input may lie in a variable's buffer, which another
+// thread writes to before they are used.
+template <typename T>
+struct Inputs : Arguments<T> {
+  std::vector<int64_t> own_labels;
+  double own_lambda = 0;
+};
 
 // Construction: the attribute "margin", in [1, kMaxMargin].
 absl::Status read_margin(tensorflow::OpKernelConstruction* construction, int* margin);
@@ -65,15 +96,26 @@ absl::Status merge_input(tensorflow::shape_inference::InferenceContext* context,
                          std::initializer_list<tensorflow::shape_inference::DimensionOrConstant> expected,
                          tensorflow::shape_inference::ShapeHandle* merged);
 
+// Graph building: the same, or zero in every dimension, which is none.
+absl::Status merge_input_or_none(tensorflow::shape_inference::InferenceContext* context, int index,
+                                 const char* argument,
+                                 std::initializer_list<tensorflow::shape_inference::DimensionOrConstant> expected);
+
 // Graph building: the inputs features [N, D], weights [D, C] and labels [N], in this order from input `first` on.
 absl::Status merge_batch(tensorflow::shape_inference::InferenceContext* context, int first,
                          tensorflow::shape_inference::ShapeHandle* features,
                          tensorflow::shape_inference::ShapeHandle* weights,
                          tensorflow::shape_inference::ShapeHandle* labels);
 
-// Run time: the same inputs, checked, and what they are to the core.
+// Graph building: the same, and bias [C] or [0] and lam [] behind them.
+absl::Status merge_layer(tensorflow::shape_inference::InferenceContext* context, int first,
+                         tensorflow::shape_inference::ShapeHandle* features,
+                         tensorflow::shape_inference::ShapeHandle* weights,
+                         tensorflow::shape_inference::ShapeHandle* labels);
+
+// Run time: the inputs features, weights and labels, checked, and what they are to the core.
 template <typename Backend, typename T>
-absl::Status read_batch(tensorflow::OpKernelContext* context, int first, Arguments<Core<T>>* args) {
+absl::Status read_batch(tensorflow::OpKernelContext* context, int first, Inputs<Core<T>>* args) {
   const tensorflow::Tensor& features = context->input(first);
   const tensorflow::Tensor& weights = context->input(first + 1);
   const tensorflow::Tensor& labels = context->input(first + 2);
@@ -84,24 +126,37 @@ absl::Status read_batch(tensorflow::OpKernelContext* context, int first, Argumen
   args->classes = weights.dim_size(1);
   TF_RETURN_IF_ERROR(check_classes(weights.shape()));
   TF_RETURN_IF_ERROR(check_shape("labels", labels, {args->rows}));
-  TF_RETURN_IF_ERROR(Backend::check_labels(labels, args->classes));
+  TF_RETURN_IF_ERROR(Backend::read_labels(labels, args));
   args->features = data_of<T>(features);
   args->weights = data_of<T>(weights);
-  args->labels = labels_of(labels);
   return absl::Status();
 }
 
-// Graph building: input `index` is a bias, [C] of `weights` [D, C] or, for none, [0].
-absl::Status merge_bias(tensorflow::shape_inference::InferenceContext* context, int index,
-                        tensorflow::shape_inference::DimensionHandle classes);
-
-// Run time: the same, checked; null is none.
+// Run time: a bias, checked; null is none.
 template <typename T>
 absl::Status read_bias(const tensorflow::Tensor& bias, int64_t classes, const Core<T>** data) {
-  if (bias.dims() == 1 && bias.dim_size(0) == 0) return absl::Status();
-  *data = data_of<T>(bias);
-  return check_shape("bias", bias, {classes});
+  TF_RETURN_IF_ERROR(check_bias(bias.shape(), classes));
+  if (bias.NumElements() > 0) *data = data_of<T>(bias);
+  return absl::Status();
 }
+
+// Run time: lambda, checked.
+template <typename Backend, typename T>
+absl::Status read_lambda(const tensorflow::Tensor& lambda, Inputs<T>* args) {
+  TF_RETURN_IF_ERROR(check_shape("lam", lambda, {}));
+  return Backend::read_lambda(lambda, args);
+}
+
+// Run time: the inputs of a layer, checked.
+template <typename Backend, typename T>
+absl::Status read_layer(tensorflow::OpKernelContext* context, int first, Inputs<Core<T>>* args) {
+  TF_RETURN_IF_ERROR((read_batch<Backend, T>(context, first, args)));
+  TF_RETURN_IF_ERROR(read_bias<T>(context->input(first + 3), args->classes, &args->bias));
+  return read_lambda<Backend>(context->input(first + 4), args);
+}
+
+// Run time: the scalar input "first_class" of an op over a block of `count` classes, read once and checked.
+absl::Status read_first_class(const tensorflow::Tensor& first_class, int64_t count, int64_t* value);
 
 // Run time: the four inputs products [N, B], labels [N], bias [B] or [0] and first_class [] of an op over a block of
 // classes. That the labels are good has been seen by whoever made the block.
@@ -114,44 +169,34 @@ absl::Status read_block(tensorflow::OpKernelContext* context, Arguments<Core<T>>
   args->classes = products.dim_size(1);
   TF_RETURN_IF_ERROR(check_shape("labels", labels, {args->rows}));
   TF_RETURN_IF_ERROR(read_bias<T>(context->input(2), args->classes, &args->bias));
-  TF_RETURN_IF_ERROR(check_shape("first_class", context->input(3), {}));
   args->products = data_of<T>(products);
   args->labels = labels_of(labels);
-  args->first_class = context->input(3).scalar<int64_t>()();
-  return absl::Status();
+  return read_first_class(context->input(3), args->classes, &args->first_class);
 }
 
-// Run time: the columns [first, first + count) are among `width`.
-absl::Status check_columns(int64_t first, int64_t count, int64_t width);
-
-// Run time: the weights of each row's class [N, D]; [0, 0] is none.
+// Run time: the weights of each row's class, checked; null is none.
 template <typename T>
 absl::Status read_target_weights(tensorflow::Tensor* target_weights, Arguments<Core<T>>* args) {
-  if (target_weights->dims() == 2 && target_weights->NumElements() == 0) return absl::Status();
-  args->target_weights = data_of<T>(target_weights);
-  return check_shape("target_weights", *target_weights, {args->rows, args->depth});
+  TF_RETURN_IF_ERROR(check_target_weights(target_weights->shape(), args->rows, args->depth));
+  if (target_weights->NumElements() > 0) args->target_weights = data_of<T>(target_weights);
+  return absl::Status();
 }
 
 // Run time: the four inputs matrix [N, C], labels [N], geometry [3, N] and lam [] of LsoftmaxLogits and its gradient.
 // The matrix, named `argument`, is the caller's to take.
 template <typename Backend, typename T>
-absl::Status read_targets(tensorflow::OpKernelContext* context, const char* argument, Arguments<T>* args) {
+absl::Status read_targets(tensorflow::OpKernelContext* context, const char* argument, Inputs<T>* args) {
   const tensorflow::Tensor& matrix = context->input(0);
   const tensorflow::Tensor& labels = context->input(1);
   tensorflow::Tensor geometry = context->input(2);
-  const tensorflow::Tensor& lambda = context->input(3);
   TF_RETURN_IF_ERROR(check_shape(argument, matrix, {-1, -1}));
   args->rows = matrix.dim_size(0);
   args->classes = matrix.dim_size(1);
   TF_RETURN_IF_ERROR(check_shape("labels", labels, {args->rows}));
   TF_RETURN_IF_ERROR(check_shape("geometry", geometry, {3, args->rows}));
-  TF_RETURN_IF_ERROR(check_shape("lam", lambda, {}));
-  TF_RETURN_IF_ERROR(Backend::check_labels(labels, args->classes));
-  TF_RETURN_IF_ERROR(Backend::check_lambda(lambda));
-  args->labels = labels_of(labels);
+  TF_RETURN_IF_ERROR(Backend::read_labels(labels, args));
   args->geometry = data_of<double>(&geometry);
-  args->lambda = data_of<double>(lambda);
-  return absl::Status();
+  return read_lambda<Backend>(context->input(3), args);
 }
 
 }  // namespace lsoftmax

@@ -18,7 +18,7 @@ REGISTER_OP("LsoftmaxLogSumExp")
       ShapeHandle products, sums, ignored;
       TF_RETURN_IF_ERROR(merge_input(c, 0, "products", {c->UnknownDim(), c->UnknownDim()}, &products));
       TF_RETURN_IF_ERROR(merge_input(c, 1, "labels", {c->Dim(products, 0)}, &ignored));
-      TF_RETURN_IF_ERROR(merge_bias(c, 2, c->Dim(products, 1)));
+      TF_RETURN_IF_ERROR(merge_input_or_none(c, 2, "bias", {c->Dim(products, 1)}));
       TF_RETURN_IF_ERROR(merge_input(c, 3, "first_class", {}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 4, "sums", {4, c->Dim(products, 0)}, &sums));
       c->set_output(0, sums);

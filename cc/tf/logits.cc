@@ -45,7 +45,7 @@ class LogitsOp : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    Arguments<Core<T>> args;
+    Inputs<Core<T>> args;
     args.margin = margin_;
     OP_REQUIRES_OK(context, read_targets<Backend>(context, "products", &args));
 

@@ -44,7 +44,7 @@ class LogitsGradOp : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    Arguments<Core<T>> args;
+    Inputs<Core<T>> args;
     args.margin = margin_;
     OP_REQUIRES_OK(context, read_targets<Backend>(context, "logits_grad", &args));
 

@@ -28,11 +28,9 @@ REGISTER_OP("LsoftmaxLoss")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn([](InferenceContext* c) {
-      ShapeHandle products, features, weights, labels, ignored;
-      TF_RETURN_IF_ERROR(merge_batch(c, 1, &features, &weights, &labels));
+      ShapeHandle products, features, weights, labels;
+      TF_RETURN_IF_ERROR(merge_layer(c, 1, &features, &weights, &labels));
       TF_RETURN_IF_ERROR(merge_input(c, 0, "products", {c->Dim(labels, 0), c->Dim(weights, 1)}, &products));
-      TF_RETURN_IF_ERROR(merge_bias(c, 4, c->Dim(weights, 1)));
-      TF_RETURN_IF_ERROR(merge_input(c, 5, "lam", {}, &ignored));
       const ShapeHandle geometry = c->Matrix(3, c->Dim(labels, 0));
       int output = 0;
       for (const ShapeHandle& shape : {labels, products, geometry, geometry, labels, features, labels}) {
@@ -68,16 +66,11 @@ class LossOp : public OpKernel {
 
   void Compute(OpKernelContext* context) override {
     const Tensor& products = context->input(0);
-    const Tensor& lambda = context->input(5);
-    Arguments<Core<T>> args;
+    Inputs<Core<T>> args;
     args.margin = margin_;
-    OP_REQUIRES_OK(context, read_batch<Backend, T>(context, 1, &args));
+    OP_REQUIRES_OK(context, read_layer<Backend, T>(context, 1, &args));
     OP_REQUIRES_OK(context, check_shape("products", products, {args.rows, args.classes}));
-    OP_REQUIRES_OK(context, read_bias<T>(context->input(4), args.classes, &args.bias));
-    OP_REQUIRES_OK(context, check_shape("lam", lambda, {}));
-    OP_REQUIRES_OK(context, Backend::check_lambda(lambda));
     args.products = data_of<T>(products);
-    args.lambda = data_of<double>(lambda);
 
     Tensor *loss, *products_grad, *geometry, *geometry_grad, *target_grad, *target_weights, *predicted;
     const TensorShape rows({args.rows}), triples({3, args.rows});

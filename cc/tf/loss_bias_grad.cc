@@ -18,7 +18,12 @@ REGISTER_OP("LsoftmaxLossBiasGrad")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn([](InferenceContext* c) {
-      c->set_output(0, c->input(0));
+      ShapeHandle features, weights, labels, bias, value, ignored;
+      TF_RETURN_IF_ERROR(merge_layer(c, 1, &features, &weights, &labels));
+      TF_RETURN_IF_ERROR(merge_input(c, 4, "bias", {c->UnknownDim()}, &bias));
+      TF_RETURN_IF_ERROR(merge_input(c, 0, "value", {c->Dim(bias, 0)}, &value));
+      TF_RETURN_IF_ERROR(merge_input(c, 6, "loss_grad", {c->Dim(labels, 0)}, &ignored));
+      c->set_output(0, value);
       return absl::Status();
     })
     .Doc(R"doc(
@@ -39,7 +44,10 @@ class LossBiasGradOp : public OpKernel {
  public:
   using OpKernel::OpKernel;
 
-  void Compute(OpKernelContext* context) override { context->set_output(0, context->input(0)); }
+  void Compute(OpKernelContext* context) override {
+    OP_REQUIRES_OK(context, check_loss_bias_grad([context](int index) { return context->input(index).shape(); }));
+    context->set_output(0, context->input(0));
+  }
 };
 
 LSOFTMAX_REGISTER_KERNELS("LsoftmaxLossBiasGrad", LossBiasGradOp);

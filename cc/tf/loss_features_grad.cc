@@ -23,11 +23,12 @@ REGISTER_OP("LsoftmaxLossFeaturesGrad")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle features, weights, labels, ignored;
-      TF_RETURN_IF_ERROR(merge_batch(c, 1, &features, &weights, &labels));
+      TF_RETURN_IF_ERROR(merge_layer(c, 1, &features, &weights, &labels));
       TF_RETURN_IF_ERROR(
           merge_input(c, 0, "products_features_grad", {c->Dim(features, 0), c->Dim(features, 1)}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 6, "loss_grad", {c->Dim(labels, 0)}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 7, "geometry_grad", {3, c->Dim(labels, 0)}, &ignored));
+      TF_RETURN_IF_ERROR(merge_input_or_none(c, 8, "target_weights", {c->Dim(labels, 0), c->Dim(weights, 0)}));
       c->set_output(0, features);
       return absl::Status();
     })
@@ -53,8 +54,8 @@ class LossFeaturesGradOp : public OpKernel {
 
   void Compute(OpKernelContext* context) override {
     Tensor geometry_grad = context->input(7), target_weights = context->input(8);
-    Arguments<Core<T>> args;
-    OP_REQUIRES_OK(context, read_batch<Backend, T>(context, 1, &args));
+    Inputs<Core<T>> args;
+    OP_REQUIRES_OK(context, read_layer<Backend, T>(context, 1, &args));
     OP_REQUIRES_OK(context, check_shape("products_features_grad", context->input(0), {args.rows, args.depth}));
     OP_REQUIRES_OK(context, check_shape("loss_grad", context->input(6), {args.rows}));
     OP_REQUIRES_OK(context, check_shape("geometry_grad", geometry_grad, {3, args.rows}));

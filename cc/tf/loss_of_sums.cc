@@ -59,23 +59,17 @@ class LossOfSumsOp : public OpKernel {
     Tensor sums = context->input(0), geometry = context->input(1);
     const Tensor& labels = context->input(2);
     const Tensor& bias = context->input(3);
-    const Tensor& lambda = context->input(4);
-    Arguments<Core<T>> args;
+    Inputs<Core<T>> args;
     args.margin = margin_;
     OP_REQUIRES_OK(context, check_shape("labels", labels, {-1}));
     args.rows = labels.dim_size(0);
     OP_REQUIRES_OK(context, check_shape("sums", sums, {4, args.rows}));
     OP_REQUIRES_OK(context, check_shape("geometry", geometry, {3, args.rows}));
-    OP_REQUIRES_OK(context, check_shape("bias", bias, {-1}));
-    OP_REQUIRES_OK(context, check_shape("lam", lambda, {}));
-    OP_REQUIRES_OK(context, Backend::check_lambda(lambda));
-    args.classes = bias.dim_size(0);
-    if (args.classes > 0) {
-      OP_REQUIRES_OK(context, Backend::check_labels(labels, args.classes));
-      args.bias = data_of<T>(bias);
-    }
+    OP_REQUIRES_OK(context, read_bias<T>(bias, -1, &args.bias));
+    OP_REQUIRES_OK(context, read_lambda<Backend>(context->input(4), &args));
     args.labels = labels_of(labels);
-    args.lambda = data_of<double>(lambda);
+    args.classes = bias.dim_size(0);
+    if (args.bias != nullptr) OP_REQUIRES_OK(context, Backend::read_labels(labels, &args));
     args.sums = data_of<double>(&sums);
     args.geometry = data_of<double>(&geometry);
 

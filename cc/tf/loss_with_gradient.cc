@@ -25,8 +25,22 @@ REGISTER_OP("LsoftmaxLossWithGradient")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn([](InferenceContext* c) {
-      ShapeHandle features, weights, labels;
-      TF_RETURN_IF_ERROR(merge_batch(c, 0, &features, &weights, &labels));
+      ShapeHandle features, weights, labels, ignored;
+      int64_t class_block_size = 0;
+      TF_RETURN_IF_ERROR(c->GetAttr("class_block_size", &class_block_size));
+      TF_RETURN_IF_ERROR(merge_layer(c, 0, &features, &weights, &labels));
+      const DimensionHandle rows = c->Dim(labels, 0), depth = c->Dim(weights, 0), classes = c->Dim(weights, 1);
+      const DimensionHandle none = c->MakeDim(0);
+      const bool in_blocks = class_block_size > 0;
+      const auto unless_in_blocks = [&](DimensionHandle size) { return in_blocks ? none : size; };
+      TF_RETURN_IF_ERROR(merge_input(c, 5, "value", {rows}, &ignored));
+      TF_RETURN_IF_ERROR(
+          merge_input(c, 6, "products_grad", {unless_in_blocks(rows), unless_in_blocks(classes)}, &ignored));
+      TF_RETURN_IF_ERROR(merge_input(c, 7, "geometry_grad", {3, rows}, &ignored));
+      TF_RETURN_IF_ERROR(merge_input(c, 8, "target_grad", {rows}, &ignored));
+      TF_RETURN_IF_ERROR(
+          merge_input(c, 9, "target_weights", {unless_in_blocks(rows), unless_in_blocks(depth)}, &ignored));
+      TF_RETURN_IF_ERROR(merge_input(c, 10, "normalizer", {2, in_blocks ? rows : none}, &ignored));
       c->set_output(0, labels);
       return absl::Status();
     })
@@ -51,9 +65,18 @@ loss: [N], `value`, the same buffer.
 template <typename Backend, typename T>
 class LossWithGradientOp : public OpKernel {
  public:
-  using OpKernel::OpKernel;
+  explicit LossWithGradientOp(OpKernelConstruction* construction) : OpKernel(construction) {
+    OP_REQUIRES_OK(construction, construction->GetAttr("class_block_size", &class_block_size_));
+  }
 
-  void Compute(OpKernelContext* context) override { context->set_output(0, context->input(5)); }
+  void Compute(OpKernelContext* context) override {
+    const auto shape_of = [context](int index) { return context->input(index).shape(); };
+    OP_REQUIRES_OK(context, check_loss_with_gradient(shape_of, class_block_size_));
+    context->set_output(0, context->input(5));
+  }
+
+ private:
+  int64_t class_block_size_ = 0;
 };
 
 LSOFTMAX_REGISTER_KERNELS("LsoftmaxLossWithGradient", LossWithGradientOp);

@@ -39,7 +39,7 @@ class SetColumnsOp : public OpKernel {
     OP_REQUIRES_OK(context, check_shape("block", block, {height, -1}));
     OP_REQUIRES_OK(context, check_shape("first_column", context->input(2), {}));
     const int64_t first = context->input(2).scalar<int64_t>()();
-    OP_REQUIRES_OK(context, check_columns(first, block.dim_size(1), width));
+    OP_REQUIRES_OK(context, check_first("first_column", first, block.dim_size(1), width));
 
     Tensor* matrix = nullptr;
     OP_REQUIRES_OK(context, Backend::template take_or_copy<T>(context, 0, &matrix));

@@ -42,7 +42,7 @@ class TargetGeometryOp : public OpKernel {
   using OpKernel::OpKernel;
 
   void Compute(OpKernelContext* context) override {
-    Arguments<Core<T>> args;
+    Inputs<Core<T>> args;
     OP_REQUIRES_OK(context, read_batch<Backend, T>(context, 0, &args));
 
     Tensor* geometry = nullptr;

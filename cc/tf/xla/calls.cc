@@ -33,18 +33,17 @@ XlaOp call(const char* name, const std::vector<XlaOp>& operands, const std::vect
 }
 
 absl::Status call_grad(XlaOpKernelContext* context, const char* name, const char* products, bool of_features) {
-  Batch batch;
+  Layer layer;
   XlaOp gradient, loss_grad, geometry_grad;
-  TF_RETURN_IF_ERROR(read_batch(context, &batch));
+  TF_RETURN_IF_ERROR(read_layer(context, &layer));
+  const Batch& batch = layer.batch;
   const int64_t rows = batch.targets.rows, depth = batch.depth;
   const int64_t height = of_features ? rows : depth, width = of_features ? depth : batch.targets.classes;
   TF_RETURN_IF_ERROR(read(context, products, {height, width}, &gradient));
   TF_RETURN_IF_ERROR(read(context, "loss_grad", {rows}, &loss_grad));
   TF_RETURN_IF_ERROR(read(context, "geometry_grad", {3, rows}, &geometry_grad));
   const XlaOp target_weights = context->Input("target_weights");
-  if (context->InputShape("target_weights") != tensorflow::TensorShape({0, 0})) {
-    TF_RETURN_IF_ERROR(check_shape("target_weights", context->InputShape("target_weights"), {rows, depth}));
-  }
+  TF_RETURN_IF_ERROR(check_target_weights(context->InputShape("target_weights"), rows, depth));
   const std::vector<XlaOp> operands = {gradient,  batch.features, batch.weights, context->Input("labels"),
                                        loss_grad, geometry_grad,  target_weights};
   const Shape shape = ShapeUtil::MakeShapeWithDescendingLayout(context->input_xla_type(0), {height, width});
@@ -69,14 +68,12 @@ bool can_call(XlaOpKernelContext* context) {
 }
 
 absl::Status call_loss(XlaOpKernelContext* context, int margin) {
-  Batch batch;
-  Bias bias;
-  XlaOp products, lambda;
-  TF_RETURN_IF_ERROR(read_batch(context, &batch));
+  Layer layer;
+  XlaOp products;
+  TF_RETURN_IF_ERROR(read_layer(context, &layer));
+  const Batch& batch = layer.batch;
   const int64_t rows = batch.targets.rows, classes = batch.targets.classes;
   TF_RETURN_IF_ERROR(read(context, "products", {rows, classes}, &products));
-  TF_RETURN_IF_ERROR(read_bias(context, classes, &bias));
-  TF_RETURN_IF_ERROR(read(context, "lam", {}, &lambda));
 
   const ::xla::PrimitiveType type = context->input_xla_type(0);
   const auto shape = [](::xla::PrimitiveType type, std::initializer_list<int64_t> sizes) {
@@ -86,8 +83,8 @@ absl::Status call_loss(XlaOpKernelContext* context, int margin) {
                                       shape(::xla::F64, {3, rows}), shape(::xla::F64, {3, rows}),
                                       shape(::xla::F64, {rows}),    shape(type, {rows, batch.depth}),
                                       shape(::xla::S64, {rows})};
-  const std::vector<XlaOp> operands = {
-      products, batch.features, batch.weights, context->Input("labels"), context->Input("bias"), lambda};
+  const std::vector<XlaOp> operands = {products,          batch.features, batch.weights, context->Input("labels"),
+                                       layer.bias.values, layer.lambda};
   const XlaOp results = call("lsoftmax_loss", operands, outputs, 1, absl::StrCat("{margin = ", margin, " : i64}"));
   for (size_t i = 0; i < outputs.size(); ++i) context->SetOutput(i, ::xla::GetTupleElement(results, i));
   return absl::Status();
@@ -99,6 +96,20 @@ absl::Status call_features_grad(XlaOpKernelContext* context, int) {
 
 absl::Status call_weights_grad(XlaOpKernelContext* context, int) {
   return call_grad(context, "lsoftmax_weights_grad", "products_weights_grad", false);
+}
+
+// XLA's own update in place, at a column that a call has checked.
+absl::Status call_set_columns(XlaOpKernelContext* context, int) {
+  Columns columns;
+  TF_RETURN_IF_ERROR(read_columns(context, &columns));
+  const Shape scalar = ShapeUtil::MakeShape(::xla::S64, {});
+  const XlaOp first = ::xla::CustomCallWithLayout(
+      columns.first.builder(), "lsoftmax_first_column", {columns.first}, scalar, {scalar},
+      absl::StrCat("{count = ", columns.count, " : i64, width = ", columns.width, " : i64}"),
+      /*has_side_effect=*/false, {}, /*literal=*/nullptr, ::xla::CustomCallSchedule::SCHEDULE_NONE,
+      ::xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
+  context->SetOutput(0, ::xla::DynamicUpdateSlice(columns.matrix, columns.block, {number(first, 0), first}));
+  return absl::Status();
 }
 
 }  // namespace lsoftmax

@@ -2,8 +2,8 @@
 // XLA makes of the formulas.
 //
 // calls.cc writes the calls into the graph; handlers.cc is what they call. Between them lies XLA's typed foreign function
-// interface, by which a handler gets XLA's own threads, and can fail: as everywhere else on the CPU, a label out of range
-// or a negative lambda is an error that names it.
+// interface, by which a handler gets XLA's own threads, and can fail: as everywhere else on the CPU, a label out of range,
+// a negative lambda or a block of columns that does not fit is an error that names it.
 #ifndef LSOFTMAX_TF_XLA_CALLS_H_
 #define LSOFTMAX_TF_XLA_CALLS_H_
 
@@ -19,6 +19,7 @@ bool can_call(XlaOpKernelContext* context);
 absl::Status call_loss(XlaOpKernelContext* context, int margin);
 absl::Status call_features_grad(XlaOpKernelContext* context, int margin);
 absl::Status call_weights_grad(XlaOpKernelContext* context, int margin);
+absl::Status call_set_columns(XlaOpKernelContext* context, int margin);
 
 // A call where it can be one, else the formula.
 template <absl::Status (*kCall)(XlaOpKernelContext*, int), absl::Status (*kFormula)(XlaOpKernelContext*, int)>

@@ -45,8 +45,12 @@ absl::Status read_upstream(XlaOpKernelContext* context, const Batch& batch, bool
   if (of_loss) TF_RETURN_IF_ERROR(read(context, "loss_grad", {rows}, &loss_grad));
   upstream->loss = to_double(loss_grad);
   upstream->geometry = upstream->loss * geometry_of(geometry_grad, rows);
-  if (of_loss && context->InputShape("target_weights") != tensorflow::TensorShape({0, 0})) {
-    return read(context, "target_weights", {rows, batch.depth}, &upstream->target_weights);
+  if (of_loss) {
+    Layer layer;
+    TF_RETURN_IF_ERROR(read_layer(context, &layer));
+    TF_RETURN_IF_ERROR(check_target_weights(context->InputShape("target_weights"), rows, batch.depth));
+    upstream->target_weights = context->Input("target_weights");
+    if (context->InputShape("target_weights") == tensorflow::TensorShape({rows, batch.depth})) return absl::Status();
   }
   upstream->target_weights = column_at(batch.targets, batch.weights, batch.depth);
   return absl::Status();

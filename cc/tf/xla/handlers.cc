@@ -3,9 +3,11 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "core/batch.h"
 #include "core/half.h"
@@ -64,15 +66,40 @@ auto over(ffi::ThreadPool* pool) {
   };
 }
 
-// The inputs "features", "weights" and "labels"; the labels are good.
+// The data of operands for a kernel that writes `result`. XLA gives the result the buffer of one operand; where the same value
+// is another operand, too, that one lies there as well, and is copied.
+class Operands {
+ public:
+  explicit Operands(Result result) : begin_(bytes_of(*result)), end_(begin_ + result->size_bytes()) {}
+
+  template <typename T>
+  T* data_of(Any operand) {
+    char* const begin = bytes_of(operand);
+    if (begin >= end_ || begin + operand.size_bytes() <= begin_) return reinterpret_cast<T*>(begin);
+    copies_.emplace_back(begin, begin + operand.size_bytes());
+    return reinterpret_cast<T*>(copies_.back().data());
+  }
+
+ private:
+  static char* bytes_of(Any buffer) { return static_cast<char*>(buffer.untyped_data()); }
+
+  char* const begin_;
+  char* const end_;
+  std::list<std::vector<char>> copies_;
+};
+
+// The inputs "features", "weights" and "labels"; the labels are good, and of the caller's own, since others may write to where
+// they came from.
 template <typename T>
-ffi::Error read_batch(Any features, Any weights, Any labels, Arguments<T>* args) {
+ffi::Error read_batch(Any features, Any weights, Any labels, Operands* operands, std::vector<int64_t>* own_labels,
+                      Arguments<T>* args) {
   args->rows = features.dimensions()[0];
   args->depth = features.dimensions()[1];
   args->classes = weights.dimensions()[1];
-  args->features = static_cast<const T*>(features.untyped_data());
-  args->weights = static_cast<const T*>(weights.untyped_data());
-  args->labels = {labels.untyped_data(), labels.element_type() == ffi::S64};
+  args->features = operands->data_of<T>(features);
+  args->weights = operands->data_of<T>(weights);
+  *own_labels = copy_of({labels.untyped_data(), labels.element_type() == ffi::S64}, args->rows);
+  args->labels = {own_labels->data(), true};
   const int64_t row = first_bad_label(args->labels, args->rows, args->classes);
   if (row < 0) return ffi::Error::Success();
   return ffi::Error::InvalidArgument(about_bad_label(args->labels, row, args->classes));
@@ -88,13 +115,16 @@ ffi::Error loss(ffi::ThreadPool pool, Any products, Any features, Any weights, A
                 ffi::Buffer<ffi::F64> lambda, Result loss, Result products_grad, Result geometry, Result geometry_grad,
                 Result target_grad, Result target_weights, Result predicted, int64_t margin) {
   Arguments<T> args;
-  const ffi::Error error = read_batch(features, weights, labels, &args);
+  Operands operands(products_grad);
+  std::vector<int64_t> own_labels;
+  const ffi::Error error = read_batch(features, weights, labels, &operands, &own_labels, &args);
   if (error.failure()) return error;
-  args.lambda = lambda.typed_data();
-  if (!is_good_lambda(*args.lambda)) return ffi::Error::InvalidArgument(about_bad_lambda(*args.lambda));
+  const double own_lambda = *lambda.typed_data();
+  if (!is_good_lambda(own_lambda)) return ffi::Error::InvalidArgument(about_bad_lambda(own_lambda));
+  args.lambda = &own_lambda;
   args.margin = static_cast<int>(margin);
   args.products = static_cast<const T*>(products.untyped_data());
-  if (bias.element_count() > 0) args.bias = static_cast<const T*>(bias.untyped_data());
+  if (bias.element_count() > 0) args.bias = operands.data_of<T>(bias);
   args.loss = data_of<T>(loss);
   args.logits_grad = data_of<T>(products_grad);
   args.geometry = data_of<double>(geometry);
@@ -111,11 +141,13 @@ template <typename T, bool kOfFeatures>
 ffi::Error grad(ffi::ThreadPool pool, Any, Any features, Any weights, Any labels, Any loss_grad, Any geometry_grad,
                 Any target_weights, Result result) {
   Arguments<T> args;
-  const ffi::Error error = read_batch(features, weights, labels, &args);
+  Operands operands(result);
+  std::vector<int64_t> own_labels;
+  const ffi::Error error = read_batch(features, weights, labels, &operands, &own_labels, &args);
   if (error.failure()) return error;
-  args.loss_grad = static_cast<const T*>(loss_grad.untyped_data());
-  args.geometry_grad = static_cast<double*>(geometry_grad.untyped_data());
-  if (target_weights.element_count() > 0) args.target_weights = static_cast<T*>(target_weights.untyped_data());
+  args.loss_grad = operands.data_of<T>(loss_grad);
+  args.geometry_grad = operands.data_of<double>(geometry_grad);
+  if (target_weights.element_count() > 0) args.target_weights = operands.data_of<T>(target_weights);
   if constexpr (kOfFeatures) {
     args.features_grad = data_of<T>(result);
     features_grad_of_batch(args, over(&pool));
@@ -124,6 +156,17 @@ ffi::Error grad(ffi::ThreadPool pool, Any, Any features, Any weights, Any labels
     weights_grad_of_batch(args, over(&pool));
   }
   return error;
+}
+
+// Hands on the place of the first of `count` columns among `width`, if it is one.
+ffi::Error first_column(ffi::Buffer<ffi::S64> first, ffi::Result<ffi::Buffer<ffi::S64>> same, int64_t count,
+                        int64_t width) {
+  const int64_t value = *first.typed_data();
+  if (!is_good_first(value, count, width)) {
+    return ffi::Error::InvalidArgument(about_bad_first("first_column", value, count, width));
+  }
+  *same->typed_data() = value;
+  return ffi::Error::Success();
 }
 
 void register_handler(const std::string& name, XLA_FFI_Handler* handler) {
@@ -157,8 +200,18 @@ bool register_handlers(const std::string& type) {
   return true;
 }
 
-[[maybe_unused]] const bool kRegistered = register_handlers<float16>("F16") && register_handlers<bfloat16>("BF16") &&
-                                          register_handlers<float>("F32") && register_handlers<double>("F64");
+bool register_untyped_handler() {
+  XLA_FFI_DEFINE_HANDLER_EXPLICIT(
+      of_first_column, first_column,
+      ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::S64>>().Ret<ffi::Buffer<ffi::S64>>().Attr<int64_t>("count").Attr<int64_t>(
+          "width"));
+  register_handler("lsoftmax_first_column", of_first_column);
+  return true;
+}
+
+[[maybe_unused]] const bool kRegistered = register_untyped_handler() && register_handlers<float16>("F16") &&
+                                          register_handlers<bfloat16>("BF16") && register_handlers<float>("F32") &&
+                                          register_handlers<double>("F64");
 
 }  // namespace
 }  // namespace lsoftmax

@@ -92,6 +92,11 @@ Targets targets_of(XlaOp labels, int64_t rows, int64_t classes, XlaOp first_clas
           here, none,    ::xla::Not(::xla::Or(here, none))};
 }
 
+XlaOp is_first(XlaOp first, int64_t count, int64_t width) {
+  const XlaOp last = ::xla::ConstantR0<int64_t>(first.builder(), width - count);
+  return ::xla::And(::xla::Ge(first, number(first, 0)), ::xla::Le(first, last));
+}
+
 XlaOp is_target(const Targets& targets) {
   const int64_t n = targets.rows, c = targets.classes;
   const XlaOp classes = ::xla::Iota(targets.column.builder(), ::xla::ShapeUtil::MakeShape(::xla::S32, {n, c}), 1);

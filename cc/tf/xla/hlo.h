@@ -57,6 +57,9 @@ struct Targets {
 Targets targets_of(XlaOp labels, int64_t rows, int64_t classes);
 Targets targets_of(XlaOp labels, int64_t rows, int64_t classes, XlaOp first_class);
 
+// PRED: `count` columns from `first` [], S64, on are among `width`.
+XlaOp is_first(XlaOp first, int64_t count, int64_t width);
+
 // [N, classes], PRED: the target's entry of each row.
 XlaOp is_target(const Targets& targets);
 

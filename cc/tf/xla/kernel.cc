@@ -1,5 +1,7 @@
 #include "tf/xla/kernel.h"
 
+#include <limits>
+
 namespace lsoftmax {
 
 namespace {
@@ -42,13 +44,36 @@ absl::Status read_block(XlaOpKernelContext* context, const char* argument, Rows*
   XlaOp first_class;
   TF_RETURN_IF_ERROR(read_rows(context, argument, rows));
   TF_RETURN_IF_ERROR(read(context, "first_class", {}, &first_class));
-  rows->targets = targets_of(context->Input("labels"), rows->targets.rows, rows->targets.classes, first_class);
+  const int64_t classes = rows->targets.classes;
+  rows->targets = targets_of(context->Input("labels"), rows->targets.rows, classes, first_class);
+  rows->matrix = where(is_first(first_class, classes, std::numeric_limits<int64_t>::max()), rows->matrix,
+                       std::numeric_limits<double>::quiet_NaN());
   return absl::Status();
 }
 
 absl::Status read_bias(XlaOpKernelContext* context, int64_t classes, Bias* bias) {
-  bias->is_there = context->InputShape("bias") != tensorflow::TensorShape({0});
-  return bias->is_there ? read(context, "bias", {classes}, &bias->values) : absl::Status();
+  const tensorflow::TensorShape shape = context->InputShape("bias");
+  TF_RETURN_IF_ERROR(check_bias(shape, classes));
+  bias->is_there = shape.num_elements() > 0;
+  bias->values = context->Input("bias");
+  return absl::Status();
+}
+
+absl::Status read_layer(XlaOpKernelContext* context, Layer* layer) {
+  TF_RETURN_IF_ERROR(read_batch(context, &layer->batch));
+  TF_RETURN_IF_ERROR(read_bias(context, layer->batch.targets.classes, &layer->bias));
+  return read(context, "lam", {}, &layer->lambda);
+}
+
+absl::Status read_columns(XlaOpKernelContext* context, Columns* columns) {
+  TF_RETURN_IF_ERROR(read(context, "matrix", {-1, -1}, &columns->matrix));
+  TF_RETURN_IF_ERROR(read(context, "block", {size_of(context, "matrix", 0), -1}, &columns->block));
+  TF_RETURN_IF_ERROR(read(context, "first_column", {}, &columns->first));
+  columns->count = size_of(context, "block", 1);
+  columns->width = size_of(context, "matrix", 1);
+  // A block that is too wide fits nowhere.
+  return columns->count <= columns->width ? absl::Status()
+                                          : check_first("first_column", 0, columns->count, columns->width);
 }
 
 XlaOp Bias::added_to(XlaOp products) const {

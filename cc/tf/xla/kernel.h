@@ -22,6 +22,11 @@ struct Batch {
 };
 absl::Status read_batch(XlaOpKernelContext* context, Batch* batch);
 
+// The shapes of the inputs, for the checks of tf/inputs.h.
+inline auto shapes_of(XlaOpKernelContext* context) {
+  return [context](int index) { return context->InputShape(index); };
+}
+
 // A matrix [N, C] of the given name, and the input "labels".
 struct Rows {
   XlaOp matrix;
@@ -29,7 +34,7 @@ struct Rows {
 };
 absl::Status read_rows(XlaOpKernelContext* context, const char* argument, Rows* rows);
 
-// The same of a block of classes, from the input "first_class" on.
+// The same of a block of classes, from the input "first_class" on. Where that is no class, the matrix is NaN.
 absl::Status read_block(XlaOpKernelContext* context, const char* argument, Rows* rows);
 
 // The input "bias", [C], which may also be [0] for none.
@@ -41,6 +46,21 @@ struct Bias {
   XlaOp of_target(const Targets& targets) const;  // [N], F64
 };
 absl::Status read_bias(XlaOpKernelContext* context, int64_t classes, Bias* bias);
+
+// The inputs "features", "weights", "labels", "bias" and "lam".
+struct Layer {
+  Batch batch;
+  Bias bias;
+  XlaOp lambda;
+};
+absl::Status read_layer(XlaOpKernelContext* context, Layer* layer);
+
+// The inputs "matrix" [D, width], "block" [D, count] and "first_column".
+struct Columns {
+  XlaOp matrix, block, first;
+  int64_t count, width;
+};
+absl::Status read_columns(XlaOpKernelContext* context, Columns* columns);
 
 template <absl::Status (*kCompile)(XlaOpKernelContext*, int margin)>
 class XlaKernel : public tensorflow::XlaOpKernel {

@@ -34,14 +34,12 @@ Finished finish(const Targets& targets, int margin, XlaOp lambda, const Geometry
 XlaOp class_of(const Sums& sums) { return ::xla::ConvertElementType(sums.predicted, ::xla::S64); }
 
 absl::Status loss(XlaOpKernelContext* context, int margin) {
-  Batch batch;
-  Bias bias;
-  XlaOp products, lambda;
-  TF_RETURN_IF_ERROR(read_batch(context, &batch));
+  Layer layer;
+  XlaOp products;
+  TF_RETURN_IF_ERROR(read_layer(context, &layer));
+  const auto& [batch, bias, lambda] = layer;
   const Targets& targets = batch.targets;
   TF_RETURN_IF_ERROR(read(context, "products", {targets.rows, targets.classes}, &products));
-  TF_RETURN_IF_ERROR(read_bias(context, targets.classes, &bias));
-  TF_RETURN_IF_ERROR(read(context, "lam", {}, &lambda));
 
   const XlaOp w = column_at(targets, batch.weights, batch.depth);
   const Geometry geometry = geometry_between(targets, batch.features, w);
@@ -124,18 +122,28 @@ absl::Status bias_grad(XlaOpKernelContext* context, int) {
   return absl::Status();
 }
 
-template <int kInput>
-absl::Status pass_on(XlaOpKernelContext* context, int) {
-  context->SetOutput(0, context->Input(kInput));
+absl::Status loss_with_gradient(XlaOpKernelContext* context, int) {
+  int64_t class_block_size = 0;
+  const auto& node = context->op_kernel_context()->op_kernel().def();
+  TF_RETURN_IF_ERROR(tensorflow::GetNodeAttr(node, "class_block_size", &class_block_size));
+  TF_RETURN_IF_ERROR(check_loss_with_gradient(shapes_of(context), class_block_size));
+  context->SetOutput(0, context->Input("value"));
   return absl::Status();
 }
 
+absl::Status loss_bias_grad(XlaOpKernelContext* context, int) {
+  TF_RETURN_IF_ERROR(check_loss_bias_grad(shapes_of(context)));
+  context->SetOutput(0, context->Input("value"));
+  return absl::Status();
+}
+
+// A block that does not fit goes as near to its place as XLA finds room, as NaNs.
 absl::Status set_columns(XlaOpKernelContext* context, int) {
-  XlaOp matrix, block, first;
-  TF_RETURN_IF_ERROR(read(context, "matrix", {-1, -1}, &matrix));
-  TF_RETURN_IF_ERROR(read(context, "block", {context->InputShape("matrix").dim_size(0), -1}, &block));
-  TF_RETURN_IF_ERROR(read(context, "first_column", {}, &first));
-  context->SetOutput(0, ::xla::DynamicUpdateSlice(matrix, block, {number(first, 0), first}));
+  Columns columns;
+  TF_RETURN_IF_ERROR(read_columns(context, &columns));
+  const auto& [matrix, block, first, count, width] = columns;
+  const XlaOp seen = where(is_first(first, count, width), block, kNan);
+  context->SetOutput(0, ::xla::DynamicUpdateSlice(matrix, seen, {number(first, 0), first}));
   return absl::Status();
 }
 
@@ -145,9 +153,10 @@ LSOFTMAX_REGISTER_XLA("LsoftmaxLossOfSums", loss_of_sums);
 LSOFTMAX_REGISTER_XLA("LsoftmaxLogSumExp", log_sum_exp);
 LSOFTMAX_REGISTER_XLA("LsoftmaxProductsGrad", products_grad_of_block);
 LSOFTMAX_REGISTER_XLA("LsoftmaxBiasGrad", bias_grad);
-LSOFTMAX_REGISTER_XLA("LsoftmaxLossWithGradient", pass_on<5>);
-LSOFTMAX_REGISTER_XLA("LsoftmaxLossBiasGrad", pass_on<0>);
-LSOFTMAX_REGISTER_XLA("LsoftmaxSetColumns", set_columns);
+LSOFTMAX_REGISTER_XLA("LsoftmaxLossWithGradient", loss_with_gradient);
+LSOFTMAX_REGISTER_XLA("LsoftmaxLossBiasGrad", loss_bias_grad);
+LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxSetColumns", call_or_formula<call_set_columns, set_columns>);
+LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxSetColumns", set_columns);
 
 }  // namespace
 }  // namespace hlo
