@@ -211,17 +211,18 @@ def loss_grad(
     with library.device():
         state = layer.loss()
         products_grad = state["logits_grad"]
-        target = {name: state[name] for name in ("geometry_grad", "target_weights")} | {"loss_grad": grad}
+        upstream = {"loss_grad": grad} | ({"grad_unit": state["grad_unit"]} if "grad_unit" in state else {})
+        target = {name: state[name] for name in ("geometry_grad", "target_weights")} | upstream
         features_grad = library.product(products_grad, layer.weights.T)
         layer.run("features_grad", features_grad=features_grad, **target)
-        weights_grad = library.product((layer.features * grad[:, None]).T, products_grad)
+        weights_grad = library.product(layer.scaled_features(**upstream).T, products_grad)
         workspace = library.empty((library.kernels.weights_grad_workspace(layer.rows, layer.depth),), "uint8")
         layer.run("weights_grad", weights_grad=weights_grad, workspace=workspace, **target)
         bias_grad = None
         if layer.bias is not None:
             bias_grad = library.empty((layer.classes,), layer.dtype)
-            shares = {"logits_grad": products_grad, "target_grad": state["target_grad"], "loss_grad": grad}
-            layer.run("bias_grad", bias_grad=bias_grad, **shares)
+            shares = {"logits_grad": products_grad, "target_grad": state["target_grad"]}
+            layer.run("bias_grad", bias_grad=bias_grad, **shares, **upstream)
     return LossGradients(features_grad, weights_grad, bias_grad, state["loss"], state["predicted"])
 
 
@@ -279,10 +280,19 @@ class _Layer:
             "target_grad": library.empty((rows,), "float64"),
             "predicted": library.empty((rows,), "int64"),
         }
+        if self.dtype == "float16":
+            state["grad_unit"] = library.empty((rows,), "float32")
         self.run("geometry", geometry=state["geometry"], target_weights=state["target_weights"])
         workspace = library.empty((library.kernels.loss_workspace(rows, self.classes),), "uint8")
         self.run("loss", products=products, workspace=workspace, **state)
         return state
+
+    def scaled_features(self, loss_grad: Any, grad_unit: Any = None) -> Any:
+        """Returns diag(loss_grad grad_unit) times the features, in their dtype, rounded once (cc/core/grad_unit.h)."""
+        if grad_unit is None:
+            return self.features * loss_grad[:, None]
+        wide = [self.array_library.cast(array, "float32") for array in (self.features, loss_grad)]
+        return self.array_library.cast(wide[0] * (wide[1] * grad_unit)[:, None], self.dtype)
 
     def run(self, kernel: str, **arrays: Any) -> None:
         """Runs a kernel on the layer and `arrays`, each dense and of the shape that cc/core/arguments.h says."""

@@ -227,6 +227,7 @@ def loss_layer(
         state.target_grad,
         target_weights,
         normalizer,
+        state.grad_unit,
         margin=margin,
         class_block_size=block_size,
     )

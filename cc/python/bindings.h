@@ -25,7 +25,7 @@ struct Call {
   uintptr_t features = 0, weights = 0, bias = 0, labels = 0, lam = 0, geometry = 0, geometry_grad = 0, logits = 0,
             logits_grad = 0, features_grad = 0, weights_grad = 0, bias_grad = 0, cos_theta = 0, segment = 0,
             products = 0, target_weights = 0, loss = 0, loss_grad = 0, target_grad = 0, sums = 0, normalizer = 0,
-            predicted = 0, workspace = 0;
+            grad_unit = 0, predicted = 0, workspace = 0;
 
   template <typename T>
   Arguments<T> as() const {
@@ -54,6 +54,7 @@ struct Call {
     args.loss = reinterpret_cast<T*>(loss);
     args.loss_grad = reinterpret_cast<const T*>(loss_grad);
     args.target_grad = reinterpret_cast<double*>(target_grad);
+    args.grad_unit = reinterpret_cast<float*>(grad_unit);
     args.sums = reinterpret_cast<double*>(sums);
     args.normalizer = reinterpret_cast<double*>(normalizer);
     args.predicted = reinterpret_cast<int64_t*>(predicted);
@@ -109,6 +110,7 @@ void define_kernels(pybind11::module_& module) {
       .def_readwrite("loss", &Call::loss)
       .def_readwrite("loss_grad", &Call::loss_grad)
       .def_readwrite("target_grad", &Call::target_grad)
+      .def_readwrite("grad_unit", &Call::grad_unit)
       .def_readwrite("sums", &Call::sums)
       .def_readwrite("normalizer", &Call::normalizer)
       .def_readwrite("predicted", &Call::predicted)
