@@ -65,7 +65,7 @@ def loss_grad(op: Any, upstream: tf.Tensor) -> ThroughProducts:
     def differentiate(block: _Block, dx: tf.Tensor, dw: tf.Tensor, *db: tf.Tensor) -> tuple:
         products = tf.matmul(features, block.weights)
         grad = load().lsoftmax_products_grad(products, labels, block.bias, block.first_class, normalizer)
-        dx += tf.matmul(grad, block.weights, transpose_b=True)
+        dx += tf.cast(tf.matmul(grad, block.weights, transpose_b=True), dx.dtype)
         dw = load().lsoftmax_set_columns(dw, tf.matmul(scaled, grad, transpose_a=True), block.first_class)
         if has_bias:
             columns = load().lsoftmax_bias_grad(grad, labels, block.first_class, upstream, target_grad, unit)
@@ -75,10 +75,9 @@ def loss_grad(op: Any, upstream: tf.Tensor) -> ThroughProducts:
     empty = [tf.raw_ops.Empty(shape=tf.shape(weights), dtype=weights.dtype)]
     if has_bias:
         empty.append(tf.raw_ops.Empty(shape=[1, tf.size(bias)], dtype=bias.dtype))
-    dx, dw, *db = _for_each_block(
-        weights, bias, op.get_attr("class_block_size"), differentiate, (tf.zeros_like(features), *empty)
-    )
-    return ThroughProducts(dx, dw, db[0][0] if has_bias else None)
+    none = tf.zeros_like(features, tf.float64 if features.dtype == tf.float64 else tf.float32)
+    dx, dw, *db = _for_each_block(weights, bias, op.get_attr("class_block_size"), differentiate, (none, *empty))
+    return ThroughProducts(tf.cast(dx, features.dtype), dw, db[0][0] if has_bias else None)
 
 
 def scale_rows(matrix: tf.Tensor, loss_grad: tf.Tensor, grad_unit: tf.Tensor) -> tf.Tensor:
