@@ -29,7 +29,7 @@ The gradient of a loss in the bias of its logits.
 
 products_grad: [N, B], of LsoftmaxLoss or LsoftmaxProductsGrad.
 labels: [N].
-first_class: the class of the first column.
+first_class: [], the class of the first column, >= 0. Under XLA, where nothing can raise an error, another makes NaNs.
 loss_grad: [N], the gradient that reached the loss.
 target_grad: [N], of LsoftmaxLoss or LsoftmaxLossOfSums.
 bias_grad: [B].

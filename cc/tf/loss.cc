@@ -46,7 +46,7 @@ features: [N, D].
 weights: [D, C], a column for every class.
 labels: [N], each in [0, C), or -1 for a row whose loss and gradient are 0.
 bias: [C], or [0] for none.
-lam: the annealing weight lambda >= 0; at infinity the margin vanishes.
+lam: [], the annealing weight lambda >= 0; at infinity the margin vanishes.
 margin: m, from 1 (no margin) to 64.
 loss: [N].
 products_grad: [N, C], the derivative of each row's loss in its products, but 0 at its target.

@@ -39,7 +39,7 @@ sums: [4, N], over all classes.
 geometry: [3, N], from LsoftmaxTargetGeometry.
 labels: [N], as checked by LsoftmaxTargetGeometry.
 bias: [C], of all classes, or [0] for none.
-lam: the annealing weight lambda >= 0.
+lam: [], the annealing weight lambda >= 0.
 margin: m, from 1 (no margin) to 64.
 loss: [N].
 normalizer: [2, N], for LsoftmaxProductsGrad.
@@ -59,6 +59,7 @@ class LossOfSumsOp : public OpKernel {
     Tensor sums = context->input(0), geometry = context->input(1);
     const Tensor& labels = context->input(2);
     const Tensor& bias = context->input(3);
+    const Tensor& lambda = context->input(4);
     Inputs<Core<T>> args;
     args.margin = margin_;
     OP_REQUIRES_OK(context, check_shape("labels", labels, {-1}));
@@ -66,7 +67,8 @@ class LossOfSumsOp : public OpKernel {
     OP_REQUIRES_OK(context, check_shape("sums", sums, {4, args.rows}));
     OP_REQUIRES_OK(context, check_shape("geometry", geometry, {3, args.rows}));
     OP_REQUIRES_OK(context, read_bias<T>(bias, -1, &args.bias));
-    OP_REQUIRES_OK(context, read_lambda<Backend>(context->input(4), &args));
+    OP_REQUIRES_OK(context, check_shape("lam", lambda, {}));
+    OP_REQUIRES_OK(context, Backend::read_lambda(lambda, &args));
     args.labels = labels_of(labels);
     args.classes = bias.dim_size(0);
     if (args.bias != nullptr) OP_REQUIRES_OK(context, Backend::read_labels(labels, &args));

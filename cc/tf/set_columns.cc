@@ -23,7 +23,8 @@ Replaces some columns of a matrix.
 
 matrix: [D, C].
 block: [D, B].
-first_column: where the block begins, from 0 to C - B.
+first_column: [], where the block begins, from 0 to C - B. Where XLA cannot raise an error (on a GPU), a block that begins
+  elsewhere is written as NaNs, as near to its place as there is room.
 new_matrix: [D, C].
 )doc");
 
