@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from support import PACKAGE
+from support import PACKAGE, run_python
 
 import lsoftmax_op
 
@@ -35,6 +35,7 @@ ATTRIBUTES = (-1, 0, 1, 3, 65, 2**31, 2**63 - 1)
 # What runs in each mode. XLA's formulas check shapes as its calls of our kernels do: only what they compute is theirs.
 KINDS = {
     "eager": {"good", "ranks", "sizes", "dtypes", "values", "attributes"},
+    "unaligned": {"good", "values"},
     "graph": {"good", "ranks", "sizes", "dtypes", "attributes"},
     "imported": {"good", "ranks", "sizes", "dtypes", "attributes"},
     "function": {"good", "ranks", "sizes", "values"},
@@ -42,7 +43,7 @@ KINDS = {
     "xla": {"good", "ranks", "sizes", "values"},
     "xla_formulas": {"good", "values"},
 }
-CHILDREN = (("eager", "graph", "imported", "function", "gradients"), ("xla", "xla_formulas"))
+CHILDREN = (("eager", "unaligned", "graph", "imported", "function", "gradients"), ("xla", "xla_formulas"))
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,17 @@ class Runner:
 
     def eager(self, case: Case) -> None:
         case.op({name: tf.constant(value) for name, value in case.arguments.items()}, case.attributes)
+
+    def unaligned(self, case: Case) -> None:
+        """In memory that does not begin where TensorFlow's own would."""
+        tensors = {}
+        for name, value in case.arguments.items():
+            memory = np.zeros(value.nbytes + 128, np.uint8)
+            begin = -memory.ctypes.data % 64 + value.itemsize
+            array = memory[begin : begin + value.nbytes].view(value.dtype).reshape(value.shape)
+            array[...] = value
+            tensors[name] = tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+        case.op(tensors, case.attributes)
 
     def graph(self, case: Case) -> None:
         """All shapes known, and then that of the changed input alone, where its rank is wrong."""
@@ -300,6 +312,48 @@ def test_what_the_kernel_refuses_so_does_every_other_way(answers: list[Answer]) 
     others = [answer for answer in answers if answer.case in judged and answer.mode != "eager"]
     assert len(others) > 2 * len(judged)
     assert not [answer for answer in others if (answer.error is not None) != judged[answer.case]]
+
+
+@pytest.mark.parametrize("value", ["labels", "lam"])
+def test_values_that_another_thread_changes(value: str) -> None:
+    """An input may be the memory of a variable, or somebody else's: what is checked is what is used."""
+    run_python(f"""
+import threading
+import numpy as np, tensorflow as tf, lsoftmax_op
+ops = lsoftmax_op.library.load()
+good, bad = {{"labels": (0, 10**12), "lam": (0.5, -1.0)}}["{value}"]
+y, lam = np.zeros(4000, np.int64), np.full([], 0.5)
+changed = y[-1:] if "{value}" == "labels" else lam[None]
+labels, lam = (tf.experimental.dlpack.from_dlpack(a.__dlpack__()) for a in (y, lam))
+x, w, b = tf.ones([4000, 2]), tf.ones([2, 50]), tf.zeros([50])
+z, grad = tf.matmul(x, w), tf.ones([4000])
+sums, geometry = tf.zeros([4, 4000], tf.float64), tf.ones([3, 4000], tf.float64)
+loss = lambda labels, lam: ops.lsoftmax_loss(z, x, w, labels, b, lam, margin=2)[0]
+calls = [
+    loss,
+    tf.function(loss, jit_compile=lsoftmax_op.build_info()["xla"] == "yes"),
+    lambda labels, lam: ops.lsoftmax_loss_of_sums(sums, geometry, labels, b, lam, margin=2)[0],
+    lambda labels, lam: ops.lsoftmax_logits(z, labels, geometry, lam, margin=2),
+    lambda labels, lam: ops.lsoftmax_loss_weights_grad(w, x, w, labels, b, lam, grad, geometry, x, margin=2),
+]
+calls[1](labels, lam)
+done = []
+def change():
+    while not done:
+        changed[0] = bad
+        changed[0] = good
+thread = threading.Thread(target=change)
+thread.start()
+try:
+    for call in calls:
+        for _ in range(100):
+            try:
+                assert np.isfinite(call(labels, lam)).all()
+            except tf.errors.InvalidArgumentError:
+                pass
+finally:
+    done.append(True)
+""")
 
 
 if __name__ == "__main__":

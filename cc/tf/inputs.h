@@ -32,13 +32,15 @@ struct CoreType<Eigen::bfloat16> {
 template <typename T>
 using Core = typename CoreType<T>::type;
 
+// The elements of a tensor of T. (Tensor::flat would end the process where the memory, somebody else's, does not begin at a
+// multiple of what Eigen's vectors want.)
 template <typename T>
 const Core<T>* data_of(const tensorflow::Tensor& tensor) {
-  return reinterpret_cast<const Core<T>*>(tensor.flat<T>().data());
+  return static_cast<const Core<T>*>(tensor.data());
 }
 template <typename T>
 Core<T>* data_of(tensorflow::Tensor* tensor) {
-  return reinterpret_cast<Core<T>*>(tensor->flat<T>().data());
+  return static_cast<Core<T>*>(tensor->data());
 }
 
 // Run time: shapes. -1 in `expected` is any size.

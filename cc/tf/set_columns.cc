@@ -39,7 +39,7 @@ class SetColumnsOp : public OpKernel {
     const int64_t height = context->input(0).dim_size(0), width = context->input(0).dim_size(1);
     OP_REQUIRES_OK(context, check_shape("block", block, {height, -1}));
     OP_REQUIRES_OK(context, check_shape("first_column", context->input(2), {}));
-    const int64_t first = context->input(2).scalar<int64_t>()();
+    const int64_t first = *data_of<int64_t>(context->input(2));
     OP_REQUIRES_OK(context, check_first("first_column", first, block.dim_size(1), width));
 
     Tensor* matrix = nullptr;
