@@ -41,9 +41,9 @@ def loss(
 ) -> Any:
     """Returns the outputs of LsoftmaxLossOfSums."""
     features, weights, bias = map(tf.stop_gradient, (features, weights, bias))  # an eager tape would keep every block
-    rows = tf.shape(features)[0]
-    largest, none = tf.fill([2, rows], tf.constant(float("-inf"), tf.float64)), tf.zeros([2, rows], tf.float64)
-    sums = tf.stack([largest[0], none[0], largest[1], none[1]])
+    # The lowest finite number does what -inf would, and no checker of numerics stops at it.
+    none = tf.constant([[tf.float64.min], [0.0], [tf.float64.min], [0.0]], tf.float64)
+    sums = tf.tile(none, [1, tf.shape(features)[0]])
 
     def take_in(block: _Block, sums: tf.Tensor) -> tuple:
         products = tf.matmul(features, block.weights)
@@ -72,9 +72,9 @@ def loss_grad(op: Any, upstream: tf.Tensor) -> ThroughProducts:
             db = (load().lsoftmax_set_columns(db[0], columns[None], block.first_class),)
         return (dx, dw, *db)
 
-    empty = [tf.raw_ops.Empty(shape=tf.shape(weights), dtype=weights.dtype)]
+    empty = [tf.zeros_like(weights)]
     if has_bias:
-        empty.append(tf.raw_ops.Empty(shape=[1, tf.size(bias)], dtype=bias.dtype))
+        empty.append(tf.zeros_like(bias)[None])
     none = tf.zeros_like(features, tf.float64 if features.dtype == tf.float64 else tf.float32)
     dx, dw, *db = _for_each_block(weights, bias, op.get_attr("class_block_size"), differentiate, (none, *empty))
     return ThroughProducts(tf.cast(dx, features.dtype), dw, db[0][0] if has_bias else None)
@@ -99,7 +99,7 @@ def _for_each_block(
     weights: tf.Tensor, bias: tf.Tensor, block_size: int, body: Callable[..., tuple], state: tuple
 ) -> tuple:
     """Returns the state after body(block, *state) has been called for one block after the other."""
-    depth, classes = tf.unstack(tf.shape(weights, tf.int64))
+    depth, classes = tf.unstack(tf.shape(weights, tf.int64), num=2)
     known = weights.shape[1]
     if known is not None:
         block_size = min(block_size, known)

@@ -36,7 +36,7 @@ def L_softmax(
         margin: the integer m from 1 to 64.
 
     Returns:
-        The logits [N, C] and the list of cos(theta) [N] and the segments k [N], int32.
+        The logits [N, C] and the list of cos(theta) [N] and the segments k [N], int32: as `target_angles` gives them.
 
     Raises:
         TypeError, ValueError, tf.errors.InvalidArgumentError: as for `lsoftmax_logits`; also where `batch_size` is

@@ -57,7 +57,7 @@ def _features_grad(op: Any, upstream: tf.Tensor) -> list:
     # f = base + g_s w_y + 2 g_A x
     _, features, weights, labels, geometry_grad = op.inputs
     has_target = tf.cast(labels >= 0, tf.float64)
-    g_s, g_A, _ = tf.unstack(geometry_grad * has_target)
+    g_s, g_A, _ = tf.unstack(geometry_grad * has_target, num=3)
     none = tf.zeros_like(g_s)
     for_features = tf.cast(2 * g_A, features.dtype)[:, None] * upstream
     for_weights = load().lsoftmax_weights_grad(
@@ -73,7 +73,7 @@ def _weights_grad(op: Any, upstream: tf.Tensor) -> list:
     # f[:, y] = base[:, y] + sum of g_s x + 2 g_B w_y
     _, features, weights, labels, geometry_grad = op.inputs
     has_target = tf.cast(labels >= 0, tf.float64)
-    g_s, _, g_B = tf.unstack(geometry_grad)
+    g_s, _, g_B = tf.unstack(geometry_grad, num=3)
     none = tf.zeros_like(g_s)
     for_features = load().lsoftmax_features_grad(
         tf.zeros_like(features), features, upstream, labels, tf.stack([g_s, none, none])
@@ -93,7 +93,7 @@ def _logits_grad(op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Te
     logits_grad, labels, geometry, lam = op.inputs
     margin = op.get_attr("margin")
     alpha = 1 / (1 + lam)
-    _, A, B = tf.unstack(geometry)
+    _, A, B = tf.unstack(geometry, num=3)
     has_margin = (labels >= 0) & (A != 0) & (B != 0) & (alpha != 0) & (margin > 1)
     rows = tf.range(tf.size(labels, labels.dtype), dtype=labels.dtype)
     targets = tf.stack([rows, tf.maximum(labels, 0)], axis=1)
@@ -208,7 +208,7 @@ def _unwanted(op: Any) -> tuple:
 
 def _jacobian(geometry: tf.Tensor, alpha: tf.Tensor, margin: int) -> tf.Tensor:
     """Dt / d(s, A, B), [3, N], differentiable: cc/core/margin.h in TensorFlow's ops. Needs nonzero norms."""
-    s, A, B = tf.unstack(geometry)
+    s, A, B = tf.unstack(geometry, num=3)
     a, b = tf.sqrt(A), tf.sqrt(B)
     c = s / (a * b)
     c += tf.stop_gradient(tf.clip_by_value(c, -1.0, 1.0) - c)  # clamped, and still with the slope of c

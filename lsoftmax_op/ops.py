@@ -11,6 +11,7 @@ completed in place.
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -147,6 +148,18 @@ def target_angles(
         return _angles(batch.labels, geometry, margin, batch.features.dtype)
 
 
+def target_cosines(features: TensorLike, weights: TensorLike, labels: TensorLike) -> tf.Tensor:
+    """Returns cos(theta) [N] as `target_angles` does, but 0 where the label is -1.
+
+    For training steps: a NaN would stop whoever looks for other ones (``tf.debugging.enable_check_numerics``).
+    """
+    with tf.name_scope("target_cosines"):
+        batch = _batch(features, weights, labels)
+        geometry = library.load().lsoftmax_target_geometry(*batch).geometry
+        # The geometry of a row without a target is 0, which has the cosine 0.
+        return _angles(tf.zeros_like(batch.labels), geometry, 1, batch.features.dtype)[0]
+
+
 class MarginLayer(NamedTuple):
     """The margin logits and, for whoever wants to watch them, the angles behind."""
 
@@ -166,8 +179,7 @@ def margin_layer(
     angles: bool = False,
 ) -> MarginLayer:
     """Returns the margin logits and, if asked, the angles, from one pass over the label columns."""
-    margin = _checks.margin(margin)
-    lam = _lambda(lam)
+    margin, lam = _margin(margin, lam)
     batch = _batch(features, weights, labels)
     bias = None if bias is None else _bias(bias, batch.weights)
     ops = library.load()
@@ -199,8 +211,7 @@ def loss_layer(
     class_block_size: int | None = None,
 ) -> LossLayer:
     """Returns the loss and the predicted classes."""
-    margin = _checks.margin(margin)
-    lam = _lambda(lam)
+    margin, lam = _margin(margin, lam)
     batch = _batch(features, weights, labels)
     features, weights, labels = batch
     bias = tf.zeros([0], weights.dtype) if bias is None else _bias(bias, weights)
@@ -274,12 +285,13 @@ def _bias(bias: Any, weights: tf.Tensor) -> tf.Tensor:
     return bias
 
 
-def _lambda(lam: Any) -> tf.Tensor:
-    """Returns lambda as a float64 scalar tensor."""
-    if isinstance(lam, (bool, Real)):
-        return tf.constant(_checks.host_lambda(lam), tf.float64)
-    lam = _tensor("lam", lam, (*_FLOATS, *_INTEGERS), "[]")
-    return tf.cast(lam, tf.float64)
+def _margin(margin: Any, lam: Any) -> tuple[int, tf.Tensor]:
+    """Returns the margin and lambda, a float64 scalar tensor. What an infinite number leaves of a margin is none: 1."""
+    margin = _checks.margin(margin)
+    if not isinstance(lam, (bool, Real)):
+        return margin, tf.cast(_tensor("lam", lam, (*_FLOATS, *_INTEGERS), "[]"), tf.float64)
+    lam = _checks.host_lambda(lam)
+    return (1, tf.zeros([], tf.float64)) if math.isinf(lam) else (margin, tf.constant(lam, tf.float64))
 
 
 def _tensor(argument: str, value: Any, dtypes: tuple[tf.DType, ...], shape: str) -> tf.Tensor:

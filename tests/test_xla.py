@@ -225,3 +225,52 @@ def test_shapes_that_do_not_fit():
     function = loss.get_concrete_function(*unknown)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"labels: expected shape \[2\], got \[3\]"):
         function(tf.ones([2, 3]), tf.ones([3, 5]), tf.constant([0, 1, 2]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_one_buffer_for_several_inputs(dtype):
+    """The results lie in the place of the products; where those are features or weights, too, they are read before."""
+    ops = tf.load_op_library(lsoftmax_op.library_path())
+    x = tf.cast(tf.random.stateless_normal([8, 8], [1, 2]), dtype)
+    v, labels, geometry_grad = x[0], tf.range(-1, 7), tf.cast(x[:3], tf.float64)
+    layer, lam = (x, x, labels, v), tf.constant(0.5, tf.float64)
+    calls = [
+        lambda x: tuple(ops.lsoftmax_loss(x, x, x, labels, v, lam, margin=4)),
+        lambda x: ops.lsoftmax_loss_features_grad(x, *layer, lam, v, geometry_grad, x, margin=4),
+        lambda x: ops.lsoftmax_loss_weights_grad(x, *layer, lam, v, geometry_grad, x, margin=4),
+    ]
+    for call in calls:
+        for one, other in zip(tf.nest.flatten(compiled(call)(x)), tf.nest.flatten(call(x)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5 if dtype == "float32" else 1e-2, atol=1e-5)
+
+
+@WAYS
+def test_columns_that_do_not_fit(name, monkeypatch):
+    calls = name == "xla" and lsoftmax_op.build_info()["xla_calls"]
+    monkeypatch.setenv("LSOFTMAX_XLA_CALLS", "ON" if calls else "OFF")
+    ops = tf.load_op_library(lsoftmax_op.library_path())
+    set_columns = compiled(lambda first: ops.lsoftmax_set_columns(tf.zeros([2, 4]), tf.ones([2, 2]), first))
+    for first in (0, 2):
+        assert set_columns(tf.constant(first, tf.int64)).numpy()[0].tolist() == [first == 0] * 2 + [first == 2] * 2
+    for first in (3, -1, 2**62, -(2**63)):
+        if calls:
+            with pytest.raises(tf.errors.InvalidArgumentError, match=f"first_column: expected .*, got {first}"):
+                set_columns(tf.constant(first, tf.int64))
+        else:
+            assert np.isnan(set_columns(tf.constant(first, tf.int64))).sum() == 4
+
+
+def test_a_first_class_that_is_none():
+    ops = tf.load_op_library(lsoftmax_op.library_path())
+    z, labels, vector = tf.ones([3, 4]), tf.constant([0, 1, -1]), tf.ones([3], tf.float64)
+    calls = [
+        lambda first: ops.lsoftmax_log_sum_exp(z, labels, z[0], first, tf.zeros([4, 3], tf.float64))[1],
+        lambda first: ops.lsoftmax_products_grad(z, labels, z[0], first, tf.ones([2, 3], tf.float64))[:, 3],
+        lambda first: ops.lsoftmax_bias_grad(z, labels, first, z[:, 0], vector),
+    ]
+    for call in calls:
+        assert np.isfinite(compiled(call)(tf.constant(8, tf.int64))).all()
+        for first in (-1, 2**63 - 1):
+            assert np.isnan(compiled(call)(tf.constant(first, tf.int64))).all()
+            with pytest.raises(tf.errors.InvalidArgumentError, match=f"first_class: expected .*, got {first}"):
+                call(tf.constant(first, tf.int64))

@@ -31,10 +31,10 @@ The gradient of a loss in the bias of its logits.
 
 products_grad: [N, B], of LsoftmaxLoss or LsoftmaxProductsGrad.
 labels: [N].
-first_class: the class of the first column.
+first_class: [], the class of the first column, >= 0. Under XLA, where nothing can raise an error, another makes NaNs.
 loss_grad: [N], the gradient that reached the loss.
 target_grad: [N], of LsoftmaxLoss or LsoftmaxLossOfSums.
-grad_unit: of LsoftmaxLoss or LsoftmaxLossOfSums: what products_grad and target_grad are multiples of.
+grad_unit: [0], or [N] of float16: of LsoftmaxLoss or LsoftmaxLossOfSums, what products_grad and target_grad are multiples of.
 bias_grad: [B].
 )doc");
 

@@ -21,7 +21,7 @@ struct Cpu {
   }
   template <typename T>
   static absl::Status read_lambda(const tensorflow::Tensor& lambda, Inputs<T>* args) {
-    args->own_lambda = lambda.scalar<double>()();
+    args->own_lambda = *data_of<double>(lambda);
     args->lambda = &args->own_lambda;
     return check_lambda(args->own_lambda);
   }
@@ -33,8 +33,8 @@ struct Cpu {
     int taken = -1;
     TF_RETURN_IF_ERROR(context->forward_input_or_allocate_output({index}, 0, shape, output, &taken));
     if (taken < 0) {
-      const T* const from = context->input(index).flat<T>().data();
-      T* const to = (*output)->flat<T>().data();
+      const auto* const from = data_of<T>(context->input(index));
+      auto* const to = data_of<T>(*output);
       over(context, shape.num_elements(), 1,
            [&](int64_t begin, int64_t end) { std::copy(from + begin, from + end, to + begin); });
     }

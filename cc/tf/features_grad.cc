@@ -27,6 +27,9 @@ REGISTER_OP("LsoftmaxFeaturesGrad")
 The gradient of LsoftmaxTargetGeometry in its features.
 
 products_features_grad: [N, D], the gradient that reached `same_features`.
+features: [N, D].
+weights: [D, C].
+labels: [N].
 geometry_grad: [3, N], the gradient that reached `geometry`.
 features_grad: [N, D], their sum.
 )doc");

@@ -105,7 +105,7 @@ absl::Status check_first(const char* argument, int64_t first, int64_t count, int
 
 absl::Status read_first_class(const Tensor& first_class, int64_t count, int64_t* value) {
   TF_RETURN_IF_ERROR(check_shape("first_class", first_class, {}));
-  *value = first_class.scalar<int64_t>()();
+  *value = *data_of<int64_t>(first_class);
   return check_first("first_class", *value, count, std::numeric_limits<int64_t>::max());
 }
 

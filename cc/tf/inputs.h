@@ -33,13 +33,15 @@ struct CoreType<Eigen::bfloat16> {
 template <typename T>
 using Core = typename CoreType<T>::type;
 
+// The elements of a tensor of T. (Tensor::flat would end the process where the memory, somebody else's, does not begin at a
+// multiple of what Eigen's vectors want.)
 template <typename T>
 const Core<T>* data_of(const tensorflow::Tensor& tensor) {
-  return reinterpret_cast<const Core<T>*>(tensor.flat<T>().data());
+  return static_cast<const Core<T>*>(tensor.data());
 }
 template <typename T>
 Core<T>* data_of(tensorflow::Tensor* tensor) {
-  return reinterpret_cast<Core<T>*>(tensor->flat<T>().data());
+  return static_cast<Core<T>*>(tensor->data());
 }
 
 // Run time: shapes. -1 in `expected` is any size.
@@ -148,19 +150,13 @@ absl::Status read_bias(const tensorflow::Tensor& bias, int64_t classes, const Co
   return absl::Status();
 }
 
-// Run time: lambda, checked.
-template <typename Backend, typename T>
-absl::Status read_lambda(const tensorflow::Tensor& lambda, Inputs<T>* args) {
-  TF_RETURN_IF_ERROR(check_shape("lam", lambda, {}));
-  return Backend::read_lambda(lambda, args);
-}
-
 // Run time: the inputs of a layer, checked.
 template <typename Backend, typename T>
 absl::Status read_layer(tensorflow::OpKernelContext* context, int first, Inputs<Core<T>>* args) {
   TF_RETURN_IF_ERROR((read_batch<Backend, T>(context, first, args)));
   TF_RETURN_IF_ERROR(read_bias<T>(context->input(first + 3), args->classes, &args->bias));
-  return read_lambda<Backend>(context->input(first + 4), args);
+  TF_RETURN_IF_ERROR(check_shape("lam", context->input(first + 4), {}));
+  return Backend::read_lambda(context->input(first + 4), args);
 }
 
 // Run time: the scalar input "first_class" of an op over a block of `count` classes, read once and checked.
@@ -214,14 +210,17 @@ absl::Status read_targets(tensorflow::OpKernelContext* context, const char* argu
   const tensorflow::Tensor& matrix = context->input(0);
   const tensorflow::Tensor& labels = context->input(1);
   tensorflow::Tensor geometry = context->input(2);
+  const tensorflow::Tensor& lambda = context->input(3);
   TF_RETURN_IF_ERROR(check_shape(argument, matrix, {-1, -1}));
   args->rows = matrix.dim_size(0);
   args->classes = matrix.dim_size(1);
   TF_RETURN_IF_ERROR(check_shape("labels", labels, {args->rows}));
   TF_RETURN_IF_ERROR(check_shape("geometry", geometry, {3, args->rows}));
+  TF_RETURN_IF_ERROR(check_shape("lam", lambda, {}));
   TF_RETURN_IF_ERROR(Backend::read_labels(labels, args));
+  TF_RETURN_IF_ERROR(Backend::read_lambda(lambda, args));
   args->geometry = data_of<double>(&geometry);
-  return read_lambda<Backend>(context->input(3), args);
+  return absl::Status();
 }
 
 }  // namespace lsoftmax

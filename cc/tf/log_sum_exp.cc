@@ -30,8 +30,8 @@ Log-sum-exp, block by block.
 products: [N, B], features times the weights of the block's classes.
 labels: [N], counted from the first class of all; -1 for a row without a target.
 bias: [B], or [0] for none.
-first_class: the class of the first column.
-sums: [4, N], of the blocks before; of none: -inf, 0, -inf, 0.
+first_class: [], the class of the first column, >= 0. Under XLA, where nothing can raise an error, another makes NaNs.
+sums: [4, N], of the blocks before; of none: the lowest finite number, 0, the lowest finite number, 0.
 new_sums: [4, N].
 )doc");
 

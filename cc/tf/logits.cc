@@ -32,7 +32,7 @@ The logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6).
 products: [N, C], features times weights, without a bias.
 labels: [N], each in [0, C), or -1 for a row that stays as it is.
 geometry: [3, N], from LsoftmaxTargetGeometry of the same features, weights and labels.
-lam: the annealing weight lambda >= 0; at infinity the margin vanishes.
+lam: [], the annealing weight lambda >= 0; at infinity the margin vanishes.
 margin: m, from 1 (no margin) to 64.
 logits: [N, C], `products` with the target's entry of each row replaced.
 )doc");

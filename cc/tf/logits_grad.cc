@@ -32,6 +32,9 @@ REGISTER_OP("LsoftmaxLogitsGrad")
 The gradient of LsoftmaxLogits.
 
 logits_grad: [N, C], the loss's derivative in the margin logits.
+labels: [N].
+geometry: [3, N].
+lam: [], the annealing weight lambda.
 products_grad: [N, C], the loss's derivative in the products: 0 at a target with a margin.
 geometry_grad: [3, N], the loss's derivative in the geometry.
 )doc");

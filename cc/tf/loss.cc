@@ -50,7 +50,7 @@ features: [N, D].
 weights: [D, C], a column for every class.
 labels: [N], each in [0, C), or -1 for a row whose loss and gradient are 0.
 bias: [C], or [0] for none.
-lam: the annealing weight lambda >= 0; at infinity the margin vanishes.
+lam: [], the annealing weight lambda >= 0; at infinity the margin vanishes.
 margin: m, from 1 (no margin) to 64.
 loss: [N].
 products_grad: [N, C], the derivative of each row's loss in its products, in units of grad_unit, but 0 at its target.
@@ -59,7 +59,7 @@ geometry_grad: [3, N], the derivative of each row's loss in its geometry, the ta
 target_grad: [N], the derivative of each row's loss in its target's logit, in units of grad_unit.
 target_weights: [N, D], the weights of each row's class, 0 without a target.
 predicted: [N], the class of the largest logit without the margin.
-grad_unit: [N], a power of two, at most 1, for float16; else [0], and the unit is 1.
+grad_unit: [0], where the unit is 1, or [N] of float16: a power of two, at most 1.
 )doc");
 
 template <typename Backend, typename T>

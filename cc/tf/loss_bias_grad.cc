@@ -34,7 +34,7 @@ features: [N, D].
 weights: [D, C].
 labels: [N].
 bias: [C].
-lam: the annealing weight lambda.
+lam: [], the annealing weight lambda.
 loss_grad: [N], the gradient that reached the loss.
 bias_grad: [C], `value`, the same buffer.
 )doc");

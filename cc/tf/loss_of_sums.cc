@@ -45,15 +45,15 @@ sums: [4, N], over all classes.
 geometry: [3, N], from LsoftmaxTargetGeometry.
 labels: [N], as checked by LsoftmaxTargetGeometry.
 bias: [C], of all classes, or [0] for none.
-lam: the annealing weight lambda >= 0.
-depth: the number D of features of a sample.
+lam: [], the annealing weight lambda >= 0.
+depth: [], the number D of features of a sample.
 margin: m, from 1 (no margin) to 64.
 loss: [N].
 normalizer: [2, N], for LsoftmaxProductsGrad.
 geometry_grad: [3, N], the derivative of each row's loss in its geometry, in units of grad_unit.
 target_grad: [N], the derivative of each row's loss in its target's logit, in units of grad_unit.
 predicted: [N], the class of the largest logit without the margin.
-grad_unit: [N], of LsoftmaxProductsGrad's result, too; a power of two, at most 1, for float16; else [0], and the unit is 1.
+grad_unit: [0], where the unit is 1, or [N] of float16: a power of two, at most 1, that of LsoftmaxProductsGrad's result, too.
 )doc");
 
 template <typename Backend, typename T>
@@ -67,6 +67,7 @@ class LossOfSumsOp : public OpKernel {
     Tensor sums = context->input(0), geometry = context->input(1);
     const Tensor& labels = context->input(2);
     const Tensor& bias = context->input(3);
+    const Tensor& lambda = context->input(4);
     Inputs<Core<T>> args;
     args.margin = margin_;
     OP_REQUIRES_OK(context, check_shape("labels", labels, {-1}));
@@ -74,7 +75,8 @@ class LossOfSumsOp : public OpKernel {
     OP_REQUIRES_OK(context, check_shape("sums", sums, {4, args.rows}));
     OP_REQUIRES_OK(context, check_shape("geometry", geometry, {3, args.rows}));
     OP_REQUIRES_OK(context, read_bias<T>(bias, -1, &args.bias));
-    OP_REQUIRES_OK(context, read_lambda<Backend>(context->input(4), &args));
+    OP_REQUIRES_OK(context, check_shape("lam", lambda, {}));
+    OP_REQUIRES_OK(context, Backend::read_lambda(lambda, &args));
     OP_REQUIRES_OK(context, check_shape("depth", context->input(5), {}));
     args.depth = context->input(5).scalar<int64_t>()();
     args.labels = labels_of(labels);

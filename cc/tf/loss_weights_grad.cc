@@ -42,11 +42,11 @@ features: [N, D].
 weights: [D, C].
 labels: [N].
 bias: [C], or [0] for none.
-lam: the annealing weight lambda.
+lam: [], the annealing weight lambda.
 loss_grad: [N], the gradient that reached the loss.
 geometry_grad: [3, N].
 target_weights: [N, D], or [0, 0]: the columns are read from `weights`.
-grad_unit: of LsoftmaxLoss or LsoftmaxLossOfSums: what geometry_grad is a multiple of.
+grad_unit: [0], or [N] of float16: of LsoftmaxLoss or LsoftmaxLossOfSums, what geometry_grad is a multiple of.
 weights_grad: [D, C].
 )doc");
 

@@ -53,14 +53,14 @@ features: [N, D].
 weights: [D, C].
 labels: [N].
 bias: [C], or [0] for none.
-lam: the annealing weight lambda.
+lam: [], the annealing weight lambda.
 value: [N], the loss of the above.
-products_grad: of LsoftmaxLoss; [0, 0] where the gradient is made block by block.
-geometry_grad: of LsoftmaxLoss or LsoftmaxLossOfSums.
-target_grad: of LsoftmaxLoss or LsoftmaxLossOfSums.
-target_weights: of LsoftmaxLoss; [0, 0] where the gradient is made block by block.
-normalizer: of LsoftmaxLossOfSums; [2, 0] where LsoftmaxLoss made the gradient.
-grad_unit: of LsoftmaxLoss or LsoftmaxLossOfSums.
+products_grad: [N, C], of LsoftmaxLoss; [0, 0] where the gradient is made block by block.
+geometry_grad: [3, N], of LsoftmaxLoss or LsoftmaxLossOfSums.
+target_grad: [N], of LsoftmaxLoss or LsoftmaxLossOfSums.
+target_weights: [N, D], of LsoftmaxLoss; [0, 0] where the gradient is made block by block.
+normalizer: [2, 0] where LsoftmaxLoss made the gradient; [2, N], of LsoftmaxLossOfSums.
+grad_unit: [0], or [N] of float16: of LsoftmaxLoss or LsoftmaxLossOfSums.
 class_block_size: the classes of a block; 0 where LsoftmaxLoss made the gradient.
 loss: [N], `value`, the same buffer.
 )doc");

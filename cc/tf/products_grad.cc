@@ -30,7 +30,7 @@ The gradient of the loss in its products, block by block.
 products: [N, B], features times the weights of the block's classes.
 labels: [N], counted from the first class of all; -1 for a row without a target.
 bias: [B], or [0] for none.
-first_class: the class of the first column.
+first_class: [], the class of the first column, >= 0. Under XLA, where nothing can raise an error, another makes NaNs.
 normalizer: [2, N], of LsoftmaxLossOfSums.
 products_grad: [N, B].
 )doc");

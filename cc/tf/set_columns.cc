@@ -23,7 +23,8 @@ Replaces some columns of a matrix.
 
 matrix: [D, C].
 block: [D, B].
-first_column: where the block begins, from 0 to C - B.
+first_column: [], where the block begins, from 0 to C - B. Where XLA cannot raise an error (on a GPU), a block that begins
+  elsewhere is written as NaNs, as near to its place as there is room.
 new_matrix: [D, C].
 )doc");
 
@@ -38,7 +39,7 @@ class SetColumnsOp : public OpKernel {
     const int64_t height = context->input(0).dim_size(0), width = context->input(0).dim_size(1);
     OP_REQUIRES_OK(context, check_shape("block", block, {height, -1}));
     OP_REQUIRES_OK(context, check_shape("first_column", context->input(2), {}));
-    const int64_t first = context->input(2).scalar<int64_t>()();
+    const int64_t first = *data_of<int64_t>(context->input(2));
     OP_REQUIRES_OK(context, check_first("first_column", first, block.dim_size(1), width));
 
     Tensor* matrix = nullptr;

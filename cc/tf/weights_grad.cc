@@ -31,6 +31,9 @@ REGISTER_OP("LsoftmaxWeightsGrad")
 The gradient of LsoftmaxTargetGeometry in its weights.
 
 products_weights_grad: [D, C], the gradient that reached `same_weights`.
+features: [N, D].
+weights: [D, C].
+labels: [N].
 geometry_grad: [3, N], the gradient that reached `geometry`.
 weights_grad: [D, C], their sum.
 )doc");

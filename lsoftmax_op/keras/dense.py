@@ -95,7 +95,7 @@ class LSoftmaxDense(keras.layers.Dense):
         self.margin = _checks.margin(margin)
         self._lam = annealing.checked(lam)
         self._steps: Callable[[], Any] | None = None
-        self._watcher: Callable[[tf.Tensor], None] | None = None
+        self._watcher: Callable[[tf.Tensor, tf.Tensor], None] | None = None
 
     def build(self, input_shape: Any) -> None:
         """Creates kernel [D, C], bias [C] and lambda []."""
@@ -163,7 +163,7 @@ class LSoftmaxDense(keras.layers.Dense):
         labels = class_indices(labels, self.units)
         dtype = self.compute_dtype
         if watched and self._watcher is not None:
-            self._watcher(self._target_cosines(features, labels))
+            self._watcher(self._target_cosines(features, labels), labels >= 0)
         bias = None if self.bias is None else keras.ops.cast(self.bias, dtype)
         return keras.ops.cast(features, dtype), keras.ops.cast(self.kernel, dtype), labels, bias
 
@@ -180,19 +180,20 @@ class LSoftmaxDense(keras.layers.Dense):
                 )
         return tf.convert_to_tensor(self.lam)
 
-    def watch(self, watcher: Callable[[tf.Tensor], None] | None) -> None:
-        """Has every training pass call a function with cos(theta) of its samples, [N], NaN where there is no target.
+    def watch(self, watcher: Callable[[tf.Tensor, tf.Tensor], None] | None) -> None:
+        """Has every training pass call a function with cos(theta) of its samples, and with which of them have a target.
 
         Args:
-            watcher: the function, or None to call none. What is traced already does not change.
+            watcher: the function, of cos(theta) [N], 0 without a target, and a bool [N]; or None to call none. What is
+                traced already does not change.
         """
         self._watcher = watcher
 
     def _target_cosines(self, features: Any, labels: tf.Tensor) -> tf.Tensor:
-        """Returns cos(theta), never in a half precision, in which angles near 0 are degrees apart."""
+        """Returns cos(theta), 0 without a target, never in a half precision: in it, angles near 0 are degrees apart."""
         dtype = "float64" if self.compute_dtype == "float64" else "float32"
         features, kernel = keras.ops.cast(features, dtype), keras.ops.cast(self.kernel, dtype)
-        return ops.target_angles(features, kernel, labels)[0]
+        return ops.target_cosines(features, kernel, labels)
 
     def save_own_variables(self, store: Any) -> None:
         """Saves every weight; Dense's own method knows of kernel and bias alone."""

@@ -101,11 +101,9 @@ def _scalar() -> tf.compat.v1.SummaryMetadata:
     return metadata
 
 
-def _adds_degrees_to(mean: keras.metrics.Mean) -> Callable[[tf.Tensor], None]:
-    def watch(cos_theta: tf.Tensor) -> None:
-        has_target = ~tf.math.is_nan(cos_theta)
-        cosines = tf.where(has_target, cos_theta, tf.zeros_like(cos_theta))
-        degrees = tf.acos(tf.clip_by_value(cosines, -1.0, 1.0)) * (180 / math.pi)
+def _adds_degrees_to(mean: keras.metrics.Mean) -> Callable[[tf.Tensor, tf.Tensor], None]:
+    def watch(cos_theta: tf.Tensor, has_target: tf.Tensor) -> None:
+        degrees = tf.acos(tf.clip_by_value(cos_theta, -1.0, 1.0)) * (180 / math.pi)
         mean.update_state(degrees, sample_weight=has_target)
 
     return watch
