@@ -113,7 +113,7 @@ def test_arrays_on_a_device_and_arrays_on_the_cpu_do_not_mix():
 
 
 def test_arrays_on_a_device_need_cupy_and_kernels():
-    assert _libraries._is_on_cuda(OnCuda())
+    assert _libraries._is_on_cuda("features", OnCuda())
     with pytest.raises((ImportError, AttributeError, RuntimeError)):
         arrays.logits(OnCuda(), OnCuda(), OnCuda())
     with pytest.raises(ValueError, match=r"num_threads: expected None"):
