@@ -95,6 +95,7 @@ def array(value: Any, name: str) -> np.ndarray:
     Raises:
         TypeError: NumPy makes no array of it, or it has a mask that hides something.
     """
+    refuse_masked(value, name)
     try:
         values = np.asarray(value)
         values = np.asarray(values, values.dtype.newbyteorder("="), order="C")
@@ -102,7 +103,6 @@ def array(value: Any, name: str) -> np.ndarray:
         raise
     except Exception as error:  # whatever the value's own class raises
         raise TypeError(f"{name}: expected an array, got {described(value)}: {error}") from error
-    refuse_masked(value, name)
     return values.view() if values.flags.aligned else values.copy()
 
 
@@ -113,9 +113,7 @@ def refuse_masked(value: Any, name: str) -> None:
         TypeError: it has one.
     """
     if any(map(np.ma.is_masked, value)) if isinstance(value, (list, tuple)) else np.ma.is_masked(value):
-        raise TypeError(
-            f"{name}: expected an array without masked entries, got {described(value)} that hides some: fill or drop them"
-        )
+        raise TypeError(f"{name}: expected an array without masked entries, got {described(value)} that hides some")
 
 
 def shown(value: object) -> str:

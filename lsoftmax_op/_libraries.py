@@ -179,9 +179,11 @@ class CuPy(Library):
         expected = f"{argument}: expected an array on a CUDA device"
         if not _is_on_cuda(argument, value):
             raise TypeError(f"{expected}, as features is, got {_checks.described(value)}")
+        if hasattr(value, "resolve_neg"):
+            value = value.resolve_neg()  # PyTorch shares a negated tensor's memory as it is
         try:
             shared = self.cupy.asarray if hasattr(value, "__cuda_array_interface__") else self.cupy.from_dlpack
-            array = shared(value)  # of no subclass
+            array = value if isinstance(value, self.cupy.ndarray) else shared(value)
         except MemoryError:
             raise
         except Exception as error:  # whatever the value's own class raises
@@ -192,6 +194,8 @@ class CuPy(Library):
             raise TypeError(
                 f"{argument}: expected an array on CUDA device {self._device}, as features is, got {array.device.id}"
             )
+        if type(array) is not self.cupy.ndarray:
+            array = array.view(self.cupy.ndarray)
         array = self.cupy.ascontiguousarray(array) if array.ndim else array
         return array.copy() if array.data.ptr % array.dtype.itemsize else array
 
@@ -225,7 +229,9 @@ class Torch(Library):
     def __init__(self, torch: ModuleType, features: Any, num_threads: int | None = None) -> None:
         self.torch = torch
         if torch.jit.is_tracing():
-            raise TypeError("features: expected a call outside of torch.jit.trace, which cannot record it, got one within")
+            raise TypeError(
+                "features: expected a call outside of torch.jit.trace, which cannot record it, got one within"
+            )
         with torch._C.DisableTorchFunction():
             self.on = device = features.device
         if device.type == "cuda":
@@ -267,7 +273,7 @@ class Torch(Library):
         except Exception:  # each kind of tensor without data raises its own
             pass
         return (
-            " with data in memory, got one without, as there are within torch.func.grad, torch.vmap and FakeTensorMode: "
+            " with data in memory, got one without, as within torch.func.grad, torch.vmap and FakeTensorMode: "
             "call lsoftmax_op.arrays outside of them, for gradients from a torch.autograd.Function as in "
             "docs/arrays.md, for batches in a loop"
         )

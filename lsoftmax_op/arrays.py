@@ -62,8 +62,8 @@ def logits(
     """Computes the logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6).
 
     Args:
-        features: [N, D], float16, bfloat16 (NumPy's is that of ml_dtypes), float32 or float64. Read-only and strided
-            arrays are fine.
+        features: [N, D], float16, bfloat16 (NumPy's is that of ml_dtypes), float32 or float64. Arrays that are
+            read-only, strided or of the other byte order are fine.
         weights: [D, C], of the same library, device and dtype, a column for every class.
         labels: [N], integers, each in [0, C); -1 leaves its row the plain dense layer's.
         bias: [C], of the features' dtype, or None.

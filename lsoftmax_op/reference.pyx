@@ -301,7 +301,8 @@ def loss_grad(grad, features, weights, labels, bias=None, *, margin=4, lam=0.0) 
 
 def _number(value, expected):
     """Returns a number, or a scalar array, as a float."""
-    return _checks.real(value if isinstance(value, Real) else _checks.array(value, expected.split(":")[0])[()], expected)
+    number = value if isinstance(value, Real) else _checks.array(value, expected.partition(":")[0])[()]
+    return _checks.real(number if isinstance(number, Real) else value, expected)
 
 
 def _float64(value, name):
