@@ -112,8 +112,9 @@ def refuse_masked(value: Any, name: str) -> None:
     Raises:
         TypeError: it has one.
     """
-    if any(map(np.ma.is_masked, value)) if isinstance(value, (list, tuple)) else np.ma.is_masked(value):
-        raise TypeError(f"{name}: expected an array without masked entries, got {described(value)} that hides some")
+    for part in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(part, np.ma.MaskedArray) and b"\1" in np.ma.getmask(part).tobytes():
+            raise TypeError(f"{name}: expected an array without masked entries, got {described(part)} that hides some")
 
 
 def shown(value: object) -> str:
