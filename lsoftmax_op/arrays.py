@@ -62,8 +62,8 @@ def logits(
     """Computes the logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6).
 
     Args:
-        features: [N, D], float16, bfloat16 (NumPy's is that of ml_dtypes), float32 or float64. Read-only and strided
-            arrays are fine.
+        features: [N, D], float16, bfloat16 (NumPy's is that of ml_dtypes), float32 or float64. Arrays that are
+            read-only, strided or of the other byte order are fine.
         weights: [D, C], of the same library, device and dtype, a column for every class.
         labels: [N], integers, each in [0, C); -1 leaves its row the plain dense layer's.
         bias: [C], of the features' dtype, or None.
@@ -240,6 +240,7 @@ class _Layer:
         self.features = self.array("features", features, "[N, D]")
         self.weights = self.array("weights", weights, "[D, C]")
         self.labels = self._labels(labels)
+        self.wide_labels = self.array_library.dtype(self.labels) == "int64"
         self.bias = None if bias is None else self.array("bias", bias, "[C]")
         self.rows, self.depth = map(int, self.features.shape)
         self.classes = int(self.weights.shape[1])
@@ -302,7 +303,7 @@ class _Layer:
         call = self.array_library.kernels.Call()
         call.dtype, call.margin = self.dtype, self.margin
         call.rows, call.depth, call.classes = self.rows, self.depth, self.classes
-        call.wide_labels = self.array_library.dtype(self.labels) == "int64"
+        call.wide_labels = self.wide_labels
         layer = {"features": self.features, "weights": self.weights, "labels": self.labels, "lam": self.lam}
         if self.bias is not None:
             layer["bias"] = self.bias
@@ -319,7 +320,10 @@ class _Layer:
             raise TypeError(f"labels: expected integers that fit in int64, got dtype {dtype}")
         if array.ndim != 1:
             raise ValueError(f"labels: expected shape [N], got {list(array.shape)}")
-        return array if dtype in ("int32", "int64") else self.array_library.cast(array, "int64")
+        if dtype not in ("int32", "int64"):
+            return self.array_library.cast(array, "int64")
+        # Where they are checked they are copied before: another thread may write to the caller's until the kernels end.
+        return self.array_library.copy(array) if self.array_library.checks_values else array
 
     def _lambda(self, lam: Any) -> Any:
         if isinstance(lam, float):

@@ -1,7 +1,7 @@
 // The kernels of one backend as a Python module: a call in, no result out.
 //
 // A call names its arrays by their addresses, as the core's own arguments do; who makes it (lsoftmax_op/arrays.py)
-// answers for their memory, shapes, dtypes and values. The GIL is released while a kernel runs.
+// answers for their memory, shapes, dtypes and values. The GIL is released while a kernel runs, on a copy of the call.
 #ifndef LSOFTMAX_PYTHON_BINDINGS_H_
 #define LSOFTMAX_PYTHON_BINDINGS_H_
 
@@ -80,7 +80,6 @@ template <typename Backend>
 void define_kernels(pybind11::module_& module) {
   namespace py = pybind11;
   using Where = typename Backend::Where;
-  using Release = py::call_guard<py::gil_scoped_release>;
 
   py::class_<Call>(module, "Call", "Sizes and addresses of the arrays of one kernel call.", py::module_local())
       .def(py::init<>())
@@ -119,13 +118,15 @@ void define_kernels(pybind11::module_& module) {
 #define LSOFTMAX_DEFINE(KERNEL)                                   \
   module.def(                                                     \
       #KERNEL,                                                    \
-      [](const Call& call, Where where) {                         \
+      [](const Call& shared, Where where) {                       \
+        const Call call = shared;                                 \
+        const py::gil_scoped_release release;                     \
         dispatch(call.dtype, [&](auto zero) {                     \
           using T = decltype(zero);                               \
           Backend::template KERNEL<T>(call, call.as<T>(), where); \
         });                                                       \
       },                                                          \
-      py::arg("call"), py::arg("where"), Release())
+      py::arg("call"), py::arg("where"))
   LSOFTMAX_DEFINE(geometry);
   LSOFTMAX_DEFINE(logits);
   LSOFTMAX_DEFINE(logits_grad);
