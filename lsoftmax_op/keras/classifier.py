@@ -10,6 +10,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
+from itertools import repeat
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -17,9 +20,10 @@ import keras
 import tensorflow as tf
 
 from lsoftmax_op import _checks
-from lsoftmax_op.keras import annealing
+from lsoftmax_op.keras import annealing, inputs
 from lsoftmax_op.keras.dense import LSoftmaxDense
 from lsoftmax_op.keras.labels import class_indices
+from lsoftmax_op.keras.loss import PlainLoss
 from lsoftmax_op.keras.multi_worker import MultiWorkerModel
 
 
@@ -57,10 +61,11 @@ class LSoftmaxClassifier(MultiWorkerModel):
         bias_regularizer: of its bias.
         kernel_constraint: of its kernel.
         bias_constraint: of its bias.
-        **kwargs: ``name``, ``dtype`` (a name or dtype policy) and ``trainable``.
+        **kwargs: ``name``, ``dtype`` (a name or dtype policy) and ``trainable``; and ``head``, a dict of what only
+            `LSoftmaxDense` takes, such as ``lora_rank``.
 
     Attributes:
-        backbone: the backbone.
+        backbone: the backbone: ``backbone.predict(x)`` gives the features (the embeddings) [N, D].
         head: the last layer, an `LSoftmaxDense`; ``head.lam`` is the present lambda.
 
     Raises:
@@ -86,6 +91,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
     ) -> None:
         if not isinstance(backbone, keras.Layer):
             raise TypeError(f"backbone: expected a Keras model or layer, got {backbone!r}")
+        head = kwargs.pop("head", {})
         super().__init__(**kwargs)
         self.backbone = backbone
         self.head = LSoftmaxDense(
@@ -99,34 +105,78 @@ class LSoftmaxClassifier(MultiWorkerModel):
             bias_regularizer=bias_regularizer,
             kernel_constraint=kernel_constraint,
             bias_constraint=bias_constraint,
-            dtype=self.dtype_policy,
-            name="head",
+            **{"dtype": self.dtype_policy, "name": "head", **head},
         )
         self._accuracy = keras.metrics.Mean(name="accuracy")
-        if len(getattr(backbone, "inputs", None) or []) == 1:
-            self.build(backbone.input_shape)
+        self._inputs_of_first_call: Callable[[], Any] | None = (
+            None  # a closure: Keras would wrap what is in an attribute
+        )
+        if self._symbolic_input() is not None:
+            self.build(inputs.shapes_of(self.input))
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls the model; the first call of a backbone that declares no inputs tells what they are."""
+        if self._symbolic_input() is None and all(hasattr(one, "dtype") for one in keras.tree.flatten(x)):
+            self._declare(inputs.like(x, self.input_dtype))
+        return super().__call__(x, *args, **kwargs)
 
     def build(self, input_shape: Any) -> None:
         """Builds backbone and head for inputs of a shape, or a structure of shapes."""
-        features = getattr(self.backbone(self._inputs(input_shape)), "shape", None)
-        if not isinstance(features, tuple) or len(features) != 2 or features[1] is None:
+        if self._symbolic_input() is None:
+            self._declare(inputs.of_shapes(input_shape, repeat(self.backbone.input_dtype)))
+        features = self.backbone(self.input)
+        shape = getattr(features, "shape", None)
+        if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] is None:
             raise ValueError(
-                f"backbone: expected outputs [N, D], got shape {features}: end it in Flatten or GlobalAveragePooling2D"
+                f"backbone: expected outputs [N, D], got shape {shape}: end it in Flatten or GlobalAveragePooling2D"
             )
-        if not self.head.built:
-            self.head.build(features)
+        self.head(features)
         super().build(input_shape)
 
-    def _inputs(self, shapes: Any) -> Any:
-        """Returns symbolic inputs of a structure of shapes, named and typed as the backbone's, for any batch size."""
-        known = iter(getattr(self.backbone, "inputs", None) or [])
+    def get_build_config(self) -> dict:
+        """Returns the shapes of the inputs, and the data types that the first call had."""
+        config = super().get_build_config()
+        known = self._inputs_of_first_call
+        return config if known is None else {**config, "input_dtypes": inputs.dtypes_of(known())}
 
-        def one(shape: tuple) -> keras.KerasTensor:
-            like = next(known, None)
-            name, dtype = (None, self.backbone.input_dtype) if like is None else (like.name, like.dtype)
-            return keras.Input(batch_shape=(None, *shape[1:]), dtype=dtype, name=name)
+    def build_from_config(self, config: dict) -> None:
+        """Builds backbone and head for the inputs that a saved model had."""
+        if "input_dtypes" in config:
+            self._declare(inputs.of_shapes(config["input_shape"], config["input_dtypes"]))
+        super().build_from_config(config)
 
-        return keras.tree.map_shape_structure(one, shapes)
+    def _declare(self, symbolic: Any) -> None:
+        self._inputs_of_first_call = lambda: symbolic
+
+    def _symbolic_input(self) -> Any:
+        """Returns the symbolic inputs; None as long as nobody has told them."""
+        known = self._inputs_of_first_call
+        return inputs.declared(self.backbone) if known is None else known()
+
+    @property
+    def input(self) -> Any:
+        """The symbolic inputs as a call takes them, a tensor, list or dict: the backbone's own if it declares some."""
+        symbolic = self._symbolic_input()
+        if symbolic is None:
+            raise AttributeError(
+                f"{self.name} has no inputs yet: call it first, or give it a backbone with keras.Input"
+            )
+        return symbolic
+
+    @property
+    def inputs(self) -> list:
+        """The symbolic inputs, as a list."""
+        return keras.tree.flatten(self.input)
+
+    @cached_property
+    def output(self) -> Any:
+        """The symbolic probabilities [N, C] of `input`."""
+        return self(self.input)
+
+    @property
+    def outputs(self) -> list:
+        """The symbolic probabilities, in a list."""
+        return [self.output]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Computes the plain probabilities [N, C], float32 (float64 for a float64 policy)."""
@@ -146,7 +196,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
         Args:
             optimizer: a Keras optimizer, or its name.
-            loss: None. The loss is the model's own.
+            loss: None, or the one that a compiled model has as ``model.loss``. The loss is the model's own.
             **options: the other arguments of ``keras.Model.compile``, such as ``metrics``. The metric "accuracy" is
                 always there.
 
@@ -154,18 +204,17 @@ class LSoftmaxClassifier(MultiWorkerModel):
             ValueError: a loss or `loss_weights` is given.
         """
         for name, value in (("loss", loss), ("loss_weights", options.get("loss_weights"))):
-            if value is not None:
+            if value is not None and not isinstance(value, PlainLoss):
                 raise ValueError(f"{name}: expected None, as LSoftmaxClassifier has its own loss, got {value!r}")
         metrics = options.pop("metrics", None)
         if isinstance(metrics, (list, tuple)):
             metrics = [metric for metric in metrics if metric != "accuracy"]
-        super().compile(optimizer, metrics=metrics or None, **options)
+        super().compile(optimizer, loss or PlainLoss(), metrics=metrics or None, **options)
         self.head.follow(self.optimizer)
 
     def compile_from_config(self, config: dict) -> None:
         """Configures the training as that of a saved model was."""
-        config = keras.saving.deserialize_keras_object(config)
-        self.compile(**{name: value for name, value in config.items() if name not in ("loss", "loss_weights")})
+        self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -221,35 +270,45 @@ class LSoftmaxClassifier(MultiWorkerModel):
         """
         if not self.built:
             raise ValueError("export: expected a model that has been built, by fit or by a call, got one that has not")
-        inputs = self._inputs(self.get_build_config()["input_shape"])
+        model = self._plain_model()
         if str(filepath).endswith(".keras"):
-            self._plain_model(inputs).save(filepath)
-            return None
-        self(inputs)  # Keras exports what has been called, and fit calls backbone and head only
-        return super().export(filepath, format, **options)
+            return model.save(filepath)
+        return model.export(filepath, format, **options)
 
-    def _plain_model(self, inputs: Any) -> keras.Model:
+    def _plain_model(self) -> keras.Model:
         """Returns the backbone, a Dense layer with a copy of the head's weights, and a softmax."""
+        symbolic = inputs.anew(self.input)
+        head = self.head.get_config()
+        names = ("name", "units", "use_bias", "dtype", "quantization_config")
         with self.distribute_strategy.scope():
-            dense = keras.layers.Dense(
-                self.head.units, use_bias=self.head.use_bias, dtype=self.dtype_policy, name=self.head.name
-            )
+            dense = keras.layers.Dense.from_config({name: head[name] for name in names if name in head})
             softmax = keras.layers.Activation("softmax", dtype=self._wide, name="probabilities")
-            model = keras.Model(inputs, softmax(dense(self.backbone(inputs))), name=self.name)
-            weights = [self.head.kernel] if self.head.bias is None else [self.head.kernel, self.head.bias]
-            dense.set_weights([keras.ops.convert_to_numpy(weight) for weight in weights])
+            model = keras.Model(symbolic, softmax(dense(self.backbone(symbolic))), name=self.name)
+            weights = {}
+            self.head.save_own_variables(weights)  # LoRA's product is in the kernel
+            dense.load_own_variables(weights)
         return model
+
+    @property
+    def _default_save_signature(self) -> Callable:
+        """What tf.saved_model.save has a model served by."""
+        spec = keras.tree.map_structure(lambda one: tf.TensorSpec(one.shape, one.dtype), self.input)
+        return tf.function(lambda inputs: self(inputs), input_signature=[spec])
 
     def get_config(self) -> dict:
         """Returns the arguments of the constructor."""
         head = self.head.get_config()
         names = ("margin", "lam", "use_bias", *(n for n in head if n.endswith(("izer", "constraint")) and n[0] != "a"))
-        return {
+        config = {
             **super().get_config(),
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "num_classes": head["units"],
             **{name: head[name] for name in names},
         }
+        special = {name: head[name] for name in ("lora_rank", "lora_alpha", "quantization_config") if head.get(name)}
+        if head["dtype"] != config["dtype"]:
+            special["dtype"] = head["dtype"]
+        return {**config, "head": special} if special else config
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> LSoftmaxClassifier:
@@ -259,4 +318,9 @@ class LSoftmaxClassifier(MultiWorkerModel):
         config["lam"] = annealing.deserialize(config["lam"])
         if isinstance(config.get("dtype"), dict):
             config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])
+        if "head" in config:
+            config["head"] = {
+                name: keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
+                for name, value in config["head"].items()
+            }
         return cls(**config)
