@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from lsoftmax_op import _checks
-from lsoftmax_op.keras import annealing, inputs
+from lsoftmax_op.keras import annealing, symbolic
 from lsoftmax_op.keras.dense import LSoftmaxDense
 from lsoftmax_op.keras.labels import class_indices
 from lsoftmax_op.keras.loss import PlainLoss
@@ -112,18 +112,18 @@ class LSoftmaxClassifier(MultiWorkerModel):
             None  # a closure: Keras would wrap what is in an attribute
         )
         if self._symbolic_input() is not None:
-            self.build(inputs.shapes_of(self.input))
+            self.build(symbolic.shapes_of(self.input))
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the model; the first call of a backbone that declares no inputs tells what they are."""
         if self._symbolic_input() is None and all(hasattr(one, "dtype") for one in keras.tree.flatten(x)):
-            self._declare(inputs.like(x, self.input_dtype))
+            self._declare(symbolic.like(x, self.input_dtype))
         return super().__call__(x, *args, **kwargs)
 
     def build(self, input_shape: Any) -> None:
         """Builds backbone and head for inputs of a shape, or a structure of shapes."""
         if self._symbolic_input() is None:
-            self._declare(inputs.of_shapes(input_shape, repeat(self.backbone.input_dtype)))
+            self._declare(symbolic.of_shapes(input_shape, repeat(self.backbone.input_dtype)))
         features = self.backbone(self.input)
         shape = getattr(features, "shape", None)
         if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] is None:
@@ -137,12 +137,12 @@ class LSoftmaxClassifier(MultiWorkerModel):
         """Returns the shapes of the inputs, and the data types that the first call had."""
         config = super().get_build_config()
         known = self._inputs_of_first_call
-        return config if known is None else {**config, "input_dtypes": inputs.dtypes_of(known())}
+        return config if known is None else {**config, "input_dtypes": symbolic.dtypes_of(known())}
 
     def build_from_config(self, config: dict) -> None:
         """Builds backbone and head for the inputs that a saved model had."""
         if "input_dtypes" in config:
-            self._declare(inputs.of_shapes(config["input_shape"], config["input_dtypes"]))
+            self._declare(symbolic.of_shapes(config["input_shape"], config["input_dtypes"]))
         super().build_from_config(config)
 
     def _declare(self, symbolic: Any) -> None:
@@ -151,7 +151,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
     def _symbolic_input(self) -> Any:
         """Returns the symbolic inputs; None as long as nobody has told them."""
         known = self._inputs_of_first_call
-        return inputs.declared(self.backbone) if known is None else known()
+        return symbolic.declared(self.backbone) if known is None else known()
 
     @property
     def input(self) -> Any:
@@ -277,7 +277,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     def _plain_model(self) -> keras.Model:
         """Returns the backbone, a Dense layer with a copy of the head's weights, and a softmax."""
-        symbolic = inputs.anew(self.input)
+        symbolic = symbolic.anew(self.input)
         head = self.head.get_config()
         names = ("name", "units", "use_bias", "dtype", "quantization_config")
         with self.distribute_strategy.scope():
