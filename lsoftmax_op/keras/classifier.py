@@ -108,21 +108,19 @@ class LSoftmaxClassifier(MultiWorkerModel):
             **{"dtype": self.dtype_policy, "name": "head", **head},
         )
         self._accuracy = keras.metrics.Mean(name="accuracy")
-        self._inputs_of_first_call: Callable[[], Any] | None = (
-            None  # a closure: Keras would wrap what is in an attribute
-        )
-        if self._symbolic_input() is not None:
+        self._first_input: Callable[[], Any] | None = None  # a closure, as Keras wraps lists and dicts in attributes
+        if self._known_input() is not None:
             self.build(symbolic.shapes_of(self.input))
 
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the model; the first call of a backbone that declares no inputs tells what they are."""
-        if self._symbolic_input() is None and all(hasattr(one, "dtype") for one in keras.tree.flatten(x)):
-            self._declare(symbolic.like(x, self.input_dtype))
-        return super().__call__(x, *args, **kwargs)
+        if self._known_input() is None and all(hasattr(one, "dtype") for one in keras.tree.flatten(inputs)):
+            self._declare(symbolic.like(inputs, self.input_dtype))
+        return super().__call__(inputs, *args, **kwargs)
 
     def build(self, input_shape: Any) -> None:
         """Builds backbone and head for inputs of a shape, or a structure of shapes."""
-        if self._symbolic_input() is None:
+        if self._known_input() is None:
             self._declare(symbolic.of_shapes(input_shape, repeat(self.backbone.input_dtype)))
         features = self.backbone(self.input)
         shape = getattr(features, "shape", None)
@@ -136,8 +134,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
     def get_build_config(self) -> dict:
         """Returns the shapes of the inputs, and the data types that the first call had."""
         config = super().get_build_config()
-        known = self._inputs_of_first_call
-        return config if known is None else {**config, "input_dtypes": symbolic.dtypes_of(known())}
+        return config if self._first_input is None else {**config, "input_dtypes": symbolic.dtypes_of(self.input)}
 
     def build_from_config(self, config: dict) -> None:
         """Builds backbone and head for the inputs that a saved model had."""
@@ -145,23 +142,22 @@ class LSoftmaxClassifier(MultiWorkerModel):
             self._declare(symbolic.of_shapes(config["input_shape"], config["input_dtypes"]))
         super().build_from_config(config)
 
-    def _declare(self, symbolic: Any) -> None:
-        self._inputs_of_first_call = lambda: symbolic
+    def _declare(self, inputs: Any) -> None:
+        self._first_input = lambda: inputs
 
-    def _symbolic_input(self) -> Any:
+    def _known_input(self) -> Any:
         """Returns the symbolic inputs; None as long as nobody has told them."""
-        known = self._inputs_of_first_call
-        return symbolic.declared(self.backbone) if known is None else known()
+        return symbolic.declared(self.backbone) if self._first_input is None else self._first_input()
 
     @property
     def input(self) -> Any:
         """The symbolic inputs as a call takes them, a tensor, list or dict: the backbone's own if it declares some."""
-        symbolic = self._symbolic_input()
-        if symbolic is None:
+        inputs = self._known_input()
+        if inputs is None:
             raise AttributeError(
                 f"{self.name} has no inputs yet: call it first, or give it a backbone with keras.Input"
             )
-        return symbolic
+        return inputs
 
     @property
     def inputs(self) -> list:
@@ -277,13 +273,13 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     def _plain_model(self) -> keras.Model:
         """Returns the backbone, a Dense layer with a copy of the head's weights, and a softmax."""
-        symbolic = symbolic.anew(self.input)
+        inputs = symbolic.anew(self.input)
         head = self.head.get_config()
         names = ("name", "units", "use_bias", "dtype", "quantization_config")
         with self.distribute_strategy.scope():
             dense = keras.layers.Dense.from_config({name: head[name] for name in names if name in head})
             softmax = keras.layers.Activation("softmax", dtype=self._wide, name="probabilities")
-            model = keras.Model(symbolic, softmax(dense(self.backbone(symbolic))), name=self.name)
+            model = keras.Model(inputs, softmax(dense(self.backbone(inputs))), name=self.name)
             weights = {}
             self.head.save_own_variables(weights)  # LoRA's product is in the kernel
             dense.load_own_variables(weights)

@@ -4,8 +4,8 @@
     training with labels:      the margin logits of X, W, b     lsoftmax_op.lsoftmax_logits
 
 lambda is a variable of the layer, saved beside its weights. A schedule is a function of the steps that the *optimizer*
-has taken: a layer that follows an optimizer sets its lambda from their number whenever it trains. Forward passes are not
-counted: accumulated gradients, replicas, skipped steps and evaluation cannot advance it.
+has taken: a layer that follows an optimizer sets its lambda from their number whenever it trains. Forward passes are
+not counted: accumulated gradients, replicas, skipped steps and evaluation cannot advance it.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class LSoftmaxDense(keras.layers.Dense):
             ``lora_rank``, ``lora_alpha`` and ``quantization_config``.
 
     LoRA and quantisation are those of Dense: ``enable_lora``, ``quantize``, what is saved and what is loaded. With LoRA
-    the margin trains the factors. A layer quantised to int8 trains what comes before it, and factors of LoRA; to int4 or
-    by GPTQ or AWQ it infers; float8, which is there for training, is refused.
+    the margin trains the factors. A layer quantised to int8 trains what comes before it, and factors of LoRA; in Keras'
+    other modes it infers alone, and float8, which is there for training, is refused.
 
     Call arguments:
         inputs: the features, [N, D] where there are labels, else [..., D].
@@ -191,7 +191,7 @@ class LSoftmaxDense(keras.layers.Dense):
         return keras.ops.cast(features, dtype), keras.ops.cast(self._float_kernel(), dtype), labels, bias
 
     def _float_kernel(self) -> Any:
-        """Returns the kernel [D, C] that the layer multiplies with: dequantised, and with the product of LoRA's factors."""
+        """Returns the kernel [D, C] that the margin sees: dequantised, and with the product of LoRA's factors."""
         if self.quantization_mode is None:
             return self.kernel
         if self.quantization_mode != "int8":
@@ -261,7 +261,7 @@ class LSoftmaxDense(keras.layers.Dense):
             self._lambda_state.restore(lam)
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
-        """What tf.train.Checkpoint records of the layer itself; a variable of its own would have to be in every file."""
+        """What tf.train.Checkpoint records of the layer itself; a variable would have to be in every checkpoint."""
         return {"lam": tf.convert_to_tensor(self.lam)} if self.built and tf.executing_eagerly() else {}
 
     def _restore_from_tensors(self, restored: dict[str, tf.Tensor]) -> None:

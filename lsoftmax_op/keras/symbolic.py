@@ -19,7 +19,7 @@ def declared(backbone: keras.Layer) -> Any:
 
 
 def like(inputs: Any, float_dtype: str) -> Any:
-    """Returns symbolic inputs like some data, a structure of tensors or arrays [N, ...]: for any N, floats of a dtype."""
+    """Returns symbolic inputs like some tensors or arrays [N, ...]: for any N, floats of a given dtype."""
     shapes = keras.tree.map_structure(lambda one: tuple(one.shape), inputs)
     dtypes = (tf.as_dtype(one.dtype) for one in keras.tree.flatten(inputs))
     return of_shapes(shapes, (float_dtype if dtype.is_floating else dtype.name for dtype in dtypes))
