@@ -169,7 +169,7 @@ class LSoftmaxDense(keras.layers.Dense):
             TypeError, ValueError, tf.errors.InvalidArgumentError: as for a call.
         """
         if not training and self.quantization_mode is not None:
-            return self._plain_loss(self(features), class_indices(labels, self.units))
+            return self._plain_loss(self(features, training=False), class_indices(labels, self.units))
         layer = self._margin_layer(features, labels, watched=training)
         if not training:
             return ops.loss_layer(*layer, margin=1, lam=0.0)
@@ -178,8 +178,10 @@ class LSoftmaxDense(keras.layers.Dense):
     @staticmethod
     def _plain_loss(logits: tf.Tensor, labels: tf.Tensor) -> ops.LossLayer:
         """Returns the loss of logits that are no product of features and kernel."""
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=logits)
-        return ops.LossLayer(tf.where(labels >= 0, losses, tf.zeros_like(losses)), tf.argmax(logits, axis=1))
+        wide = tf.cast(logits, tf.float64 if logits.dtype == tf.float64 else tf.float32)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=wide)
+        loss = tf.where(labels >= 0, loss, tf.zeros_like(loss))
+        return ops.LossLayer(tf.cast(loss, logits.dtype), tf.argmax(wide, axis=1))
 
     def _margin_layer(self, features: Any, labels: Any, watched: bool = True) -> tuple:
         """Returns features, weights, labels and bias in the compute dtype."""
@@ -203,9 +205,8 @@ class LSoftmaxDense(keras.layers.Dense):
         kernel = keras.ops.cast(self._kernel, dtype) / keras.ops.cast(self.kernel_scale, dtype)
         if not self.lora_enabled:
             return kernel
-        scale = (
-            getattr(self, "lora_alpha", self.lora_rank) / self.lora_rank
-        )  # the first releases of Keras have no alpha
+        # Older releases of Keras 3 have no alpha.
+        scale = getattr(self, "lora_alpha", self.lora_rank) / self.lora_rank
         return kernel + scale * keras.ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
 
     def _annealed(self) -> tf.Tensor:
@@ -248,9 +249,9 @@ class LSoftmaxDense(keras.layers.Dense):
         """
         if mode == "float8":
             raise NotImplementedError(
-                f"mode: expected another than 'float8', in which the margin of {self.name} cannot train"
+                f"mode: expected one to infer in, as the margin cannot train in float8, got {mode!r}"
             )
-        super().quantize(mode, type_check=False, **options)
+        super().quantize(mode, type_check=type_check and type(self) is not LSoftmaxDense, **options)
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the weights. In files of the first releases, lambda stands behind them."""
