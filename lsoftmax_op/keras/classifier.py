@@ -20,7 +20,7 @@ from lsoftmax_op import _checks
 from lsoftmax_op.keras import annealing
 from lsoftmax_op.keras.dense import LSoftmaxDense
 from lsoftmax_op.keras.labels import class_indices
-from lsoftmax_op.keras.multi_worker import MultiWorkerModel
+from lsoftmax_op.keras.multi_worker import MultiWorkerModel, share_of_batch
 
 
 class _Result(NamedTuple):
@@ -30,6 +30,7 @@ class _Result(NamedTuple):
     y: Any
     sample_weight: Any
     labels: tf.Tensor  # [N]
+    rows: tf.Tensor  # [], N
     features: tf.Tensor  # [N, D]
     total: tf.Tensor  # []
     predicted: tf.Tensor  # [N]
@@ -173,7 +174,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
         """Takes one step of the optimizer on the margin loss of one batch."""
         with tf.GradientTape() as tape:
             result = self._forward(data, training=True)
-            scaled = self.optimizer.scale_loss(result.total / tf.distribute.get_strategy().num_replicas_in_sync)
+            scaled = self.optimizer.scale_loss(result.total * share_of_batch(result.rows, result.total.dtype))
         weights = self.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
         return self.logs_of_step({**self._count(result), "lam": tf.convert_to_tensor(self.head.lam)})
@@ -184,23 +185,26 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     def _forward(self, data: Any, training: bool) -> _Result:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y, sample_weight = _the_one(y), _the_one(sample_weight)
         labels = class_indices(y, self.head.units, "y")
+        rows = tf.shape(labels)[0]
         if not self.built:
             self(x, training=False)
         features = self.backbone(x, training=training)
         loss, predicted = self.head.compute_loss(features, labels, training)
         loss = tf.cast(loss, self._wide)
         if sample_weight is not None:
-            loss *= tf.reshape(tf.cast(sample_weight, self._wide), tf.shape(loss))
-        # As Keras reduces: the sum over the batch size, whatever the weights; and every regularisation loss.
-        total = tf.add_n([tf.reduce_mean(loss), *(tf.reduce_sum(tf.cast(term, self._wide)) for term in self.losses)])
-        return _Result(x, y, sample_weight, labels, features, total, predicted)
+            loss *= tf.broadcast_to(tf.reshape(tf.cast(sample_weight, self._wide), [-1]), [rows])
+        # As Keras reduces: the sum over the batch size, whatever the weights, and 0 of no sample; every regularisation loss.
+        mean = tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(rows, self._wide))
+        total = tf.add_n([mean, *(tf.reduce_sum(tf.cast(term, self._wide)) for term in self.losses)])
+        return _Result(x, y, sample_weight, labels, rows, features, total, predicted)
 
     def _count(self, result: _Result) -> dict:
         """Updates the metrics and returns their values."""
         for metric in self.metrics:
             if metric.name == "loss":
-                metric.update_state(result.total, sample_weight=tf.shape(result.labels)[0])
+                metric.update_state(result.total, sample_weight=result.rows)
         hits = result.predicted == tf.cast(result.labels, tf.int64)
         self._accuracy.update_state(hits, sample_weight=result.labels >= 0)
         # In a graph the probabilities are computed only where some metric of compile looks at them.
@@ -260,3 +264,8 @@ class LSoftmaxClassifier(MultiWorkerModel):
         if isinstance(config.get("dtype"), dict):
             config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])
         return cls(**config)
+
+
+def _the_one(value: Any) -> Any:
+    """Returns what Keras makes of a list of one output's labels or weights: the one."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
