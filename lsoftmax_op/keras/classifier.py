@@ -131,6 +131,8 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Computes the plain probabilities [N, C], float32 (float64 for a float64 policy)."""
+        if training is not False:
+            self.head.warn_if_trained_plainly("fit(x, y), or head.compute_loss(backbone(x), y, training=True)")
         return self._probabilities(self.backbone(inputs, training=training))
 
     def _probabilities(self, features: Any) -> Any:
@@ -169,6 +171,34 @@ class LSoftmaxClassifier(MultiWorkerModel):
         self.compile(**{name: value for name, value in config.items() if name not in ("loss", "loss_weights")})
         if self.built:
             self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x: Any = None, *args: Any, **options: Any) -> keras.callbacks.History:
+        """Trains the model, as ``keras.Model.fit`` does and with its arguments.
+
+        `class_weight` may leave out classes, whose weight is 1, also where `x` is a ``tf.data.Dataset``, and labels may be
+        -1 there.
+
+        Raises:
+            ValueError: `class_weight` for a data set that has sample weights.
+        """
+        if options.get("class_weight") is not None and isinstance(x, tf.data.Dataset):
+            x = self._with_class_weights(x, options.pop("class_weight"))
+        return super().fit(x, *args, **options)
+
+    def _with_class_weights(self, batches: tf.data.Dataset, class_weight: dict) -> tf.data.Dataset:
+        """Returns the batches with the weights of their samples, those that Keras gives the samples of an array."""
+        classes = self.head.units
+        table = tf.constant([class_weight.get(c, 1.0) for c in range(-1, classes)], keras.config.floatx())
+
+        def weighted(*data: Any) -> tuple:
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            if sample_weight is not None:
+                raise ValueError("class_weight: expected None where the data set has sample weights, got both")
+            y = _the_one(y)
+            labels = tf.clip_by_value(class_indices(y, classes, "y"), -1, classes - 1)  # the op tells of others
+            return x, y, tf.gather(table, labels + 1)
+
+        return batches.map(weighted).prefetch(tf.data.AUTOTUNE)
 
     def train_step(self, data: Any) -> dict:
         """Takes one step of the optimizer on the margin loss of one batch."""
