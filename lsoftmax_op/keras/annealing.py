@@ -43,9 +43,9 @@ def checked(lam: Any) -> float | Schedule:
 def at(schedule: Schedule, step: Any) -> tf.Tensor:
     """Returns lambda at a step, a float32 scalar tensor.
 
-    The schedule gets the step as int64, which keeps it exact; where it cannot compute with that (``10.0 / (1 + step)``),
-    as float64, and at last as float32 (``tf.maximum(1.0, 9.0 - step)``). In a graph it may hold Python's ``if`` and
-    ``max``, too, as in a ``tf.function``.
+    The schedule gets the step as int64; where it cannot compute with that (``10.0 / (1 + step)``), as float64, which is
+    exact, too; and at last as float32 (``tf.maximum(1.0, 9.0 - step)``). It may hold Python's ``if``, as a
+    ``tf.function`` may.
 
     Raises:
         TypeError: the schedule fails with each of them, or gives no number.

@@ -175,8 +175,8 @@ class LSoftmaxClassifier(MultiWorkerModel):
     def fit(self, x: Any = None, *args: Any, **options: Any) -> keras.callbacks.History:
         """Trains the model, as ``keras.Model.fit`` does and with its arguments.
 
-        `class_weight` may leave out classes, whose weight is 1, also where `x` is a ``tf.data.Dataset``, and labels may be
-        -1 there.
+        Where `x` is a ``tf.data.Dataset``, too, `class_weight` may leave out classes, whose weight is 1, and labels may
+        be -1.
 
         Raises:
             ValueError: `class_weight` for a data set that has sample weights.
@@ -225,7 +225,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
         loss = tf.cast(loss, self._wide)
         if sample_weight is not None:
             loss *= tf.broadcast_to(tf.reshape(tf.cast(sample_weight, self._wide), [-1]), [rows])
-        # As Keras reduces: the sum over the batch size, whatever the weights, and 0 of no sample; every regularisation loss.
+        # As Keras reduces: the sum over the batch size, whatever the weights; 0 without samples; all regularisation.
         mean = tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(rows, self._wide))
         total = tf.add_n([mean, *(tf.reduce_sum(tf.cast(term, self._wide)) for term in self.losses)])
         return _Result(x, y, sample_weight, labels, rows, features, total, predicted)

@@ -72,7 +72,7 @@ def _checked(indices: tf.Tensor, right: tf.Tensor, labels: tf.Tensor, message: s
         # With one row more, since XLA compiles this for batches without rows, too.
         row = tf.argmin(tf.cast(tf.concat([right, [False]], axis=0), tf.int32))
         label = tf.concat([labels, tf.zeros([1, *labels.shape[1:]], labels.dtype)], axis=0)[row]
-        check = tf.debugging.Assert(False, [message, label, "in row", row])
+        check = tf.debugging.Assert(False, [message, label, "in row", row], summarize=10)
         with tf.control_dependencies([check]):
             return tf.where(right, indices, tf.constant(_OUT_OF_RANGE, tf.int64))
 
