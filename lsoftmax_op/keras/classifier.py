@@ -24,7 +24,7 @@ from lsoftmax_op.keras import annealing, symbolic
 from lsoftmax_op.keras.dense import LSoftmaxDense
 from lsoftmax_op.keras.labels import class_indices
 from lsoftmax_op.keras.loss import PlainLoss
-from lsoftmax_op.keras.multi_worker import MultiWorkerModel
+from lsoftmax_op.keras.multi_worker import MultiWorkerModel, share_of_batch
 
 
 class _Result(NamedTuple):
@@ -34,6 +34,7 @@ class _Result(NamedTuple):
     y: Any
     sample_weight: Any
     labels: tf.Tensor  # [N]
+    rows: tf.Tensor  # [], N
     features: tf.Tensor  # [N, D]
     total: tf.Tensor  # []
     predicted: tf.Tensor  # [N]
@@ -176,6 +177,8 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Computes the plain probabilities [N, C], float32 (float64 for a float64 policy)."""
+        if training is not False:
+            self.head.warn_if_trained_plainly("fit(x, y), or head.compute_loss(backbone(x), y, training=True)")
         return self._probabilities(self.backbone(inputs, training=training))
 
     def _probabilities(self, features: Any) -> Any:
@@ -214,11 +217,39 @@ class LSoftmaxClassifier(MultiWorkerModel):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def fit(self, x: Any = None, *args: Any, **options: Any) -> keras.callbacks.History:
+        """Trains the model, as ``keras.Model.fit`` does and with its arguments.
+
+        Where `x` is a ``tf.data.Dataset``, too, `class_weight` may leave out classes, whose weight is 1, and labels may
+        be -1.
+
+        Raises:
+            ValueError: `class_weight` for a data set that has sample weights.
+        """
+        if options.get("class_weight") is not None and isinstance(x, tf.data.Dataset):
+            x = self._with_class_weights(x, options.pop("class_weight"))
+        return super().fit(x, *args, **options)
+
+    def _with_class_weights(self, batches: tf.data.Dataset, class_weight: dict) -> tf.data.Dataset:
+        """Returns the batches with the weights of their samples, those that Keras gives the samples of an array."""
+        classes = self.head.units
+        table = tf.constant([class_weight.get(c, 1.0) for c in range(-1, classes)], keras.config.floatx())
+
+        def weighted(*data: Any) -> tuple:
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            if sample_weight is not None:
+                raise ValueError("class_weight: expected None where the data set has sample weights, got both")
+            y = _the_one(y)
+            labels = tf.clip_by_value(class_indices(y, classes, "y"), -1, classes - 1)  # the op tells of others
+            return x, y, tf.gather(table, labels + 1)
+
+        return batches.map(weighted).prefetch(tf.data.AUTOTUNE)
+
     def train_step(self, data: Any) -> dict:
         """Takes one step of the optimizer on the margin loss of one batch."""
         with tf.GradientTape() as tape:
             result = self._forward(data, training=True)
-            scaled = self.optimizer.scale_loss(result.total / tf.distribute.get_strategy().num_replicas_in_sync)
+            scaled = self.optimizer.scale_loss(result.total * share_of_batch(result.rows, result.total.dtype))
         weights = self.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
         return self.logs_of_step({**self._count(result), "lam": tf.convert_to_tensor(self.head.lam)})
@@ -229,23 +260,26 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     def _forward(self, data: Any, training: bool) -> _Result:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y, sample_weight = _the_one(y), _the_one(sample_weight)
         labels = class_indices(y, self.head.units, "y")
+        rows = tf.shape(labels)[0]
         if not self.built:
             self(x, training=False)
         features = self.backbone(x, training=training)
         loss, predicted = self.head.compute_loss(features, labels, training)
         loss = tf.cast(loss, self._wide)
         if sample_weight is not None:
-            loss *= tf.reshape(tf.cast(sample_weight, self._wide), tf.shape(loss))
-        # As Keras reduces: the sum over the batch size, whatever the weights; and every regularisation loss.
-        total = tf.add_n([tf.reduce_mean(loss), *(tf.reduce_sum(tf.cast(term, self._wide)) for term in self.losses)])
-        return _Result(x, y, sample_weight, labels, features, total, predicted)
+            loss *= tf.broadcast_to(tf.reshape(tf.cast(sample_weight, self._wide), [-1]), [rows])
+        # As Keras reduces: the sum over the batch size, whatever the weights; 0 without samples; all regularisation.
+        mean = tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(rows, self._wide))
+        total = tf.add_n([mean, *(tf.reduce_sum(tf.cast(term, self._wide)) for term in self.losses)])
+        return _Result(x, y, sample_weight, labels, rows, features, total, predicted)
 
     def _count(self, result: _Result) -> dict:
         """Updates the metrics and returns their values."""
         for metric in self.metrics:
             if metric.name == "loss":
-                metric.update_state(result.total, sample_weight=tf.shape(result.labels)[0])
+                metric.update_state(result.total, sample_weight=result.rows)
         hits = result.predicted == tf.cast(result.labels, tf.int64)
         self._accuracy.update_state(hits, sample_weight=result.labels >= 0)
         # In a graph the probabilities are computed only where some metric of compile looks at them.
@@ -320,3 +354,8 @@ class LSoftmaxClassifier(MultiWorkerModel):
                 for name, value in config["head"].items()
             }
         return cls(**config)
+
+
+def _the_one(value: Any) -> Any:
+    """Returns what Keras makes of a list of one output's labels or weights: the one."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value

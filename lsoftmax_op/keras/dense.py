@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from lsoftmax_op import _checks, library, ops
 from lsoftmax_op.keras import annealing
@@ -104,6 +105,7 @@ class LSoftmaxDense(keras.layers.Dense):
         self._lam = annealing.checked(lam)
         self._steps: Callable[[], Any] | None = None
         self._watcher: Callable[[tf.Tensor], None] | None = None
+        self._warned = False
 
     def build(self, input_shape: Any) -> None:
         """Creates kernel [D, C], bias [C] and lambda []."""
@@ -139,9 +141,25 @@ class LSoftmaxDense(keras.layers.Dense):
                 f"{self.name}(features, labels, training=True), or let LSoftmaxClassifier pass them: fit(x, y)"
             )
         if not training or labels is None:
+            if training is None:
+                self.warn_if_trained_plainly(f"{self.name}(features, labels, training=True)")
             return self._plain(inputs, training)
         layer = self._margin_layer(inputs, labels)
         return ops.lsoftmax_logits(*layer, margin=self.margin, lam=self._annealed())
+
+    def warn_if_trained_plainly(self, instead: str) -> None:
+        """Warns, once, if plain logits are computed for gradients, as by a model that passes no `training` on.
+
+        Args:
+            instead: the call that has the margin.
+        """
+        if self.margin > 1 and self.trainable and not self._warned and record.could_possibly_record():
+            self._warned = True
+            warnings.warn(
+                f"{self.name} computes gradients without its margin of {self.margin}, as a plain dense layer: train by "
+                f"{instead}. (Where nothing trains, training=False says so.)",
+                stacklevel=2,
+            )
 
     def quantized_call(self, inputs: Any, labels: Any = None, training: bool | None = None) -> Any:
         """Computes the logits of a quantised layer."""
