@@ -37,7 +37,7 @@ class LSoftmaxDense(keras.layers.Dense):
         units: the number of classes C, >= 1.
         margin: the integer m from 1 (no margin) to 64.
         lam: the annealing weight lambda: a number >= 0, a `LambdaSchedule`, or another function of the optimizer's step
-            that never increases. The weight ``layer.lam`` holds its present value.
+            (a scalar tensor) that never increases. The weight ``layer.lam`` holds its present value.
         use_bias: whether there is a bias [C]. The paper has none.
         kernel_initializer: as for ``keras.layers.Dense``, like the following.
         bias_initializer: of the bias.
@@ -50,8 +50,9 @@ class LSoftmaxDense(keras.layers.Dense):
 
     Call arguments:
         inputs: the features, [N, D] where there are labels, else [..., D].
-        labels: integers [N] or [N, 1], each in [0, C), or -1 for "no target in this row"; or one-hot [N, C]; or None.
-        training: whether to apply the margin.
+        labels: integers [N] or [N, 1] (of any type, also a floating one), each in [0, C), or -1 for "no target in this
+            row"; or one-hot [N, C]; or None.
+        training: whether to apply the margin. None does not, and warns, once, where gradients are recorded.
 
     Returns of a call:
         The logits, [..., C], of the layer's compute dtype.
@@ -59,7 +60,7 @@ class LSoftmaxDense(keras.layers.Dense):
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: a value or shape out of range; a schedule that increases; no labels in training.
-        tf.errors.InvalidArgumentError: labels out of range, or not one-hot.
+        tf.errors.InvalidArgumentError: labels out of range, that are no integers, or not one-hot.
     """
 
     def __init__(
