@@ -42,8 +42,8 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     The loss is built in: ``compile(optimizer)``, then ``fit(x, y)`` with integer (of any type, also a floating one) or
     one-hot labels. A sample whose label is -1 (or a row of zeros) has loss 0 and counts in no accuracy. The logs of
-    ``fit`` show the loss, the accuracy without the margin and lambda, as ``lam``; further metrics of ``compile`` see the
-    plain probabilities.
+    ``fit`` show the loss, the accuracy without the margin and lambda, as ``lam``; further metrics of ``compile`` see
+    the plain probabilities.
 
     Args:
         backbone: a model or layer that turns a batch of inputs into features [N, D].
@@ -298,5 +298,6 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
 
 def _the_one(value: Any) -> Any:
-    """Returns what Keras makes of a list of one output's labels or weights: the one."""
-    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+    """Returns the labels or weights of a list that holds those of the one output, as Keras takes them, too."""
+    is_list = isinstance(value, (list, tuple)) and len(value) == 1 and getattr(value[0], "ndim", 0)
+    return value[0] if is_list else value

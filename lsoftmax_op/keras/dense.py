@@ -16,7 +16,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.python.eager import record
+from tensorflow.python.eager import record  # whether gradients are recorded has no public name
 
 from lsoftmax_op import _checks, library, ops
 from lsoftmax_op.keras import annealing
