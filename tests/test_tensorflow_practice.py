@@ -179,41 +179,40 @@ def test_8_threads_at_once():
     run_python(THREADS)
 
 
-WORKERS = """
-import numpy as np, tensorflow as tf
+WORKER = """
 import lsoftmax_op
 
 def by_tensorflow(grad, *layer, **options):
+    import tensorflow as tf
     with tf.GradientTape() as tape:
-        x, w, y = map(tf.constant, layer)
-        tape.watch([x, w])
-        loss = lsoftmax_op.lsoftmax_loss(x, w, y, **options)
-    return [one.numpy() for one in (*tape.gradient(loss, [x, w], output_gradients=grad), loss)]
-
-def by_arrays(grad, *layer, **options):
-    results = lsoftmax_op.arrays.loss_grad(grad, *layer, num_threads=2, **options)
-    return [*results[:2], results.loss]
+        x, w, y, b = map(tf.constant, layer)
+        tape.watch([x, w, b])
+        loss = lsoftmax_op.lsoftmax_loss(x, w, y, b, **options)
+    return [one.numpy() for one in tape.gradient(loss, [x, w, b], output_gradients=grad)]
 """
 PROCESSES = """
 import multiprocessing, sys
 sys.path[:0] = ["tests", "FOLDER"]
-import numpy as np, workers
-from lsoftmax_op import LambdaSchedule, reference
+import numpy as np, tensorflow as tf, worker
+from lsoftmax_op import LambdaSchedule, arrays, reference
 from support import random_batch
 batch = random_batch((300, 33, 50), "float64")
-arguments, options = (batch.loss_grad, *batch.layer[:3]), {"lam": 0.5}
-want = reference.loss_grad(*arguments, **options)[:2] + (reference.loss(*arguments[1:], **options),)
-workers.by_arrays(*arguments, **options)
+arguments, options = (batch.loss_grad, *batch.layer), {"lam": 0.5, "num_threads": 2}
+want = reference.loss_grad(*arguments, lam=0.5)
+here = arrays.loss_grad(*arguments, **options)
 for method in ("fork", "spawn"):
     with multiprocessing.get_context(method).Pool(1) as pool:
-        for function in (workers.by_tensorflow, workers.by_arrays):
-            got = pool.apply_async(function, arguments, options).get(60)
-            for one, other in zip(got, want, strict=True):
-                np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-10)
+        there = pool.apply_async(arrays.loss_grad, arguments, options).get(60)
+        assert all((one == other).all() for one, other in zip(there, here, strict=True))
         assert pool.apply_async(LambdaSchedule(gamma=0.1), (3,)).get(60) == LambdaSchedule(gamma=0.1)(3)
+        if method == "fork":
+            there = pool.apply_async(worker.by_tensorflow, arguments, {"lam": 0.5}).get(60)
+            for one, other in zip(there, want, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-10)
 """
 
 
 def test_processes_forked_and_spawned(tmp_path):
-    (tmp_path / "workers.py").write_text(WORKERS)
+    """Where threads have been and the ops are loaded. A spawned process imports TensorFlow as any other does."""
+    (tmp_path / "worker.py").write_text(WORKER)
     run_python(PROCESSES.replace("FOLDER", str(tmp_path)))
