@@ -35,6 +35,7 @@ class _Result(NamedTuple):
     sample_weight: Any
     labels: tf.Tensor  # [N]
     rows: tf.Tensor  # [], N
+    counted: tf.Tensor  # [], how many of them the backbone does not mask
     features: tf.Tensor  # [N, D]
     total: tf.Tensor  # []
     predicted: tf.Tensor  # [N]
@@ -45,9 +46,9 @@ class LSoftmaxClassifier(MultiWorkerModel):
     """A backbone, and a last layer that is trained with Large-Margin Softmax (Liu et al., ICML 2016).
 
     The loss is built in: ``compile(optimizer)``, then ``fit(x, y)`` with integer (of any type, also a floating one) or
-    one-hot labels. A sample whose label is -1 (or a row of zeros) has loss 0 and counts in no accuracy. The logs of
-    ``fit`` show the loss, the accuracy without the margin and lambda, as ``lam``; further metrics of ``compile`` see
-    the plain probabilities.
+    one-hot labels. A sample whose label is -1 (or a row of zeros) has loss 0 and counts in no accuracy; one that the
+    backbone masks (``keras.layers.Masking``) counts nowhere. The logs of ``fit`` show the loss, the accuracy without
+    the margin and lambda, as ``lam``; further metrics of ``compile`` see the plain probabilities.
 
     Args:
         backbone: a model or layer that turns a batch of inputs into features [N, D].
@@ -184,7 +185,9 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     def _probabilities(self, features: Any) -> Any:
         logits = self.head(features, training=False)
-        return keras.ops.softmax(keras.ops.cast(logits, self._wide))
+        probabilities = keras.ops.softmax(keras.ops.cast(logits, self._wide))
+        probabilities._keras_mask = _mask_of(features)  # for the metrics of compile
+        return probabilities
 
     @property
     def _wide(self) -> str:
@@ -250,10 +253,13 @@ class LSoftmaxClassifier(MultiWorkerModel):
         """Takes one step of the optimizer on the margin loss of one batch."""
         with tf.GradientTape() as tape:
             result = self._forward(data, training=True)
-            scaled = self.optimizer.scale_loss(result.total * share_of_batch(result.rows, result.total.dtype))
+            scaled = self.optimizer.scale_loss(result.total * share_of_batch(result.counted, result.total.dtype))
         weights = self.trainable_weights
-        self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
-        return self.logs_of_step({**self._count(result), "lam": tf.convert_to_tensor(self.head.lam)})
+        gradients = tape.gradient(scaled, weights)
+        # Before the weights change: the metrics see the model that the loss was of.
+        logs = {**self._count(result), "lam": tf.convert_to_tensor(self.head.lam)}
+        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        return self.logs_of_step(logs)
 
     def test_step(self, data: Any) -> dict:
         """Computes the plain loss and metrics of one batch."""
@@ -267,14 +273,19 @@ class LSoftmaxClassifier(MultiWorkerModel):
         if not self.built:
             self(x, training=False)
         features = self.backbone(x, training=training)
+        mask = _mask_of(features)
+        counted = rows
+        if mask is not None:
+            labels = tf.where(mask, labels, -1)
+            counted = tf.math.count_nonzero(mask, dtype=rows.dtype)
         loss, predicted = self.head.compute_loss(features, labels, training)
         loss = tf.cast(loss, self._wide)
         if sample_weight is not None:
             loss *= tf.broadcast_to(tf.reshape(tf.cast(sample_weight, self._wide), [-1]), [rows])
-        # As Keras reduces: the sum over the batch size, whatever the weights; 0 without samples; all regularisation.
-        mean = tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(rows, self._wide))
+        # As Keras reduces: the sum over the number of samples, whatever they weigh; 0 without any; all regularisation.
+        mean = tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(counted, self._wide))
         total = tf.add_n([mean, *(tf.reduce_sum(tf.cast(term, self._wide)) for term in self.losses)])
-        return _Result(x, y, sample_weight, labels, rows, features, total, predicted)
+        return _Result(x, y, sample_weight, labels, rows, counted, features, total, predicted)
 
     def _count(self, result: _Result) -> dict:
         """Updates the metrics and returns their values."""
@@ -355,6 +366,12 @@ class LSoftmaxClassifier(MultiWorkerModel):
                 for name, value in config["head"].items()
             }
         return cls(**config)
+
+
+def _mask_of(features: Any) -> Any:
+    """Returns which samples count, a bool [N] that ``keras.layers.Masking`` leaves on features [N, D]; None for all."""
+    mask = getattr(features, "_keras_mask", None)
+    return mask if mask is not None and len(mask.shape) == 1 else None
 
 
 def _the_one(value: Any) -> Any:
