@@ -1,10 +1,16 @@
-"""Checks of arguments that every function of the package takes: the error names what came and what was expected."""
+"""Checks of arguments that every function of the package takes: the error names what came and what was expected.
+
+Numbers become Python's own, arrays NumPy's own, here: what comes after never meets another type's arithmetic.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
 from numbers import Real
+from typing import Any
+
+import numpy as np
 
 MAX_MARGIN = 64
 
@@ -17,30 +23,23 @@ def margin(value: object) -> int:
         ValueError: it is not within 1 and 64.
     """
     expected = f"margin: expected an integer from 1 to {MAX_MARGIN}"
-    if isinstance(value, bool):
-        raise TypeError(f"{expected}, got {value!r}")
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{expected}, got {value!r}") from None
+    number = _index(value, expected)
     if not 1 <= number <= MAX_MARGIN:
-        raise ValueError(f"{expected}, got {value!r}")
+        raise ValueError(f"{expected}, got {shown(value)}")
     return number
 
 
-def host_lambda(value: Real, name: str = "lam") -> float:
-    """Returns an annealing weight lambda that is a Python or NumPy number.
+def host_lambda(value: object) -> float:
+    """Returns an annealing weight lambda that is a Python or NumPy number, as a float.
 
     Raises:
         TypeError: it is a bool or no number.
-        ValueError: it is negative or NaN.
+        ValueError: it is negative or NaN, or too large for float64.
     """
-    expected = f"{name}: expected a number >= 0"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{expected}, got {value!r}")
-    number = float(value)
+    expected = "lam: expected a number >= 0"
+    number = real(value, expected)
     if math.isnan(number) or number < 0:
-        raise ValueError(f"{expected}, got {value!r}")
+        raise ValueError(f"{expected}, got {shown(value)}")
     return number
 
 
@@ -49,15 +48,98 @@ def positive_integer(value: object, name: str) -> int:
 
     Raises:
         TypeError: it is no integer (a bool is none).
-        ValueError: it is less than 1.
+        ValueError: it is less than 1, or too large for int64.
     """
     expected = f"{name}: expected a positive integer"
-    if isinstance(value, bool):
-        raise TypeError(f"{expected}, got {value!r}")
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{expected}, got {value!r}") from None
+    number = integer(value, expected)
     if number < 1:
-        raise ValueError(f"{expected}, got {value!r}")
+        raise ValueError(f"{expected}, got {shown(value)}")
     return number
+
+
+def integer(value: object, expected: str) -> int:
+    """Returns an integer as an int; the message of an error begins with `expected`.
+
+    Raises:
+        TypeError: it is no integer (a bool is none).
+        ValueError: it is too large for int64.
+    """
+    number = _index(value, expected)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{expected} that fits in int64, got {shown(value)}")
+    return number
+
+
+def real(value: object, expected: str) -> float:
+    """Returns a Python or NumPy number as a float; the message of an error begins with `expected`.
+
+    Raises:
+        TypeError: it is a bool or no number.
+        ValueError: it is too large for float64.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{expected}, got {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{expected} that fits in float64, got {shown(value)}") from None
+
+
+def array(value: Any, name: str) -> np.ndarray:
+    """Returns the values of an array, or of what NumPy makes one of, as C code can read them.
+
+    Returns:
+        A NumPy array, of no subclass and of native byte order, contiguous and aligned; a view of the same memory where
+        it is all that already, else a copy.
+
+    Raises:
+        TypeError: NumPy makes no array of it, or it has a mask that hides something.
+    """
+    refuse_masked(value, name)
+    try:
+        values = np.asarray(value)
+        values = np.asarray(values, values.dtype.newbyteorder("="), order="C")
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the value's own class raises
+        raise TypeError(f"{name}: expected an array, got {described(value)}: {error}") from error
+    return values.view() if values.flags.aligned else values.copy()
+
+
+def refuse_masked(value: Any, name: str) -> None:
+    """Refuses an array, or a list of arrays, with a mask that hides something: what converts it would drop the mask.
+
+    Raises:
+        TypeError: it has one.
+    """
+    for part in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(part, np.ma.MaskedArray) and b"\1" in np.ma.getmask(part).tobytes():
+            raise TypeError(f"{name}: expected an array without masked entries, got {described(part)} that hides some")
+
+
+def shown(value: object) -> str:
+    """Returns repr(value), shortened; of values without one, their type."""
+    try:
+        text = repr(value)
+    except Exception:  # a huge int has none
+        return described(value)
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-20:]}"
+
+
+def described(value: Any) -> str:
+    """Returns the name of the value's type and, for an array, its device."""
+    try:
+        device = getattr(value, "device", None)
+    except Exception:
+        device = None
+    name = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+    return name if device is None else f"{name} on {device}"
+
+
+def _index(value: Any, expected: str) -> int:
+    try:
+        if not isinstance(value, bool) and str(getattr(value, "dtype", "")) != "torch.bool":
+            return operator.index(value)
+    except Exception:  # scalars of TensorFlow and others raise what they like
+        pass
+    raise TypeError(f"{expected}, got {shown(value)}")

@@ -2,6 +2,10 @@
 
 A library makes arrays, multiplies them, and says where one lies in memory; kernels of ours do the rest, in place:
 `_core` on the CPU, `_cuda` on the library's current stream. Nothing is copied between host and device.
+
+Kernels read and write memory as they are told it is. So an array that comes in becomes a plain one of the library
+(`Library.array`), and what the library computes is looked at before a kernel gets it (`Library.product`): it may be
+told, from outside, to compute in another dtype.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from lsoftmax_op import _checks
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -23,12 +29,13 @@ def library_of(features: Any, num_threads: int | None) -> Library:
 
     Raises:
         ImportError: the library's kernels were not built, or CuPy is missing.
-        TypeError, ValueError: `num_threads` is no positive integer or None.
+        TypeError: nobody serves the device, or a function is recorded that calls the kernels.
+        ValueError: `num_threads` is no positive integer or None.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(features, torch.Tensor):
-        return Torch(torch, features.device, num_threads)
-    if _is_on_cuda(features):
+        return Torch(torch, features, num_threads)
+    if _is_on_cuda("features", features):
         return CuPy(num_threads)
     return NumPy(num_threads)
 
@@ -43,15 +50,15 @@ class Library(abc.ABC):
 
     @abc.abstractmethod
     def array(self, argument: str, value: Any) -> Any:
-        """Converts `value` to a dense array of this library.
+        """Converts `value` to a plain, dense array of this library, of which a kernel can read the very values.
 
         Raises:
-            TypeError: it belongs to another library or device.
+            TypeError: it belongs to another library or device, or its values do not lie in memory so.
         """
 
     def dtype(self, array: Any) -> str:
-        """Returns NumPy's name of the dtype."""
-        return str(array.dtype.name)
+        """Returns NumPy's name of the dtype. What has no native byte order, or is a structure, has another name."""
+        return str(array.dtype)
 
     def cast(self, array: Any, dtype: str) -> Any:
         """Returns the array in another dtype."""
@@ -70,19 +77,46 @@ class Library(abc.ABC):
         """Returns where a dense array begins."""
 
     @abc.abstractmethod
+    def is_dense(self, array: Any) -> bool:
+        """Whether an array that the library computed is a plain one, contiguous, on the layer's device."""
+
     def product(self, a: Any, b: Any) -> Any:
-        """Returns a @ b, a new dense array of their dtype."""
+        """Returns a @ b, a new dense array of their dtype.
+
+        Raises:
+            TypeError: the library computed something else.
+        """
+        return self._computed("product", self._product(a, b), a.dtype, (a.shape[0], b.shape[1]))
+
+    def column_sums(self, a: Any) -> Any:
+        """Returns the sums over the rows, in the array's dtype.
+
+        Raises:
+            TypeError: the library computed something else.
+        """
+        return self._computed("column sums", self._column_sums(a), a.dtype, (a.shape[1],))
 
     @abc.abstractmethod
-    def column_sums(self, a: Any) -> Any:
-        """Returns the sums over the rows, in the array's dtype."""
+    def _product(self, a: Any, b: Any) -> Any: ...
+
+    @abc.abstractmethod
+    def _column_sums(self, a: Any) -> Any: ...
+
+    def _computed(self, what: str, result: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+        """Returns the result, once it is known to be what was asked for."""
+        if not self.is_dense(result) or result.dtype != dtype or tuple(result.shape) != shape:
+            raise TypeError(
+                f"{what}: expected a contiguous {self.name} of {dtype} {list(shape)}, got "
+                f"{_checks.described(result)}, {getattr(result, 'dtype', None)} {list(getattr(result, 'shape', ()))}"
+            )
+        return result
 
     def copy(self, array: Any) -> Any:
         """Returns a new dense array."""
         return array.copy()
 
     def device(self) -> contextlib.AbstractContextManager:
-        """A context in which the arrays' device is the current one."""
+        """A context in which the arrays' device is the current one, and the library computes what it is told."""
         return contextlib.nullcontext()
 
 
@@ -98,9 +132,9 @@ class NumPy(Library):
         self.where = threads(num_threads)
 
     def array(self, argument: str, value: Any) -> np.ndarray:
-        if _is_on_cuda(value):
+        if _is_on_cuda(argument, value):
             raise TypeError(f"{argument}: expected an array on the CPU, as features is, got one on a CUDA device")
-        return np.ascontiguousarray(value) if np.ndim(value) else np.asarray(value)
+        return _checks.array(value, argument)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         return np.empty(shape, dtype)
@@ -111,11 +145,14 @@ class NumPy(Library):
     def address(self, array: np.ndarray) -> int:
         return array.__array_interface__["data"][0]
 
-    def product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def is_dense(self, array: Any) -> bool:
+        return type(array) is np.ndarray and array.flags.c_contiguous
+
+    def _product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         wide = _accumulator(a)  # halves multiply in float32, as its BLAS has no other way
         return np.matmul(a.astype(wide, copy=False), b.astype(wide, copy=False)).astype(a.dtype, copy=False)
 
-    def column_sums(self, a: np.ndarray) -> np.ndarray:
+    def _column_sums(self, a: np.ndarray) -> np.ndarray:
         return a.sum(axis=0, dtype=_accumulator(a)).astype(a.dtype)
 
 
@@ -139,17 +176,28 @@ class CuPy(Library):
         self._device: int | None = None
 
     def array(self, argument: str, value: Any) -> Any:
-        if not _is_on_cuda(value):
-            raise TypeError(f"{argument}: expected an array on a CUDA device, as features is, got {_describe(value)}")
-        shared = self.cupy.asarray if hasattr(value, "__cuda_array_interface__") else self.cupy.from_dlpack
-        array = value if isinstance(value, self.cupy.ndarray) else shared(value)
+        expected = f"{argument}: expected an array on a CUDA device"
+        if not _is_on_cuda(argument, value):
+            raise TypeError(f"{expected}, as features is, got {_checks.described(value)}")
+        if hasattr(value, "resolve_neg"):
+            value = value.resolve_neg()  # PyTorch shares a negated tensor's memory as it is
+        try:
+            shared = self.cupy.asarray if hasattr(value, "__cuda_array_interface__") else self.cupy.from_dlpack
+            array = value if isinstance(value, self.cupy.ndarray) else shared(value)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the value's own class raises
+            raise TypeError(f"{expected}, got {_checks.described(value)}: {error}") from error
         if self._device is None:
             self._device = array.device.id
         elif self._device != array.device.id:
             raise TypeError(
                 f"{argument}: expected an array on CUDA device {self._device}, as features is, got {array.device.id}"
             )
-        return self.cupy.ascontiguousarray(array) if array.ndim else array
+        if type(array) is not self.cupy.ndarray:
+            array = array.view(self.cupy.ndarray)
+        array = self.cupy.ascontiguousarray(array) if array.ndim else array
+        return array.copy() if array.data.ptr % array.dtype.itemsize else array
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         return self.cupy.empty(shape, dtype)
@@ -160,10 +208,13 @@ class CuPy(Library):
     def address(self, array: Any) -> int:
         return array.data.ptr
 
-    def product(self, a: Any, b: Any) -> Any:
+    def is_dense(self, array: Any) -> bool:
+        return type(array) is self.cupy.ndarray and array.flags.c_contiguous and array.device.id == self._device
+
+    def _product(self, a: Any, b: Any) -> Any:
         return self.cupy.ascontiguousarray(a @ b)
 
-    def column_sums(self, a: Any) -> Any:
+    def _column_sums(self, a: Any) -> Any:
         return a.sum(axis=0, dtype=_accumulator(a)).astype(a.dtype)
 
     def device(self) -> contextlib.AbstractContextManager:
@@ -175,9 +226,14 @@ class Torch(Library):
 
     name = "PyTorch tensor"
 
-    def __init__(self, torch: ModuleType, device: Any, num_threads: int | None = None) -> None:
+    def __init__(self, torch: ModuleType, features: Any, num_threads: int | None = None) -> None:
         self.torch = torch
-        self.on = device
+        if torch.jit.is_tracing():
+            raise TypeError(
+                "features: expected a call outside of torch.jit.trace, which cannot record it, got one within"
+            )
+        with torch._C.DisableTorchFunction():
+            self.on = device = features.device
         if device.type == "cuda":
             _refuse_threads(num_threads)
             self.kernels = _cuda_kernels()
@@ -192,11 +248,35 @@ class Torch(Library):
             raise TypeError(f"features: expected a tensor on a CPU or CUDA device, got one on {device}")
 
     def array(self, argument: str, value: Any) -> Any:
-        if not isinstance(value, self.torch.Tensor) or value.device != self.on:
-            raise TypeError(
-                f"{argument}: expected a PyTorch tensor on {self.on}, as features is, got {_describe(value)}"
-            )
-        return value.detach().contiguous()
+        with self.torch._C.DisableTorchFunction():  # a subclass is taken for the tensor that it is
+            refusal = self._refusal(value)
+            if refusal:
+                raise TypeError(f"{argument}: expected a PyTorch tensor on {self.on}{refusal}")
+            array = value.detach()
+            if type(array) is not self.torch.Tensor:
+                array = array.as_subclass(self.torch.Tensor)
+            array = array.resolve_neg().contiguous()
+            return array.clone() if array.data_ptr() % array.element_size() else array
+
+    def _refusal(self, value: Any) -> str | None:
+        """Returns what else a value would have to be for a kernel to read it, and what it is; None where it can."""
+        torch = self.torch
+        if not isinstance(value, torch.Tensor) or value.device != self.on:
+            return f", as features is, got {_checks.described(value)}"
+        if value.layout != torch.strided or value.is_nested:
+            return f" that is dense, got {'a nested one' if value.is_nested else value.layout}"
+        if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+            return f" with data of its own, got {_checks.described(value)}"
+        try:
+            if value.numel() == 0 or value.detach().data_ptr():
+                return None
+        except Exception:  # each kind of tensor without data raises its own
+            pass
+        return (
+            " with data in memory, got one without, as within torch.func.grad, torch.vmap and FakeTensorMode: "
+            "call lsoftmax_op.arrays outside of them, for gradients from a torch.autograd.Function as in "
+            "docs/arrays.md, for batches in a loop"
+        )
 
     def dtype(self, array: Any) -> str:
         return str(array.dtype).removeprefix("torch.")
@@ -213,17 +293,25 @@ class Torch(Library):
     def address(self, array: Any) -> int:
         return array.data_ptr()
 
-    def product(self, a: Any, b: Any) -> Any:
+    def is_dense(self, array: Any) -> bool:
+        return type(array) is self.torch.Tensor and array.is_contiguous() and array.device == self.on
+
+    def _product(self, a: Any, b: Any) -> Any:
         return (a @ b).contiguous()
 
-    def column_sums(self, a: Any) -> Any:
+    def _column_sums(self, a: Any) -> Any:
         return a.sum(dim=0)
 
     def copy(self, array: Any) -> Any:
         return array.clone()
 
     def device(self) -> contextlib.AbstractContextManager:
-        return self.torch.cuda.device(self.on) if self.on.type == "cuda" else contextlib.nullcontext()
+        contexts = contextlib.ExitStack()
+        if self.torch.is_autocast_enabled(self.on.type):
+            contexts.enter_context(self.torch.autocast(self.on.type, enabled=False))
+        if self.on.type == "cuda":
+            contexts.enter_context(self.torch.cuda.device(self.on))
+        return contexts
 
 
 def threads(num_threads: int | None) -> int:
@@ -231,13 +319,13 @@ def threads(num_threads: int | None) -> int:
     if num_threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if isinstance(num_threads, bool) or not isinstance(num_threads, (int, np.integer)) or num_threads < 1:
-        raise ValueError(f"num_threads: expected a positive integer or None, got {num_threads!r}")
+        raise ValueError(f"num_threads: expected a positive integer or None, got {_checks.shown(num_threads)}")
     return min(int(num_threads), 1024)
 
 
 def _refuse_threads(num_threads: int | None) -> None:
     if num_threads is not None:
-        raise ValueError(f"num_threads: expected None for arrays on a CUDA device, got {num_threads!r}")
+        raise ValueError(f"num_threads: expected None for arrays on a CUDA device, got {_checks.shown(num_threads)}")
 
 
 def _cuda_kernels() -> ModuleType:
@@ -251,18 +339,16 @@ def _cuda_kernels() -> ModuleType:
     return _cuda
 
 
-def _is_on_cuda(value: Any) -> bool:
+def _is_on_cuda(argument: str, value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return False
-    if hasattr(value, "__dlpack_device__"):
-        return int(value.__dlpack_device__()[0]) == 2  # kDLCUDA
-    return hasattr(value, "__cuda_array_interface__")
+    try:
+        if hasattr(value, "__dlpack_device__"):
+            return int(value.__dlpack_device__()[0]) == 2  # kDLCUDA
+        return hasattr(value, "__cuda_array_interface__")
+    except Exception as error:  # whatever the value's own class raises
+        raise TypeError(f"{argument}: expected an array, got {_checks.described(value)}: {error}") from error
 
 
 def _accumulator(array: Any) -> type:
     return np.float64 if array.dtype == np.float64 else np.float32
-
-
-def _describe(value: Any) -> str:
-    device = getattr(value, "device", None)
-    return f"{type(value).__module__}.{type(value).__name__}" + (f" on {device}" if device is not None else "")

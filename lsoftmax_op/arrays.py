@@ -62,8 +62,8 @@ def logits(
     """Computes the logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6).
 
     Args:
-        features: [N, D], float16, bfloat16 (NumPy's is that of ml_dtypes), float32 or float64. Read-only and strided
-            arrays are fine.
+        features: [N, D], float16, bfloat16 (NumPy's is that of ml_dtypes), float32 or float64. Arrays that are
+            read-only, strided or of the other byte order are fine.
         weights: [D, C], of the same library, device and dtype, a column for every class.
         labels: [N], integers, each in [0, C); -1 leaves its row the plain dense layer's.
         bias: [C], of the features' dtype, or None.
@@ -211,17 +211,18 @@ def loss_grad(
     with library.device():
         state = layer.loss()
         products_grad = state["logits_grad"]
-        target = {name: state[name] for name in ("geometry_grad", "target_weights")} | {"loss_grad": grad}
+        upstream = {"loss_grad": grad} | ({"grad_unit": state["grad_unit"]} if "grad_unit" in state else {})
+        target = {name: state[name] for name in ("geometry_grad", "target_weights")} | upstream
         features_grad = library.product(products_grad, layer.weights.T)
         layer.run("features_grad", features_grad=features_grad, **target)
-        weights_grad = library.product((layer.features * grad[:, None]).T, products_grad)
+        weights_grad = library.product(layer.scaled_features(**upstream).T, products_grad)
         workspace = library.empty((library.kernels.weights_grad_workspace(layer.rows, layer.depth),), "uint8")
         layer.run("weights_grad", weights_grad=weights_grad, workspace=workspace, **target)
         bias_grad = None
         if layer.bias is not None:
             bias_grad = library.empty((layer.classes,), layer.dtype)
-            shares = {"logits_grad": products_grad, "target_grad": state["target_grad"], "loss_grad": grad}
-            layer.run("bias_grad", bias_grad=bias_grad, **shares)
+            shares = {"logits_grad": products_grad, "target_grad": state["target_grad"]}
+            layer.run("bias_grad", bias_grad=bias_grad, **shares, **upstream)
     return LossGradients(features_grad, weights_grad, bias_grad, state["loss"], state["predicted"])
 
 
@@ -239,6 +240,7 @@ class _Layer:
         self.features = self.array("features", features, "[N, D]")
         self.weights = self.array("weights", weights, "[D, C]")
         self.labels = self._labels(labels)
+        self.wide_labels = self.array_library.dtype(self.labels) == "int64"
         self.bias = None if bias is None else self.array("bias", bias, "[C]")
         self.rows, self.depth = map(int, self.features.shape)
         self.classes = int(self.weights.shape[1])
@@ -279,10 +281,19 @@ class _Layer:
             "target_grad": library.empty((rows,), "float64"),
             "predicted": library.empty((rows,), "int64"),
         }
+        if self.dtype == "float16":
+            state["grad_unit"] = library.empty((rows,), "float32")
         self.run("geometry", geometry=state["geometry"], target_weights=state["target_weights"])
         workspace = library.empty((library.kernels.loss_workspace(rows, self.classes),), "uint8")
         self.run("loss", products=products, workspace=workspace, **state)
         return state
+
+    def scaled_features(self, loss_grad: Any, grad_unit: Any = None) -> Any:
+        """Returns diag(loss_grad grad_unit) times the features, in their dtype, rounded once (cc/core/grad_unit.h)."""
+        if grad_unit is None:
+            return self.features * loss_grad[:, None]
+        wide = [self.array_library.cast(array, "float32") for array in (self.features, loss_grad)]
+        return self.array_library.cast(wide[0] * (wide[1] * grad_unit)[:, None], self.dtype)
 
     def run(self, kernel: str, **arrays: Any) -> None:
         """Runs a kernel on the layer and `arrays`, each dense and of the shape that cc/core/arguments.h says."""
@@ -292,7 +303,7 @@ class _Layer:
         call = self.array_library.kernels.Call()
         call.dtype, call.margin = self.dtype, self.margin
         call.rows, call.depth, call.classes = self.rows, self.depth, self.classes
-        call.wide_labels = self.array_library.dtype(self.labels) == "int64"
+        call.wide_labels = self.wide_labels
         layer = {"features": self.features, "weights": self.weights, "labels": self.labels, "lam": self.lam}
         if self.bias is not None:
             layer["bias"] = self.bias
@@ -309,7 +320,10 @@ class _Layer:
             raise TypeError(f"labels: expected integers that fit in int64, got dtype {dtype}")
         if array.ndim != 1:
             raise ValueError(f"labels: expected shape [N], got {list(array.shape)}")
-        return array if dtype in ("int32", "int64") else self.array_library.cast(array, "int64")
+        if dtype not in ("int32", "int64"):
+            return self.array_library.cast(array, "int64")
+        # Where they are checked they are copied before: another thread may write to the caller's until the kernels end.
+        return self.array_library.copy(array) if self.array_library.checks_values else array
 
     def _lambda(self, lam: Any) -> Any:
         if isinstance(lam, float):

@@ -39,7 +39,7 @@ def loss(
     margin: int,
     block_size: int,
 ) -> Any:
-    """Returns loss, normalizer, geometry_grad, target_grad and predicted of LsoftmaxLossOfSums."""
+    """Returns the outputs of LsoftmaxLossOfSums."""
     features, weights, bias = map(tf.stop_gradient, (features, weights, bias))  # an eager tape would keep every block
     # The lowest finite number does what -inf would, and no checker of numerics stops at it.
     none = tf.constant([[tf.float64.min], [0.0], [tf.float64.min], [0.0]], tf.float64)
@@ -51,33 +51,41 @@ def loss(
 
     (sums,) = _for_each_block(weights, bias, block_size, take_in, (sums,))
     geometry = load().lsoftmax_target_geometry(features, weights, labels).geometry
-    return load().lsoftmax_loss_of_sums(sums, geometry, labels, bias, lam, margin=margin)
+    depth = tf.shape(features, tf.int64)[1]
+    return load().lsoftmax_loss_of_sums(sums, geometry, labels, bias, lam, depth, margin=margin)
 
 
 def loss_grad(op: Any, upstream: tf.Tensor) -> ThroughProducts:
     """Returns the gradients through the products of an LsoftmaxLossWithGradient that was computed in blocks."""
-    features, weights, labels, bias, _, _, _, _, target_grad, _, normalizer = map(tf.stop_gradient, op.inputs)
+    features, weights, labels, bias, _, _, _, _, target_grad, _, normalizer, unit = map(tf.stop_gradient, op.inputs)
     upstream = tf.stop_gradient(upstream)
-    scaled = features * upstream[:, None]
+    scaled = scale_rows(features, upstream, unit)
     has_bias = bias.shape[0] != 0
 
     def differentiate(block: _Block, dx: tf.Tensor, dw: tf.Tensor, *db: tf.Tensor) -> tuple:
         products = tf.matmul(features, block.weights)
         grad = load().lsoftmax_products_grad(products, labels, block.bias, block.first_class, normalizer)
-        dx += tf.matmul(grad, block.weights, transpose_b=True)
+        dx += tf.cast(tf.matmul(grad, block.weights, transpose_b=True), dx.dtype)
         dw = load().lsoftmax_set_columns(dw, tf.matmul(scaled, grad, transpose_a=True), block.first_class)
         if has_bias:
-            columns = load().lsoftmax_bias_grad(grad, labels, block.first_class, upstream, target_grad)
+            columns = load().lsoftmax_bias_grad(grad, labels, block.first_class, upstream, target_grad, unit)
             db = (load().lsoftmax_set_columns(db[0], columns[None], block.first_class),)
         return (dx, dw, *db)
 
     empty = [tf.zeros_like(weights)]
     if has_bias:
         empty.append(tf.zeros_like(bias)[None])
-    dx, dw, *db = _for_each_block(
-        weights, bias, op.get_attr("class_block_size"), differentiate, (tf.zeros_like(features), *empty)
-    )
-    return ThroughProducts(dx, dw, db[0][0] if has_bias else None)
+    none = tf.zeros_like(features, tf.float64 if features.dtype == tf.float64 else tf.float32)
+    dx, dw, *db = _for_each_block(weights, bias, op.get_attr("class_block_size"), differentiate, (none, *empty))
+    return ThroughProducts(tf.cast(dx, features.dtype), dw, db[0][0] if has_bias else None)
+
+
+def scale_rows(matrix: tf.Tensor, loss_grad: tf.Tensor, grad_unit: tf.Tensor) -> tf.Tensor:
+    """Returns diag(loss_grad grad_unit) times a matrix [N, .], in its dtype, rounded once."""
+    if grad_unit.shape[0] == 0:  # the unit is 1
+        return matrix * loss_grad[:, None]
+    scale = tf.cast(loss_grad, grad_unit.dtype) * grad_unit
+    return tf.cast(tf.cast(matrix, scale.dtype) * scale[:, None], matrix.dtype)
 
 
 @dataclass

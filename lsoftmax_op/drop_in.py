@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from lsoftmax_op import ops
+from lsoftmax_op import _checks, ops
 
 if TYPE_CHECKING:
     from tensorflow.types.experimental import TensorLike
@@ -43,7 +42,7 @@ def L_softmax(
             not the number of samples.
     """
     with tf.name_scope("L_softmax"):
-        feature = _check_batch_size(tf.convert_to_tensor(feature), batch_size)
+        feature = _check_batch_size(ops.checked_tensor("features", feature, ops.FLOATS, "[N, D]"), batch_size)
         layer = ops.margin_layer(feature, softmax_w, labels, softmax_b, margin=margin, lam=labmda, angles=True)
         return layer.logits, [layer.cos_theta, layer.segment]
 
@@ -51,16 +50,12 @@ def L_softmax(
 def _check_batch_size(feature: tf.Tensor, batch_size: Any) -> tf.Tensor:
     """Returns the feature; where its size or the batch size is only known at run time, checked then."""
     message = "batch_size: expected the number of rows of feature"
-    rows = feature.shape[0] if feature.shape.rank == 2 else None
-    if not tf.is_tensor(batch_size):
-        if isinstance(batch_size, bool):
-            raise TypeError(f"batch_size: expected an integer, got {batch_size!r}")
-        try:
-            batch_size = operator.index(batch_size)
-        except TypeError:
-            raise TypeError(f"batch_size: expected an integer, got {batch_size!r}") from None
-        if feature.shape.rank not in (2, None):
-            return feature  # the layer says what is wrong with it
+    rows = feature.shape[0]
+    if tf.is_tensor(batch_size):
+        if not batch_size.dtype.is_integer or batch_size.shape.rank not in (0, None):
+            raise TypeError(f"batch_size: expected an integer, got {batch_size.dtype.name} {batch_size.shape}")
+    else:
+        batch_size = _checks.integer(batch_size, "batch_size: expected an integer")
         if rows is not None:
             if rows != batch_size:
                 raise ValueError(f"{message}, {rows}, got {batch_size}")

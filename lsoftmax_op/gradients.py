@@ -6,7 +6,8 @@ First order, with G = dL/d(margin logits), g_i its target entries and t(s, A, B)
     LsoftmaxTargetGeometry   ->  LsoftmaxFeaturesGrad     features: what came through X W + g_s w_y + 2 g_A x
                                  LsoftmaxWeightsGrad      weights:  what came through X W + sum of g_s x + 2 g_B w_y
 
-    LsoftmaxLossWithGradient ->  with P = dloss/d(X W) from LsoftmaxLoss and g = dL/d(loss), row by row:
+    LsoftmaxLossWithGradient ->  with P = dloss/d(X W) from LsoftmaxLoss and g = dL/d(loss), row by row (of float16 P is
+                                 divided by u = grad_unit, and g u takes g's place: cc/core/grad_unit.h):
                                  LsoftmaxLossFeaturesGrad     features: g (P W^T, completed)
                                  LsoftmaxLossWeightsGrad      weights:  (g X)^T P, completed
                                  LsoftmaxLossBiasGrad         bias:     sum of g P, completed
@@ -114,7 +115,9 @@ def _logits_grad(op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Te
 
 @tf.RegisterGradient("LsoftmaxLossWithGradient")
 def _loss_with_gradient(op: Any, loss_grad: tf.Tensor) -> list:
-    features, weights, labels, bias, lam, _, products_grad, geometry_grad, target_grad, target_weights, _ = op.inputs
+    features, weights, labels, bias, lam, _, products_grad, geometry_grad, target_grad, target_weights, _, unit = (
+        op.inputs
+    )
     margin = op.get_attr("margin")
     layer = (features, weights, labels, bias, lam)
     unwanted = _unwanted(op)
@@ -127,22 +130,24 @@ def _loss_with_gradient(op: Any, loss_grad: tf.Tensor) -> list:
         if 0 not in unwanted:
             through_products.features = tf.matmul(products_grad, weights, transpose_b=True)
         if 1 not in unwanted:
-            through_products.weights = _scaled_product(features, loss_grad, products_grad)
+            through_products.weights = _scaled_product(features, loss_grad, products_grad, unit)
         if has_bias and 3 not in unwanted:
             first_class = tf.constant(0, tf.int64)
-            through_products.bias = ops.lsoftmax_bias_grad(products_grad, labels, first_class, loss_grad, target_grad)
+            through_products.bias = ops.lsoftmax_bias_grad(
+                products_grad, labels, first_class, loss_grad, target_grad, unit
+            )
     for_features = for_weights = for_bias = None
     if through_products.features is not None:
         for_features = ops.lsoftmax_loss_features_grad(
-            through_products.features, *layer, loss_grad, geometry_grad, target_weights, margin=margin
+            through_products.features, *layer, loss_grad, geometry_grad, target_weights, unit, margin=margin
         )
     if through_products.weights is not None:
         for_weights = ops.lsoftmax_loss_weights_grad(
-            through_products.weights, *layer, loss_grad, geometry_grad, target_weights, margin=margin
+            through_products.weights, *layer, loss_grad, geometry_grad, target_weights, unit, margin=margin
         )
     if through_products.bias is not None:
         for_bias = ops.lsoftmax_loss_bias_grad(through_products.bias, *layer, loss_grad, margin=margin)
-    return [for_features, for_weights, None, for_bias, *[None] * 7]
+    return [for_features, for_weights, None, for_bias, *[None] * 8]
 
 
 @tf.RegisterGradient("LsoftmaxLossFeaturesGrad")
@@ -186,13 +191,13 @@ def _unfused_loss(
     return tf.where(labels >= 0, loss, tf.zeros_like(loss))
 
 
-def _scaled_product(features: tf.Tensor, scale: tf.Tensor, products_grad: tf.Tensor) -> tf.Tensor:
-    """Features^T times diag(scale) times products_grad: the smaller of the two is scaled."""
+def _scaled_product(features: tf.Tensor, loss_grad: tf.Tensor, products_grad: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
+    """Features^T times diag(loss_grad unit) times products_grad: the smaller of the two is scaled."""
     depth, classes = features.shape[1], products_grad.shape[1]
     if None not in (depth, classes) and classes < depth:
-        products_grad *= scale[:, None]
+        products_grad = blocks.scale_rows(products_grad, loss_grad, unit)
     else:
-        features *= scale[:, None]
+        features = blocks.scale_rows(features, loss_grad, unit)
     return tf.matmul(features, products_grad, transpose_a=True)
 
 

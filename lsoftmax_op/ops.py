@@ -22,7 +22,7 @@ from lsoftmax_op import _checks, blocks, library
 if TYPE_CHECKING:
     from tensorflow.types.experimental import TensorLike
 
-_FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
+FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 _INTEGERS = (tf.int32, tf.int64)
 
 
@@ -238,6 +238,7 @@ def loss_layer(
         state.target_grad,
         target_weights,
         normalizer,
+        state.grad_unit,
         margin=margin,
         class_block_size=block_size,
     )
@@ -257,9 +258,9 @@ class _Batch(NamedTuple):
 
 def _batch(features: Any, weights: Any, labels: Any) -> _Batch:
     """Converts the three to tensors and checks what is known of them."""
-    features = _tensor("features", features, _FLOATS, "[N, D]")
-    weights = _tensor("weights", weights, (features.dtype,), "[D, C]")
-    labels = _tensor("labels", labels, _INTEGERS, "[N]")
+    features = checked_tensor("features", features, FLOATS, "[N, D]")
+    weights = checked_tensor("weights", weights, (features.dtype,), "[D, C]")
+    labels = checked_tensor("labels", labels, _INTEGERS, "[N]")
     (rows, depth), (weights_depth, classes) = features.shape, weights.shape
     if None not in (depth, weights_depth) and depth != weights_depth:
         raise ValueError(
@@ -275,7 +276,7 @@ def _batch(features: Any, weights: Any, labels: Any) -> _Batch:
 
 
 def _bias(bias: Any, weights: tf.Tensor) -> tf.Tensor:
-    bias = _tensor("bias", bias, (weights.dtype,), "[C]")
+    bias = checked_tensor("bias", bias, (weights.dtype,), "[C]")
     classes = weights.shape[1]
     if None not in (classes, bias.shape[0]) and classes != bias.shape[0]:
         raise ValueError(
@@ -288,19 +289,22 @@ def _margin(margin: Any, lam: Any) -> tuple[int, tf.Tensor]:
     """Returns the margin and lambda, a float64 scalar tensor. What an infinite number leaves of a margin is none: 1."""
     margin = _checks.margin(margin)
     if not isinstance(lam, (bool, Real)):
-        return margin, tf.cast(_tensor("lam", lam, (*_FLOATS, *_INTEGERS), "[]"), tf.float64)
+        return margin, tf.cast(checked_tensor("lam", lam, (*FLOATS, *_INTEGERS), "[]"), tf.float64)
     lam = _checks.host_lambda(lam)
     return (1, tf.zeros([], tf.float64)) if math.isinf(lam) else (margin, tf.constant(lam, tf.float64))
 
 
-def _tensor(argument: str, value: Any, dtypes: tuple[tf.DType, ...], shape: str) -> tf.Tensor:
+def checked_tensor(argument: str, value: Any, dtypes: tuple[tf.DType, ...], shape: str) -> tf.Tensor:
     """Converts `value` to a tensor of one of the dtypes and of the rank that `shape` spells."""
     names = " or ".join(dtype.name for dtype in dtypes)
+    _checks.refuse_masked(value, argument)
     try:
         tensor = tf.convert_to_tensor(value)
-    except (TypeError, ValueError) as error:
+    except (tf.errors.OpError, MemoryError):
+        raise
+    except Exception as error:  # whatever the value's own class raises
         raise TypeError(
-            f"{argument}: expected a tensor {shape} of {names}, got {type(value).__name__}: {error}"
+            f"{argument}: expected a tensor {shape} of {names}, got {_checks.described(value)}: {error}"
         ) from error
     if tensor.dtype not in dtypes:
         raise TypeError(f"{argument}: expected {names}, got {tensor.dtype.name}")

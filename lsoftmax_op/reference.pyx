@@ -19,9 +19,12 @@ once, at their end.
 from libc.math cimport M_PI as pi, acos, cos, fma, isfinite, isnan, sin, sqrt
 
 from math import fsum, log1p
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
+
+from lsoftmax_op import _checks
 
 
 class Gradients(NamedTuple):
@@ -62,7 +65,7 @@ cdef double _psi_per_cos(double theta, int m) noexcept:
     return (1 if k % 2 == 0 else -1) * m * sin(m * theta) / sin(theta)
 
 
-def psi(double theta, margin) -> float:
+def psi(theta, margin) -> float:
     """Returns psi(theta) (equation 6).
 
     Args:
@@ -71,12 +74,12 @@ def psi(double theta, margin) -> float:
 
     Raises:
         ValueError: theta outside [0, pi], or a margin out of range.
-        TypeError: a margin that is no integer.
+        TypeError: theta is no number, or the margin no integer.
     """
-    return _psi(_angle(theta), _margin(margin))
+    return _psi(_angle(theta), _checks.margin(margin))
 
 
-def segment(double theta, margin) -> int:
+def segment(theta, margin) -> int:
     """Returns k, for which theta is in [k pi/margin, (k+1) pi/margin].
 
     Args:
@@ -86,7 +89,7 @@ def segment(double theta, margin) -> int:
     Raises:
         TypeError, ValueError: as for `psi`.
     """
-    return _segment(_angle(theta), _margin(margin))
+    return _segment(_angle(theta), _checks.margin(margin))
 
 
 # One sample -----------------------------------------------------------------------------------------------------------
@@ -154,7 +157,7 @@ cdef double _norm(v):
 # A batch --------------------------------------------------------------------------------------------------------------
 
 
-def logits(features, weights, labels, bias=None, *, margin=4, double lam=0.0) -> np.ndarray:
+def logits(features, weights, labels, bias=None, *, margin=4, lam=0.0) -> np.ndarray:
     """Returns the margin logits [N, C].
 
     Args:
@@ -168,7 +171,7 @@ def logits(features, weights, labels, bias=None, *, margin=4, double lam=0.0) ->
     Raises:
         TypeError, ValueError: arguments that do not fit; the message names the argument.
     """
-    m = _margin(margin)
+    m, lam = _checks.margin(margin), _number(lam, "lam: expected a number >= 0")
     x, w, y, b = _batch(features, weights, labels, bias, lam)
     z = np.empty((x.shape[0], w.shape[1]))
     for i in range(x.shape[0]):
@@ -179,7 +182,7 @@ def logits(features, weights, labels, bias=None, *, margin=4, double lam=0.0) ->
     return z if b is None else z + b
 
 
-def logits_grad(grad, features, weights, labels, bias=None, *, margin=4, double lam=0.0) -> Gradients:
+def logits_grad(grad, features, weights, labels, bias=None, *, margin=4, lam=0.0) -> Gradients:
     """Returns the derivatives of ``sum(grad * logits(...))`` in features, weights and bias.
 
     Args:
@@ -194,9 +197,9 @@ def logits_grad(grad, features, weights, labels, bias=None, *, margin=4, double 
     Raises:
         TypeError, ValueError: arguments that do not fit; the message names the argument.
     """
-    m = _margin(margin)
+    m, lam = _checks.margin(margin), _number(lam, "lam: expected a number >= 0")
     x, w, y, b = _batch(features, weights, labels, bias, lam)
-    g = np.asarray(grad, np.float64)
+    g = _float64(grad, "grad")
     if g.shape != (x.shape[0], w.shape[1]):
         raise ValueError(f"grad: expected shape {[x.shape[0], w.shape[1]]}, got {list(g.shape)}")
     targets = {i: _Target(x[i], w[:, label], m, lam) for i, label in enumerate(y) if label >= 0}
@@ -229,7 +232,7 @@ def target_angles(features, weights, labels, *, margin=4) -> tuple:
     Raises:
         TypeError, ValueError: arguments that do not fit; the message names the argument.
     """
-    m = _margin(margin)
+    m = _checks.margin(margin)
     x, w, y, _ = _batch(features, weights, labels, None, 0.0)
     cosines, segments = np.full(len(x), np.nan), np.full(len(x), -1, np.int32)
     for i in range(x.shape[0]):
@@ -239,7 +242,7 @@ def target_angles(features, weights, labels, *, margin=4) -> tuple:
     return cosines, segments
 
 
-def loss(features, weights, labels, bias=None, *, margin=4, double lam=0.0) -> np.ndarray:
+def loss(features, weights, labels, bias=None, *, margin=4, lam=0.0) -> np.ndarray:
     """Returns the softmax cross-entropy [N] of the margin logits; 0 where the label is -1.
 
     Args:
@@ -253,9 +256,10 @@ def loss(features, weights, labels, bias=None, *, margin=4, double lam=0.0) -> n
     Raises:
         TypeError, ValueError: arguments that do not fit; the message names the argument.
     """
+    labels = _checks.array(labels, "labels").copy()  # what is checked below is what is used here
     z = logits(features, weights, labels, bias, margin=margin, lam=lam)
     losses = np.zeros(len(z))
-    for i, label in enumerate(np.asarray(labels)):
+    for i, label in enumerate(labels):
         if label >= 0:
             largest = z[i].argmax()
             e = np.exp(z[i] - z[i, largest])
@@ -263,7 +267,7 @@ def loss(features, weights, labels, bias=None, *, margin=4, double lam=0.0) -> n
     return losses
 
 
-def loss_grad(grad, features, weights, labels, bias=None, *, margin=4, double lam=0.0) -> Gradients:
+def loss_grad(grad, features, weights, labels, bias=None, *, margin=4, lam=0.0) -> Gradients:
     """Returns the derivatives of ``sum(grad * loss(...))`` in features, weights and bias.
 
     Args:
@@ -278,12 +282,13 @@ def loss_grad(grad, features, weights, labels, bias=None, *, margin=4, double la
     Raises:
         TypeError, ValueError: arguments that do not fit; the message names the argument.
     """
+    labels = _checks.array(labels, "labels").copy()  # what is checked below is what is used here
     z = logits(features, weights, labels, bias, margin=margin, lam=lam)
-    g = np.asarray(grad, np.float64)
+    g = _float64(grad, "grad")
     if g.shape != z.shape[:1]:
         raise ValueError(f"grad: expected shape {[z.shape[0]]}, got {list(g.shape)}")
     in_logits = np.zeros_like(z)
-    for i, label in enumerate(np.asarray(labels)):
+    for i, label in enumerate(labels):
         if label >= 0:
             e = np.exp(z[i] - z[i].max())
             in_logits[i] = g[i] * e / fsum(e)
@@ -294,22 +299,34 @@ def loss_grad(grad, features, weights, labels, bias=None, *, margin=4, double la
 # Checks ---------------------------------------------------------------------------------------------------------------
 
 
-def _angle(double theta):
+def _number(value, expected):
+    """Returns a number, or a scalar array, as a float."""
+    number = value if isinstance(value, Real) else _checks.array(value, expected.partition(":")[0])[()]
+    return _checks.real(number if isinstance(number, Real) else value, expected)
+
+
+def _float64(value, name):
+    """Returns an array of numbers, or what NumPy makes one of, in float64."""
+    values = _checks.array(value, name)
+    if values.dtype == object:
+        numbers = [_checks.real(number, f"{name}: expected numbers") for number in values.flat]
+        return np.array(numbers, np.float64).reshape(values.shape)
+    if values.dtype.kind not in "biuf" and values.dtype.name != "bfloat16":
+        raise TypeError(f"{name}: expected numbers, got dtype {values.dtype}")
+    return values.astype(np.float64)
+
+
+def _angle(theta):
+    theta = _number(theta, "theta: expected an angle from 0 to pi")
     if not 0 <= theta <= pi:
         raise ValueError(f"theta: expected an angle from 0 to pi, got {theta}")
     return theta
 
 
-def _margin(margin):
-    from lsoftmax_op import _checks
-
-    return _checks.margin(margin)
-
-
 def _batch(features, weights, labels, bias, double lam):
     """Returns the arguments as float64 and int64 arrays that fit each other."""
-    x, w, y = np.asarray(features, np.float64), np.asarray(weights, np.float64), np.asarray(labels)
-    b = None if bias is None else np.asarray(bias, np.float64)
+    x, w, y = _float64(features, "features"), _float64(weights, "weights"), _checks.array(labels, "labels")
+    b = None if bias is None else _float64(bias, "bias")
     if isnan(lam) or lam < 0:
         raise ValueError(f"lam: expected a number >= 0, got {lam}")
     if x.ndim != 2:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -31,6 +32,8 @@ class LambdaSchedule:
     the middle of the training: with T steps in all, ``gamma = 0.5 / T`` and ``power = 35`` do that, and so for every
     T; ``minimum`` keeps a hard margin (4 and more, many classes) trainable, the authors of later work use 5.
 
+    Numbers of any type are kept as floats.
+
     Attributes:
         base: lambda at step 0, finite and >= 0.
         gamma: how fast a step counts, >= 0.
@@ -49,11 +52,11 @@ class LambdaSchedule:
 
     def __post_init__(self) -> None:
         for name in ("base", "gamma", "power", "minimum"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"{name}: expected a number, got {value!r}")
+            given = getattr(self, name)
+            value = _checks.real(given, f"{name}: expected a number")
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+                raise ValueError(f"{name}: expected a finite number >= 0, got {_checks.shown(given)}")
+            object.__setattr__(self, name, value)
         if self.minimum > self.base:
             raise ValueError(f"minimum: expected a number within 0 and base = {self.base!r}, got {self.minimum!r}")
 
@@ -73,14 +76,17 @@ class LambdaSchedule:
         """
         tf = sys.modules.get("tensorflow")
         if tf is not None and (tf.is_tensor(step) or isinstance(step, tf.Variable)):
-            return tf.maximum(self._falling(tf.cast(step, tf.float64)), self.minimum)
-        array = np.asarray(step)
+            if not (step.dtype.is_integer or step.dtype.is_floating):
+                raise TypeError(f"step: expected a tensor of numbers, got {step.dtype.name}")
+            return tf.maximum(self._falling(tf.cast(step, tf.float64), tf.zeros_like), self.minimum)
+        expected = "step: expected a number"
+        array = _checks.array(_checks.real(step, expected) if isinstance(step, Real) else step, "step")
         if array.dtype.kind not in "iuf" or (array.ndim > 0 and not isinstance(step, np.ndarray)):
-            raise TypeError(f"step: expected a number, an array or a tensor, got {step!r}")
+            raise TypeError(f"{expected}, an array or a tensor, got {_checks.shown(step)}")
         array = array.astype(np.float64)
         if not (array >= 0).all():
-            raise ValueError(f"step: expected a number >= 0, got {step!r}")
-        value = np.maximum(self._falling(array), self.minimum)
+            raise ValueError(f"{expected} >= 0, got {_checks.shown(step)}")
+        value = np.maximum(self._falling(array, np.zeros_like), self.minimum)
         return value if isinstance(step, np.ndarray) else float(value)
 
     def plot(self, steps: int, ax: Any = None) -> Any:
@@ -130,5 +136,6 @@ class LambdaSchedule:
         """Returns the schedule that `get_config` told of."""
         return cls(**config)
 
-    def _falling(self, step: Any) -> Any:
-        return self.base * (1.0 + self.gamma * step) ** -self.power
+    def _falling(self, step: Any, zeros_like: Callable) -> Any:
+        grown = self.gamma * step if self.gamma > 0 else zeros_like(step)  # 0 times infinity is no number
+        return self.base * (1.0 + grown) ** -self.power

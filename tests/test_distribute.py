@@ -1,4 +1,4 @@
-"""Two replicas, in one process or in two, train as one does with the joined batch; lambda is in step on all."""
+"""Replicas, in one process or in two, train as one does with the joined batch; lambda is in step on all."""
 
 import json
 import socket
@@ -45,16 +45,79 @@ print(json.dumps({
     "lam of replicas": [float(lam) for lam in strategy.experimental_local_results(model.head.lam.value)],
 }))
 """.replace("STEPS", str(STEPS))
+UNEVEN = """
+import json
+import numpy as np, tensorflow as tf
+strategy = STRATEGY
+import keras, lsoftmax_op
+from lsoftmax_op.keras import LSoftmaxClassifier, LSoftmaxMonitor
+
+def network():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, "tanh", kernel_regularizer="l2")])
+
+def plain():
+    model = keras.Sequential([network(), keras.layers.Dense(5, use_bias=False)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
+    return model
+
+def ours(**options):
+    model = LSoftmaxClassifier(network(), 5, **options)
+    model.compile(keras.optimizers.SGD(0.1))
+    return model
+
+def batches(rows, size):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, rows)
+    x = rng.normal(size=(5, 8))[y] + 0.5 * rng.normal(size=(rows, 8))
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    data = tf.data.Dataset.from_tensor_slices((x.astype("float32"), y, np.linspace(0.5, 2, rows)))
+    return data.batch(size).repeat().with_options(options)
+
+def trained(model, rows, size, callbacks=()):
+    data, steps = batches(rows, size), -(-rows // size)
+    logs = model.fit(data, epochs=2, steps_per_epoch=steps, verbose=0, callbacks=list(callbacks)).history
+    evaluated = model.evaluate(data, steps=steps, verbose=0, return_dict=True)
+    weights = {f"weight {n}": weight.numpy().tolist() for n, weight in enumerate(model.trainable_weights)}
+    return {**logs, "evaluated": [evaluated["loss"], evaluated["accuracy"]], **weights}
+
+found = {}
+for rows, size in SIZES:
+    with strategy.scope():
+        schedule = lsoftmax_op.LambdaSchedule(10.0, 0.1)
+        models = ours(margin=1), ours(margin=3, lam=schedule), *([plain()] if ALSO_PLAIN else [])
+    for name, model in zip(("margin 1", "margin 3", "plain"), models):
+        callbacks = [LSoftmaxMonitor()] if name == "margin 3" else []
+        found[f"{name}, {rows} by {size}"] = trained(model, rows, size, callbacks)
+print(json.dumps(found))
+"""
 ONE = "tf.distribute.get_strategy()"
 MIRRORED = """None
 cpu, = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])"""
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * REPLICAS)
+strategy = tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(REPLICAS)])"""
 WORKERS = "tf.distribute.MultiWorkerMirroredStrategy()"
 
 
-def train(strategy, **environment):
-    return json.loads(run_python(TRAIN.replace("STRATEGY", strategy), **environment).stdout.splitlines()[-1])
+def run(code, strategy, **environment):
+    return json.loads(run_python(code.replace("STRATEGY", strategy), **environment).stdout.splitlines()[-1])
+
+
+def run_on_two_workers(code):
+    addresses = [f"localhost:{port}" for port in free_ports(2)]
+
+    def worker(index):
+        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        return run(code, WORKERS, TF_CONFIG=json.dumps(config))
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(worker, range(2)))
+
+
+def mirrored(replicas):
+    return MIRRORED.replace("REPLICAS", str(replicas))
 
 
 def free_ports(count):
@@ -67,7 +130,7 @@ def free_ports(count):
 
 @pytest.fixture(scope="module")
 def one():
-    return train(ONE)
+    return run(TRAIN, ONE)
 
 
 def assert_same(got, one, replicas):
@@ -87,16 +150,46 @@ def test_one_replica(one):
 
 
 def test_mirrored_strategy(one):
-    assert_same(train(MIRRORED), one, replicas=2)
+    assert_same(run(TRAIN, mirrored(2)), one, replicas=2)
 
 
 def test_multi_worker_mirrored_strategy(one):
-    addresses = [f"localhost:{port}" for port in free_ports(2)]
+    for got in run_on_two_workers(TRAIN):
+        assert_same(got, one, replicas=1)
 
-    def worker(index):
-        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        return train(WORKERS, TF_CONFIG=json.dumps(config))
 
-    with ThreadPoolExecutor() as pool:
-        for got in pool.map(worker, range(2)):
-            assert_same(got, one, replicas=1)
+# ---- batches that replicas cannot share evenly, one of which may get nothing
+
+SIZES = [(33, 16), (7, 7), (2, 1)]
+
+
+def uneven(sizes, also_plain=False):
+    return UNEVEN.replace("SIZES", repr(sizes)).replace("ALSO_PLAIN", repr(also_plain))
+
+
+@pytest.fixture(scope="module")
+def joined():
+    return run(uneven(SIZES, also_plain=True), ONE)
+
+
+def assert_as_joined(got, joined):
+    for name, logs in got.items():
+        assert logs.keys() == joined[name].keys()
+        for log, values in logs.items():
+            np.testing.assert_allclose(values, joined[name][log], rtol=1e-6, atol=3e-7, err_msg=f"{name}: {log}")
+
+
+def test_one_device_is_plain_keras_without_a_margin(joined):
+    for rows, size in SIZES:
+        ours, plain = ({**joined[f"{name}, {rows} by {size}"]} for name in ("margin 1", "plain"))
+        assert ours.pop("lam")
+        assert_as_joined({"plain": ours}, {"plain": plain})
+
+
+def test_uneven_replicas(joined):
+    assert_as_joined(run(uneven(SIZES), mirrored(3)), joined)
+
+
+def test_uneven_workers(joined):
+    for got in run_on_two_workers(uneven(SIZES[:1])):
+        assert_as_joined(got, joined)

@@ -581,7 +581,7 @@ def test_bad_arguments_of_compile_follow_and_export():
         (None, ValueError, r"y: expected integers \[N\] or one-hot \[N, 5\], got None"),
         (np.zeros((N, 1, 1), int), ValueError, r"got shape \(24, 1, 1\)"),
         (np.eye(C + 1)[np.zeros(N, int)], ValueError, r"got shape \(24, 6\)"),
-        (np.zeros(N, "float32"), TypeError, "got float32"),
+        (np.full(N, 0.5, "float32"), tf.errors.InvalidArgumentError, "0.5"),
         (np.full((N, C), 1 / C), tf.errors.InvalidArgumentError, "got rows of other numbers"),
         (np.ones((N, C)), tf.errors.InvalidArgumentError, "got rows of other numbers"),
         (np.full(N, C), tf.errors.InvalidArgumentError, "5"),

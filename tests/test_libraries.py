@@ -1,6 +1,7 @@
 """Arrays of PyTorch go in and come out; libraries and devices that do not fit together are refused."""
 
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -86,18 +87,246 @@ def test_a_device_that_nobody_serves():
         arrays.logits(*[tensor.to("meta") for tensor in layer])
 
 
+def names_of_the_docs():
+    """What the blocks of the page define, up to the one that trains."""
+    blocks = re.findall(r"```python\n(import torch\n.*?)```", (ROOT / "docs" / "arrays.md").read_text(), re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["loss"].item() < 1  # the last block has trained
+    return names
+
+
 @pytest.mark.parametrize("name", ["LSoftmaxLoss", "LSoftmaxLogits"])
 def test_the_autograd_functions_of_the_docs(name):
-    blocks = re.findall(r"```python\nimport torch\n(.*?)```", (ROOT / "docs" / "arrays.md").read_text(), re.DOTALL)
-    (code,) = (block for block in blocks if f"class {name}" in block)
-    names = {"torch": torch}
-    exec(code, names)
-    function = names[name]
-    batch = random_batch((6, 5, 4), "float64")
-    features, weights, labels, _, _ = tensors(batch)
+    function = names_of_the_docs()[name]
+    features, weights, labels, _, _ = tensors(random_batch((6, 5, 4), "float64"))
     features.requires_grad_(True)
     weights.requires_grad_(True)
     assert torch.autograd.gradcheck(lambda x, w: function.apply(x, w, labels, 3, 0.5), (features, weights))
+
+
+@pytest.mark.parametrize("name", ["LSoftmaxLoss", "LSoftmaxLogits"])
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_the_autograd_functions_of_the_docs_under_autocast(name, half):
+    """They train, with loss scaling, as they do in float32; each gradient has its parameter's dtype."""
+    names = names_of_the_docs()
+    device, function = names["device"], names[name]
+    labels = torch.randint(0, 5, (64,), device=device)
+    inputs = torch.randn(5, 8, device=device)[labels] + 0.1 * torch.randn(64, 8, device=device)
+
+    def train(enabled):
+        torch.manual_seed(0)
+        backbone = torch.nn.Linear(8, 16, device=device)
+        weights = torch.nn.Parameter(0.1 * torch.randn(16, 5, device=device))
+        parameters = [*backbone.parameters(), weights]
+        optimizer = torch.optim.SGD(parameters, lr=0.2)
+        scaler = torch.amp.GradScaler(device, enabled=enabled)
+        losses = []
+        for _ in range(30):
+            with torch.autocast(device, dtype=half, enabled=enabled):
+                features = backbone(inputs)
+                result = function.apply(features, weights, labels, 4, 5.0)
+                loss = result if name == "LSoftmaxLoss" else torch.nn.functional.cross_entropy(result, labels)
+            assert features.dtype == (half if enabled else torch.float32)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            assert {parameter.grad.dtype for parameter in parameters} == {torch.float32}
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.item())
+        return losses
+
+    in_half, in_float32 = train(True), train(False)
+    assert in_float32[-1] < in_float32[0] / 3
+    np.testing.assert_allclose(in_half, in_float32, rtol=0.05, atol=0.01)
+
+
+ARGUMENTS = ("features", "weights", "labels", "bias", "grad")
+FUNCTIONS = {"logits_grad": arrays.logits_grad, "loss_grad": arrays.loss_grad}
+
+
+def given(function, dtype="float32"):
+    arguments = dict(zip(ARGUMENTS, tensors(random_batch((13, 33, 7), dtype)), strict=True))
+    if function == "loss_grad":
+        arguments["grad"] = arguments["grad"][:, 0]
+    return arguments
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_changes_nothing(half, function, dtype):
+    """The products of PyTorch come in the dtype of its arguments, whatever autocast makes of others."""
+    arguments = given(function, dtype)
+    layer = {name: arguments[name] for name in ARGUMENTS[:-1]}
+
+    def compute():
+        return *FUNCTIONS[function](**arguments), arrays.logits(**layer), arrays.loss(**layer)
+
+    expected = compute()
+    with torch.autocast("cpu", dtype=half):
+        results = compute()
+        assert (layer["features"].float() @ layer["weights"].float()).dtype == half  # it is on again
+    for got, want in zip(results, expected, strict=True):
+        assert got.dtype == want.dtype
+        assert torch.equal(got, want)
+
+
+class Wrong(torch.Tensor):
+    """A subclass on which every function gives something else."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return "nothing"
+
+
+def unaligned(tensor):
+    memory = torch.zeros(tensor.nbytes + 1, dtype=torch.uint8)[1:]
+    memory.copy_(torch.frombuffer(bytearray(tensor.contiguous().numpy().tobytes()), dtype=torch.uint8))
+    moved = torch.frombuffer(memory.numpy(), dtype=tensor.dtype).view(tensor.shape)
+    assert moved.data_ptr() % moved.element_size()
+    return moved
+
+
+READ_RIGHT = {
+    "the negative bit": lambda tensor: torch._neg_view(-tensor),
+    "the imaginary part of a conjugate": lambda tensor: (
+        torch.complex(tensor, -tensor).conj().imag if tensor.is_floating_point() else tensor
+    ),
+    "unaligned": unaligned,
+    "column-major": lambda tensor: tensor.mT.contiguous().mT if tensor.ndim == 2 else tensor,
+    "every other": lambda tensor: tensor.repeat_interleave(2, dim=0)[::2],
+    "a subclass": lambda tensor: torch.Tensor._make_subclass(Wrong, tensor),
+    "a parameter": lambda tensor: torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point()),
+    "made in inference mode": torch.inference_mode()(lambda tensor: tensor.clone()),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("argument", ARGUMENTS)
+@pytest.mark.parametrize("kind", READ_RIGHT)
+def test_tensors_that_are_read_as_they_are_meant(kind, argument, function):
+    arguments = given(function)
+    expected = FUNCTIONS[function](**arguments)
+    arguments[argument] = READ_RIGHT[kind](arguments[argument])
+    for got, want in zip(FUNCTIONS[function](**arguments), expected, strict=True):
+        assert (type(got), got.dtype, got.requires_grad) == (torch.Tensor, want.dtype, False)
+        assert torch.equal(got, want)
+
+
+def fake(tensor):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode().from_tensor(tensor)
+
+
+def freed(tensor):
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+REFUSED = {
+    "sparse": torch.Tensor.to_sparse,
+    "meta": lambda tensor: tensor.to("meta"),
+    "fake": fake,
+    "freed": freed,
+    "zero": lambda tensor: torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype),
+    "nested": lambda tensor: torch.nested.nested_tensor([tensor, tensor[:2]]),
+    "jagged": lambda tensor: torch.nested.nested_tensor([tensor, tensor[:2]], layout=torch.jagged),
+    "quantised": lambda tensor: torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.quint8),
+    "complex": lambda tensor: tensor + 0j,
+    "float8": lambda tensor: tensor.to(torch.float8_e4m3fn),
+    "masked": lambda tensor: torch.masked.masked_tensor(tensor, tensor > 0),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's prototypes
+@pytest.mark.parametrize("argument", ARGUMENTS)
+@pytest.mark.parametrize("kind", REFUSED)
+def test_tensors_that_are_refused_by_name(kind, argument):
+    arguments = given("logits_grad")
+    arguments[argument] = REFUSED[kind](arguments[argument])
+    with pytest.raises(TypeError, match=rf"^{argument}: expected .*, got"):
+        arrays.logits_grad(**arguments)
+
+
+TRANSFORMS = {
+    "grad": lambda function, x: torch.func.grad(lambda x: function(x).sum())(x),
+    "vmap": lambda function, x: torch.vmap(function)(torch.stack([x, x])),
+    "jvp": lambda function, x: torch.func.jvp(function, (x,), (x,)),
+    "functionalize": lambda function, x: torch.func.functionalize(function)(x),
+}
+
+
+@pytest.mark.parametrize("argument", ["features", "weights"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_the_transforms_of_torch_func_are_told_what_to_do(transform, argument):
+    arguments = given("loss_grad")
+    del arguments["grad"]
+    with pytest.raises(
+        TypeError, match=r"(features|weights): expected .* outside of them, .*autograd.Function .* loop"
+    ):
+        TRANSFORMS[transform](lambda x: arrays.loss(**arguments | {argument: x}), arguments[argument])
+
+
+def test_fake_tensor_modes_and_recordings():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    arguments = given("loss_grad")
+    with FakeTensorMode(), pytest.raises(TypeError, match="^features: expected .* with data in memory"):
+        arrays.loss_grad(**arguments)
+    grad, features = arguments.pop("grad"), arguments.pop("features")
+    with pytest.raises(TypeError, match=r"features: expected a call outside of torch\.jit\.trace"):
+        torch.jit.trace(lambda x: arrays.loss(x, **arguments), (features,))
+    compiled = torch.compile(lambda x: arrays.loss_grad(2 * grad, x / 2, **arguments).weights * 3, backend="eager")
+    assert torch.equal(compiled(features), arrays.loss_grad(2 * grad, features / 2, **arguments).weights * 3)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_mode_that_makes_something_else_of_a_product(function):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Halves(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            return result.bfloat16() if function is torch.ops.aten.mm.default else result
+
+    arguments = given(function)
+    with Halves(), pytest.raises(TypeError, match=r"^product: expected .* of torch.float32 \[.*\], got .*bfloat16"):
+        FUNCTIONS[function](**arguments)
+
+
+def test_tensors_among_numpys_arrays():
+    """What asarray takes counts; what it cannot read is refused by name."""
+    arguments = given("loss_grad")
+    expected = arrays.loss_grad(**{name: tensor.numpy() for name, tensor in arguments.items()})
+    mixed = arguments | {"features": arguments["features"].numpy()}
+    for got, want in zip(arrays.loss_grad(**mixed), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    for argument in ARGUMENTS[1:]:
+        for kind in ("sparse", "meta", "the negative bit"):
+            bad = (REFUSED | READ_RIGHT)[kind](arguments[argument])
+            with pytest.raises(TypeError, match=rf"^{argument}: expected an array, got torch\.Tensor"):
+                arrays.loss_grad(**mixed | {argument: bad})
+
+
+@pytest.mark.parametrize("labels", [torch.int32, torch.int64, torch.uint16], ids=str)
+def test_labels_are_used_as_they_were_checked(labels):
+    arguments = given("loss_grad")
+    arguments["labels"] = arguments["labels"].clamp(min=0).to(labels)
+    expected = arrays.loss_grad(**arguments)
+    from lsoftmax_op import _core
+
+    loss = _core.loss
+
+    def change_and_run(call, where):
+        arguments["labels"].fill_(127)
+        return loss(call, where)
+
+    with mock.patch.object(_core, "loss", change_and_run):
+        got = arrays.loss_grad(**arguments)
+    assert all(map(torch.equal, got, expected))
 
 
 class OnCuda:
@@ -113,7 +342,7 @@ def test_arrays_on_a_device_and_arrays_on_the_cpu_do_not_mix():
 
 
 def test_arrays_on_a_device_need_cupy_and_kernels():
-    assert _libraries._is_on_cuda(OnCuda())
+    assert _libraries._is_on_cuda("features", OnCuda())
     with pytest.raises((ImportError, AttributeError, RuntimeError)):
         arrays.logits(OnCuda(), OnCuda(), OnCuda())
     with pytest.raises(ValueError, match=r"num_threads: expected None"):

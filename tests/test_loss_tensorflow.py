@@ -236,15 +236,16 @@ from support import random_batch
 tf.config.threading.set_intra_op_parallelism_threads(THREADS)
 digest = hashlib.sha256()
 raw = tf.load_op_library(lsoftmax_op.library_path())
-for shape in ((130, 19, 6), (700, 65, 90), (64, 16, 5000)):
-    b = random_batch(shape, "float32")
+for shape, dtype in (((130, 19, 6), "float32"), ((700, 65, 90), "float32"), ((64, 16, 5000), "float16")):
+    b = random_batch(shape, dtype)
     x, w, bias, g = (tf.constant(v) for v in (b.features, b.weights, b.bias, b.loss_grad))
     state = raw.lsoftmax_loss(b.grad, x, w, b.labels, bias, 0.5, margin=4)
     first = tf.constant(0, tf.int64)
     layer = (x, w, b.labels, bias, tf.constant(0.5, tf.float64))
     sums = raw.lsoftmax_log_sum_exp(b.grad, b.labels, bias, first, tf.zeros([4, shape[0]], tf.float64))
-    rest = (g, state.geometry_grad, state.target_weights)
-    for result in (*state, sums, raw.lsoftmax_bias_grad(state.products_grad, b.labels, first, g, state.target_grad),
+    unit = state.grad_unit
+    rest = (g, state.geometry_grad, state.target_weights, unit)
+    for result in (*state, sums, raw.lsoftmax_bias_grad(state.products_grad, b.labels, first, g, state.target_grad, unit),
                    raw.lsoftmax_loss_features_grad(x, *layer, *rest, margin=4),
                    raw.lsoftmax_loss_weights_grad(w, *layer, *rest, margin=4)):
         digest.update(result.numpy().tobytes())

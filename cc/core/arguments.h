@@ -51,6 +51,7 @@ struct Arguments {
   T* loss = nullptr;              // [N]
   const T* loss_grad = nullptr;   // [N]: what comes down to the loss; or null: 1
   double* target_grad = nullptr;  // [N]: the loss's derivative in the target's logit
+  float* grad_unit = nullptr;     // [N]: what a row's derivatives are multiples of, see grad_unit.h; or null: 1
   double* sums = nullptr;         // [4, N], of the classes so far: see softmax.h
   double* normalizer = nullptr;   // [2, N]: see softmax.h
   int64_t* predicted = nullptr;   // [N]: the class of the largest plain logit

@@ -3,7 +3,8 @@
 //
 // The gradient comes apart in two: what belongs to the target's logit goes into the row's geometry_grad (rows.h takes it
 // on to features and weights) and leaves a 0; all other entries are the derivatives in the products. Both are of the
-// row's own loss: what comes down to it, one number a row, is folded into N x D arrays later.
+// row's own loss: what comes down to it, one number a row, is folded into N x D arrays later. Of float16 both are written in
+// units of the row's grad_unit (grad_unit.h), which is an output of `loss` and `finish`.
 #ifndef LSOFTMAX_CORE_LOSS_H_
 #define LSOFTMAX_CORE_LOSS_H_
 
@@ -28,13 +29,13 @@ struct LossKernels {
   // Rows [begin, end), from products, bias, labels, first_class: takes these classes into the row's sums, which begin
   // as those of no class.
   void (*sums)(const Arguments<T>&, int64_t begin, int64_t end);
-  // Rows [begin, end), from sums, geometry, bias (of all classes), labels, lambda, margin: loss, normalizer, geometry_grad,
-  // target_grad and predicted.
+  // Rows [begin, end), from sums, geometry, bias (of all classes), labels, lambda, margin, depth: loss, normalizer,
+  // geometry_grad, target_grad and predicted.
   void (*finish)(const Arguments<T>&, int64_t begin, int64_t end);
   // Rows [begin, end), from products, bias, labels, first_class, normalizer: logits_grad.
   void (*products_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Classes [begin, end), from logits_grad, target_grad, loss_grad, labels, first_class: bias_grad.
+  // Classes [begin, end), from logits_grad, target_grad, loss_grad, grad_unit, labels, first_class: bias_grad.
   void (*bias_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 };
 

@@ -18,6 +18,7 @@
 #ifndef LSOFTMAX_CORE_SOFTMAX_H_
 #define LSOFTMAX_CORE_SOFTMAX_H_
 
+#include "core/grad_unit.h"
 #include "core/target.h"
 
 namespace lsoftmax {
@@ -81,8 +82,8 @@ LSOFTMAX_INLINE TargetLogit<double> target_of(const Arguments<T>& args, double a
              : TargetLogit<double>{g.dot, 1, 0, 0};
 }
 
-// From the sums over a row's classes: loss[row], geometry_grad[:, row], target_grad[row], predicted[row]; returns the
-// normalizer, whose scale is 0 without a target. `bias` is that of the target.
+// From the sums over a row's classes: loss[row], predicted[row] and, in units of grad_unit[row], geometry_grad[:, row] and
+// target_grad[row]; returns the normalizer, in these units, too, whose scale is 0 without a target. `bias` is that of the target.
 template <typename T>
 LSOFTMAX_INLINE Normalizer finish_row(const Arguments<T>& args, double alpha, int64_t row, double bias,
                                       const Sums& sums) {
@@ -91,10 +92,18 @@ LSOFTMAX_INLINE Normalizer finish_row(const Arguments<T>& args, double alpha, in
     assign(args.loss[row], 0);
     args.target_grad[row] = 0;
     store(args.geometry_grad, args.rows, row, {0, 0, 0});
+    if (args.grad_unit != nullptr) args.grad_unit[row] = 1;
     return {0, 0};
   }
-  const TargetLogit<double> t = target_of(args, alpha, geometry_of(args, row));
-  const CrossEntropy h = cross_entropy(sums, t.value + bias);
+  const Geometry g = geometry_of(args, row);
+  const TargetLogit<double> t = target_of(args, alpha, g);
+  CrossEntropy h = cross_entropy(sums, t.value + bias);
+  if (args.grad_unit != nullptr) {
+    const double lift = grad_lift(h.normalizer.scale, -h.slope, g.features_sq, args.depth, args.rows);
+    args.grad_unit[row] = static_cast<float>(1 / lift);
+    h.slope *= lift;
+    h.normalizer.scale *= lift;
+  }
   assign(args.loss[row], h.loss);
   args.target_grad[row] = h.slope;
   store(args.geometry_grad, args.rows, row, {h.slope * t.d_dot, h.slope * t.d_features_sq, h.slope * t.d_weights_sq});

@@ -32,6 +32,7 @@ __device__ Normalizer finish(const Arguments<T>& args, int64_t row, int64_t clas
   }
   args.predicted[row] = static_cast<int64_t>(sums.predicted);
   assign(args.loss[row], NAN);
+  if (args.grad_unit != nullptr) args.grad_unit[row] = 1;
   args.target_grad[row] = NAN;
   store(args.geometry_grad, args.rows, row, {NAN, NAN, NAN});
   return {NAN, NAN};

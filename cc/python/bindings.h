@@ -1,7 +1,7 @@
 // The kernels of one backend as a Python module: a call in, no result out.
 //
 // A call names its arrays by their addresses, as the core's own arguments do; who makes it (lsoftmax_op/arrays.py)
-// answers for their memory, shapes, dtypes and values. The GIL is released while a kernel runs.
+// answers for their memory, shapes, dtypes and values. The GIL is released while a kernel runs, on a copy of the call.
 #ifndef LSOFTMAX_PYTHON_BINDINGS_H_
 #define LSOFTMAX_PYTHON_BINDINGS_H_
 
@@ -25,7 +25,7 @@ struct Call {
   uintptr_t features = 0, weights = 0, bias = 0, labels = 0, lam = 0, geometry = 0, geometry_grad = 0, logits = 0,
             logits_grad = 0, features_grad = 0, weights_grad = 0, bias_grad = 0, cos_theta = 0, segment = 0,
             products = 0, target_weights = 0, loss = 0, loss_grad = 0, target_grad = 0, sums = 0, normalizer = 0,
-            predicted = 0, workspace = 0;
+            grad_unit = 0, predicted = 0, workspace = 0;
 
   template <typename T>
   Arguments<T> as() const {
@@ -54,6 +54,7 @@ struct Call {
     args.loss = reinterpret_cast<T*>(loss);
     args.loss_grad = reinterpret_cast<const T*>(loss_grad);
     args.target_grad = reinterpret_cast<double*>(target_grad);
+    args.grad_unit = reinterpret_cast<float*>(grad_unit);
     args.sums = reinterpret_cast<double*>(sums);
     args.normalizer = reinterpret_cast<double*>(normalizer);
     args.predicted = reinterpret_cast<int64_t*>(predicted);
@@ -79,7 +80,6 @@ template <typename Backend>
 void define_kernels(pybind11::module_& module) {
   namespace py = pybind11;
   using Where = typename Backend::Where;
-  using Release = py::call_guard<py::gil_scoped_release>;
 
   py::class_<Call>(module, "Call", "Sizes and addresses of the arrays of one kernel call.", py::module_local())
       .def(py::init<>())
@@ -109,6 +109,7 @@ void define_kernels(pybind11::module_& module) {
       .def_readwrite("loss", &Call::loss)
       .def_readwrite("loss_grad", &Call::loss_grad)
       .def_readwrite("target_grad", &Call::target_grad)
+      .def_readwrite("grad_unit", &Call::grad_unit)
       .def_readwrite("sums", &Call::sums)
       .def_readwrite("normalizer", &Call::normalizer)
       .def_readwrite("predicted", &Call::predicted)
@@ -117,13 +118,15 @@ void define_kernels(pybind11::module_& module) {
 #define LSOFTMAX_DEFINE(KERNEL)                                   \
   module.def(                                                     \
       #KERNEL,                                                    \
-      [](const Call& call, Where where) {                         \
+      [](const Call& shared, Where where) {                       \
+        const Call call = shared;                                 \
+        const py::gil_scoped_release release;                     \
         dispatch(call.dtype, [&](auto zero) {                     \
           using T = decltype(zero);                               \
           Backend::template KERNEL<T>(call, call.as<T>(), where); \
         });                                                       \
       },                                                          \
-      py::arg("call"), py::arg("where"), Release())
+      py::arg("call"), py::arg("where"))
   LSOFTMAX_DEFINE(geometry);
   LSOFTMAX_DEFINE(logits);
   LSOFTMAX_DEFINE(logits_grad);

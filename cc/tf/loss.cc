@@ -5,7 +5,9 @@
 //   target_grad[i]      = dloss[i] / dz_{i, y_i}
 //   geometry_grad[:, i] = target_grad[i] dt / d(geometry[:, i])      core/softmax.h has the formulas
 //
-// in the products' own buffer where TensorFlow gives it away.
+// the last three, of float16, in units of grad_unit[i] (core/grad_unit.h): divided by it.
+//
+// The products' gradient is in their own buffer where TensorFlow gives it away.
 #include "tf/register.h"
 
 namespace lsoftmax {
@@ -24,6 +26,7 @@ REGISTER_OP("LsoftmaxLoss")
     .Output("target_grad: double")
     .Output("target_weights: T")
     .Output("predicted: int64")
+    .Output("grad_unit: float")
     .Attr("margin: int >= 1")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
@@ -36,6 +39,7 @@ REGISTER_OP("LsoftmaxLoss")
       for (const ShapeHandle& shape : {labels, products, geometry, geometry, labels, features, labels}) {
         c->set_output(output++, shape);
       }
+      c->set_output(output, c->Vector(grad_units(c, c->Dim(labels, 0))));
       return absl::Status();
     })
     .Doc(R"doc(
@@ -49,12 +53,13 @@ bias: [C], or [0] for none.
 lam: [], the annealing weight lambda >= 0; at infinity the margin vanishes.
 margin: m, from 1 (no margin) to 64.
 loss: [N].
-products_grad: [N, C], the derivative of each row's loss in its products, but 0 at its target.
+products_grad: [N, C], the derivative of each row's loss in its products, in units of grad_unit, but 0 at its target.
 geometry: [3, N], the inner product of the sample and its class's weights, and both squared norms.
-geometry_grad: [3, N], the derivative of each row's loss in its geometry, the target's share.
-target_grad: [N], the derivative of each row's loss in its target's logit.
+geometry_grad: [3, N], the derivative of each row's loss in its geometry, the target's share, in units of grad_unit.
+target_grad: [N], the derivative of each row's loss in its target's logit, in units of grad_unit.
 target_weights: [N, D], the weights of each row's class, 0 without a target.
 predicted: [N], the class of the largest logit without the margin.
+grad_unit: [0], where the unit is 1, or [N] of float16: a power of two, at most 1.
 )doc");
 
 template <typename Backend, typename T>
@@ -81,6 +86,7 @@ class LossOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(4, rows, &target_grad));
     OP_REQUIRES_OK(context, context->allocate_output(5, {args.rows, args.depth}, &target_weights));
     OP_REQUIRES_OK(context, context->allocate_output(6, rows, &predicted));
+    OP_REQUIRES_OK(context, allocate_grad_unit<T>(context, 7, &args));
     args.loss = data_of<T>(loss);
     args.logits_grad = data_of<T>(products_grad);
     args.geometry = data_of<double>(geometry);

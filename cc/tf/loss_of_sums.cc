@@ -1,6 +1,8 @@
 // LsoftmaxLossOfSums: the loss of every row from the sums over its classes, and the target's share of its gradient
 //
 //   loss[i], normalizer[:, i], target_grad[i], geometry_grad[:, i]      core/softmax.h has the formulas
+//
+// the last three, of float16, in units of grad_unit[i], as those of LsoftmaxLoss.
 #include "tf/register.h"
 
 namespace lsoftmax {
@@ -11,11 +13,13 @@ REGISTER_OP("LsoftmaxLossOfSums")
     .Input("labels: Tlabels")
     .Input("bias: T")
     .Input("lam: double")
+    .Input("depth: int64")
     .Output("loss: T")
     .Output("normalizer: double")
     .Output("geometry_grad: double")
     .Output("target_grad: double")
     .Output("predicted: int64")
+    .Output("grad_unit: float")
     .Attr("margin: int >= 1")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
@@ -26,10 +30,12 @@ REGISTER_OP("LsoftmaxLossOfSums")
       TF_RETURN_IF_ERROR(merge_input(c, 1, "geometry", {3, c->Dim(labels, 0)}, &geometry));
       TF_RETURN_IF_ERROR(merge_input(c, 3, "bias", {c->UnknownDim()}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 4, "lam", {}, &ignored));
+      TF_RETURN_IF_ERROR(merge_input(c, 5, "depth", {}, &ignored));
       int output = 0;
       for (const ShapeHandle& shape : {labels, c->Matrix(2, c->Dim(labels, 0)), geometry, labels, labels}) {
         c->set_output(output++, shape);
       }
+      c->set_output(output, c->Vector(grad_units(c, c->Dim(labels, 0))));
       return absl::Status();
     })
     .Doc(R"doc(
@@ -40,12 +46,14 @@ geometry: [3, N], from LsoftmaxTargetGeometry.
 labels: [N], as checked by LsoftmaxTargetGeometry.
 bias: [C], of all classes, or [0] for none.
 lam: [], the annealing weight lambda >= 0.
+depth: [], the number D of features of a sample.
 margin: m, from 1 (no margin) to 64.
 loss: [N].
 normalizer: [2, N], for LsoftmaxProductsGrad.
-geometry_grad: [3, N], the derivative of each row's loss in its geometry.
-target_grad: [N], the derivative of each row's loss in its target's logit.
+geometry_grad: [3, N], the derivative of each row's loss in its geometry, in units of grad_unit.
+target_grad: [N], the derivative of each row's loss in its target's logit, in units of grad_unit.
 predicted: [N], the class of the largest logit without the margin.
+grad_unit: [0], where the unit is 1, or [N] of float16: a power of two, at most 1, that of LsoftmaxProductsGrad's result, too.
 )doc");
 
 template <typename Backend, typename T>
@@ -69,6 +77,8 @@ class LossOfSumsOp : public OpKernel {
     OP_REQUIRES_OK(context, read_bias<T>(bias, -1, &args.bias));
     OP_REQUIRES_OK(context, check_shape("lam", lambda, {}));
     OP_REQUIRES_OK(context, Backend::read_lambda(lambda, &args));
+    OP_REQUIRES_OK(context, check_shape("depth", context->input(5), {}));
+    args.depth = context->input(5).scalar<int64_t>()();
     args.labels = labels_of(labels);
     args.classes = bias.dim_size(0);
     if (args.bias != nullptr) OP_REQUIRES_OK(context, Backend::read_labels(labels, &args));
@@ -81,6 +91,7 @@ class LossOfSumsOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(2, {3, args.rows}, &geometry_grad));
     OP_REQUIRES_OK(context, context->allocate_output(3, labels.shape(), &target_grad));
     OP_REQUIRES_OK(context, context->allocate_output(4, labels.shape(), &predicted));
+    OP_REQUIRES_OK(context, allocate_grad_unit<T>(context, 5, &args));
     args.loss = data_of<T>(loss);
     args.normalizer = data_of<double>(normalizer);
     args.geometry_grad = data_of<double>(geometry_grad);
@@ -93,6 +104,6 @@ class LossOfSumsOp : public OpKernel {
   int margin_ = 1;
 };
 
-LSOFTMAX_REGISTER_KERNELS("LsoftmaxLossOfSums", LossOfSumsOp);
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxLossOfSums", LossOfSumsOp, .HostMemory("depth"));
 
 }  // namespace lsoftmax

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from numbers import Real
@@ -23,11 +24,11 @@ def checked(lam: Any) -> float | Schedule:
     """Returns a number or schedule that was looked at.
 
     Args:
-        lam: a number >= 0; a `LambdaSchedule`; or another function of the step (a scalar int64 tensor) in TensorFlow's
-            ops, such as one of ``keras.optimizers.schedules``.
+        lam: a number >= 0; a `LambdaSchedule`; or another function of the step (a scalar tensor, see `at`) in Python's
+            arithmetic and TensorFlow's ops, such as one of ``keras.optimizers.schedules``.
 
     Raises:
-        TypeError: it is none of these.
+        TypeError: it is none of these, or a function that fails.
         ValueError: a number, or a function's value at some step, that is negative or NaN; or a function that increases.
     """
     if isinstance(lam, (bool, Real)):
@@ -40,8 +41,26 @@ def checked(lam: Any) -> float | Schedule:
 
 
 def at(schedule: Schedule, step: Any) -> tf.Tensor:
-    """Returns lambda at a step, a float32 scalar tensor."""
-    return tf.cast(tf.convert_to_tensor(schedule(tf.cast(step, tf.int64))), tf.float32)
+    """Returns lambda at a step, a float32 scalar tensor.
+
+    The schedule gets the step as int64; where it cannot compute with that (``10.0 / (1 + step)``), as float64, which is
+    exact, too; and at last as float32 (``tf.maximum(1.0, 9.0 - step)``). It may hold Python's ``if``, as a
+    ``tf.function`` may.
+
+    Raises:
+        TypeError: the schedule fails with each of them, or gives no number.
+    """
+    forms = [schedule] if tf.executing_eagerly() else [schedule, tf.function(schedule)]
+    for form, dtype in itertools.product(forms, (tf.int64, tf.float64, tf.float32)):
+        try:
+            value = tf.cast(tf.convert_to_tensor(form(tf.cast(step, dtype))), tf.float32)
+            return tf.ensure_shape(value, [])
+        except (TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
+            failure = error
+    raise TypeError(
+        "lam: expected a function of the step that gives a number, by arithmetic and TensorFlow's ops (tf.maximum and "
+        f"tf.exp for max and math.exp), got {schedule!r}, which fails: {failure}"
+    ) from failure
 
 
 def initial(lam: float | Schedule) -> float:

@@ -10,6 +10,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
+from itertools import repeat
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -17,10 +20,11 @@ import keras
 import tensorflow as tf
 
 from lsoftmax_op import _checks
-from lsoftmax_op.keras import annealing
+from lsoftmax_op.keras import annealing, symbolic
 from lsoftmax_op.keras.dense import LSoftmaxDense
 from lsoftmax_op.keras.labels import class_indices
-from lsoftmax_op.keras.multi_worker import MultiWorkerModel
+from lsoftmax_op.keras.loss import PlainLoss
+from lsoftmax_op.keras.multi_worker import MultiWorkerModel, share_of_batch
 
 
 class _Result(NamedTuple):
@@ -30,6 +34,7 @@ class _Result(NamedTuple):
     y: Any
     sample_weight: Any
     labels: tf.Tensor  # [N]
+    rows: tf.Tensor  # [], N
     features: tf.Tensor  # [N, D]
     total: tf.Tensor  # []
     predicted: tf.Tensor  # [N]
@@ -57,10 +62,11 @@ class LSoftmaxClassifier(MultiWorkerModel):
         bias_regularizer: of its bias.
         kernel_constraint: of its kernel.
         bias_constraint: of its bias.
-        **kwargs: ``name``, ``dtype`` (a name or dtype policy) and ``trainable``.
+        **kwargs: ``name``, ``dtype`` (a name or dtype policy) and ``trainable``; and ``head``, a dict of what only
+            `LSoftmaxDense` takes, such as ``lora_rank``.
 
     Attributes:
-        backbone: the backbone.
+        backbone: the backbone: ``backbone.predict(x)`` gives the features (the embeddings) [N, D].
         head: the last layer, an `LSoftmaxDense`; ``head.lam`` is the present lambda.
 
     Raises:
@@ -86,6 +92,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
     ) -> None:
         if not isinstance(backbone, keras.Layer):
             raise TypeError(f"backbone: expected a Keras model or layer, got {backbone!r}")
+        head = kwargs.pop("head", {})
         super().__init__(**kwargs)
         self.backbone = backbone
         self.head = LSoftmaxDense(
@@ -99,37 +106,79 @@ class LSoftmaxClassifier(MultiWorkerModel):
             bias_regularizer=bias_regularizer,
             kernel_constraint=kernel_constraint,
             bias_constraint=bias_constraint,
-            dtype=self.dtype_policy,
-            name="head",
+            **{"dtype": self.dtype_policy, "name": "head", **head},
         )
         self._accuracy = keras.metrics.Mean(name="accuracy")
-        if len(getattr(backbone, "inputs", None) or []) == 1:
-            self.build(backbone.input_shape)
+        self._first_input: Callable[[], Any] | None = None  # a closure, as Keras wraps lists and dicts in attributes
+        if self._known_input() is not None:
+            self.build(symbolic.shapes_of(self.input))
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls the model; the first call of a backbone that declares no inputs tells what they are."""
+        if self._known_input() is None and all(hasattr(one, "dtype") for one in keras.tree.flatten(inputs)):
+            self._declare(symbolic.like(inputs, self.input_dtype))
+        return super().__call__(inputs, *args, **kwargs)
 
     def build(self, input_shape: Any) -> None:
         """Builds backbone and head for inputs of a shape, or a structure of shapes."""
-        features = getattr(self.backbone(self._inputs(input_shape)), "shape", None)
-        if not isinstance(features, tuple) or len(features) != 2 or features[1] is None:
+        if self._known_input() is None:
+            self._declare(symbolic.of_shapes(input_shape, repeat(self.backbone.input_dtype)))
+        features = self.backbone(self.input)
+        shape = getattr(features, "shape", None)
+        if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] is None:
             raise ValueError(
-                f"backbone: expected outputs [N, D], got shape {features}: end it in Flatten or GlobalAveragePooling2D"
+                f"backbone: expected outputs [N, D], got shape {shape}: end it in Flatten or GlobalAveragePooling2D"
             )
-        if not self.head.built:
-            self.head.build(features)
+        self.head(features)
         super().build(input_shape)
 
-    def _inputs(self, shapes: Any) -> Any:
-        """Returns symbolic inputs of a structure of shapes, named and typed as the backbone's, for any batch size."""
-        known = iter(getattr(self.backbone, "inputs", None) or [])
+    def get_build_config(self) -> dict:
+        """Returns the shapes of the inputs, and the data types that the first call had."""
+        config = super().get_build_config()
+        return config if self._first_input is None else {**config, "input_dtypes": symbolic.dtypes_of(self.input)}
 
-        def one(shape: tuple) -> keras.KerasTensor:
-            like = next(known, None)
-            name, dtype = (None, self.backbone.input_dtype) if like is None else (like.name, like.dtype)
-            return keras.Input(batch_shape=(None, *shape[1:]), dtype=dtype, name=name)
+    def build_from_config(self, config: dict) -> None:
+        """Builds backbone and head for the inputs that a saved model had."""
+        if "input_dtypes" in config:
+            self._declare(symbolic.of_shapes(config["input_shape"], config["input_dtypes"]))
+        super().build_from_config(config)
 
-        return keras.tree.map_shape_structure(one, shapes)
+    def _declare(self, inputs: Any) -> None:
+        self._first_input = lambda: inputs
+
+    def _known_input(self) -> Any:
+        """Returns the symbolic inputs; None as long as nobody has told them."""
+        return symbolic.declared(self.backbone) if self._first_input is None else self._first_input()
+
+    @property
+    def input(self) -> Any:
+        """The symbolic inputs as a call takes them, a tensor, list or dict: the backbone's own if it declares some."""
+        inputs = self._known_input()
+        if inputs is None:
+            raise AttributeError(
+                f"{self.name} has no inputs yet: call it first, or give it a backbone with keras.Input"
+            )
+        return inputs
+
+    @property
+    def inputs(self) -> list:
+        """The symbolic inputs, as a list."""
+        return keras.tree.flatten(self.input)
+
+    @cached_property
+    def output(self) -> Any:
+        """The symbolic probabilities [N, C] of `input`."""
+        return self(self.input)
+
+    @property
+    def outputs(self) -> list:
+        """The symbolic probabilities, in a list."""
+        return [self.output]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Computes the plain probabilities [N, C], float32 (float64 for a float64 policy)."""
+        if training is not False:
+            self.head.warn_if_trained_plainly("fit(x, y), or head.compute_loss(backbone(x), y, training=True)")
         return self._probabilities(self.backbone(inputs, training=training))
 
     def _probabilities(self, features: Any) -> Any:
@@ -146,7 +195,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
         Args:
             optimizer: a Keras optimizer, or its name.
-            loss: None. The loss is the model's own.
+            loss: None, or the one that a compiled model has as ``model.loss``. The loss is the model's own.
             **options: the other arguments of ``keras.Model.compile``, such as ``metrics``. The metric "accuracy" is
                 always there.
 
@@ -154,26 +203,53 @@ class LSoftmaxClassifier(MultiWorkerModel):
             ValueError: a loss or `loss_weights` is given.
         """
         for name, value in (("loss", loss), ("loss_weights", options.get("loss_weights"))):
-            if value is not None:
+            if value is not None and not isinstance(value, PlainLoss):
                 raise ValueError(f"{name}: expected None, as LSoftmaxClassifier has its own loss, got {value!r}")
         metrics = options.pop("metrics", None)
         if isinstance(metrics, (list, tuple)):
             metrics = [metric for metric in metrics if metric != "accuracy"]
-        super().compile(optimizer, metrics=metrics or None, **options)
+        super().compile(optimizer, loss or PlainLoss(), metrics=metrics or None, **options)
         self.head.follow(self.optimizer)
 
     def compile_from_config(self, config: dict) -> None:
         """Configures the training as that of a saved model was."""
-        config = keras.saving.deserialize_keras_object(config)
-        self.compile(**{name: value for name, value in config.items() if name not in ("loss", "loss_weights")})
+        self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x: Any = None, *args: Any, **options: Any) -> keras.callbacks.History:
+        """Trains the model, as ``keras.Model.fit`` does and with its arguments.
+
+        Where `x` is a ``tf.data.Dataset``, too, `class_weight` may leave out classes, whose weight is 1, and labels may
+        be -1.
+
+        Raises:
+            ValueError: `class_weight` for a data set that has sample weights.
+        """
+        if options.get("class_weight") is not None and isinstance(x, tf.data.Dataset):
+            x = self._with_class_weights(x, options.pop("class_weight"))
+        return super().fit(x, *args, **options)
+
+    def _with_class_weights(self, batches: tf.data.Dataset, class_weight: dict) -> tf.data.Dataset:
+        """Returns the batches with the weights of their samples, those that Keras gives the samples of an array."""
+        classes = self.head.units
+        table = tf.constant([class_weight.get(c, 1.0) for c in range(-1, classes)], keras.config.floatx())
+
+        def weighted(*data: Any) -> tuple:
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            if sample_weight is not None:
+                raise ValueError("class_weight: expected None where the data set has sample weights, got both")
+            y = _the_one(y)
+            labels = tf.clip_by_value(class_indices(y, classes, "y"), -1, classes - 1)  # the op tells of others
+            return x, y, tf.gather(table, labels + 1)
+
+        return batches.map(weighted).prefetch(tf.data.AUTOTUNE)
 
     def train_step(self, data: Any) -> dict:
         """Takes one step of the optimizer on the margin loss of one batch."""
         with tf.GradientTape() as tape:
             result = self._forward(data, training=True)
-            scaled = self.optimizer.scale_loss(result.total / tf.distribute.get_strategy().num_replicas_in_sync)
+            scaled = self.optimizer.scale_loss(result.total * share_of_batch(result.rows, result.total.dtype))
         weights = self.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
         return self.logs_of_step({**self._count(result), "lam": tf.convert_to_tensor(self.head.lam)})
@@ -184,23 +260,26 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     def _forward(self, data: Any, training: bool) -> _Result:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y, sample_weight = _the_one(y), _the_one(sample_weight)
         labels = class_indices(y, self.head.units, "y")
+        rows = tf.shape(labels)[0]
         if not self.built:
             self(x, training=False)
         features = self.backbone(x, training=training)
         loss, predicted = self.head.compute_loss(features, labels, training)
         loss = tf.cast(loss, self._wide)
         if sample_weight is not None:
-            loss *= tf.reshape(tf.cast(sample_weight, self._wide), tf.shape(loss))
-        # As Keras reduces: the sum over the batch size, whatever the weights; and every regularisation loss.
-        total = tf.add_n([tf.reduce_mean(loss), *(tf.reduce_sum(tf.cast(term, self._wide)) for term in self.losses)])
-        return _Result(x, y, sample_weight, labels, features, total, predicted)
+            loss *= tf.broadcast_to(tf.reshape(tf.cast(sample_weight, self._wide), [-1]), [rows])
+        # As Keras reduces: the sum over the batch size, whatever the weights; 0 without samples; all regularisation.
+        mean = tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(rows, self._wide))
+        total = tf.add_n([mean, *(tf.reduce_sum(tf.cast(term, self._wide)) for term in self.losses)])
+        return _Result(x, y, sample_weight, labels, rows, features, total, predicted)
 
     def _count(self, result: _Result) -> dict:
         """Updates the metrics and returns their values."""
         for metric in self.metrics:
             if metric.name == "loss":
-                metric.update_state(result.total, sample_weight=tf.shape(result.labels)[0])
+                metric.update_state(result.total, sample_weight=result.rows)
         hits = result.predicted == tf.cast(result.labels, tf.int64)
         self._accuracy.update_state(hits, sample_weight=result.labels >= 0)
         # In a graph the probabilities are computed only where some metric of compile looks at them.
@@ -221,35 +300,45 @@ class LSoftmaxClassifier(MultiWorkerModel):
         """
         if not self.built:
             raise ValueError("export: expected a model that has been built, by fit or by a call, got one that has not")
-        inputs = self._inputs(self.get_build_config()["input_shape"])
+        model = self._plain_model()
         if str(filepath).endswith(".keras"):
-            self._plain_model(inputs).save(filepath)
-            return None
-        self(inputs)  # Keras exports what has been called, and fit calls backbone and head only
-        return super().export(filepath, format, **options)
+            return model.save(filepath)
+        return model.export(filepath, format, **options)
 
-    def _plain_model(self, inputs: Any) -> keras.Model:
+    def _plain_model(self) -> keras.Model:
         """Returns the backbone, a Dense layer with a copy of the head's weights, and a softmax."""
+        inputs = symbolic.anew(self.input)
+        head = self.head.get_config()
+        names = ("name", "units", "use_bias", "dtype", "quantization_config")
         with self.distribute_strategy.scope():
-            dense = keras.layers.Dense(
-                self.head.units, use_bias=self.head.use_bias, dtype=self.dtype_policy, name=self.head.name
-            )
+            dense = keras.layers.Dense.from_config({name: head[name] for name in names if name in head})
             softmax = keras.layers.Activation("softmax", dtype=self._wide, name="probabilities")
             model = keras.Model(inputs, softmax(dense(self.backbone(inputs))), name=self.name)
-            weights = [self.head.kernel] if self.head.bias is None else [self.head.kernel, self.head.bias]
-            dense.set_weights([keras.ops.convert_to_numpy(weight) for weight in weights])
+            weights = {}
+            self.head.save_own_variables(weights)  # LoRA's product is in the kernel
+            dense.load_own_variables(weights)
         return model
+
+    @property
+    def _default_save_signature(self) -> Callable:
+        """What tf.saved_model.save has a model served by."""
+        spec = keras.tree.map_structure(lambda one: tf.TensorSpec(one.shape, one.dtype), self.input)
+        return tf.function(lambda inputs: self(inputs), input_signature=[spec])
 
     def get_config(self) -> dict:
         """Returns the arguments of the constructor."""
         head = self.head.get_config()
         names = ("margin", "lam", "use_bias", *(n for n in head if n.endswith(("izer", "constraint")) and n[0] != "a"))
-        return {
+        config = {
             **super().get_config(),
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "num_classes": head["units"],
             **{name: head[name] for name in names},
         }
+        special = {name: head[name] for name in ("lora_rank", "lora_alpha", "quantization_config") if head.get(name)}
+        if head["dtype"] != config["dtype"]:
+            special["dtype"] = head["dtype"]
+        return {**config, "head": special} if special else config
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> LSoftmaxClassifier:
@@ -259,4 +348,14 @@ class LSoftmaxClassifier(MultiWorkerModel):
         config["lam"] = annealing.deserialize(config["lam"])
         if isinstance(config.get("dtype"), dict):
             config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])
+        if "head" in config:
+            config["head"] = {
+                name: keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
+                for name, value in config["head"].items()
+            }
         return cls(**config)
+
+
+def _the_one(value: Any) -> Any:
+    """Returns what Keras makes of a list of one output's labels or weights: the one."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value

@@ -3,9 +3,9 @@
     inference, or no labels:   X W + b                          keras.layers.Dense
     training with labels:      the margin logits of X, W, b     lsoftmax_op.lsoftmax_logits
 
-lambda is a weight of the layer, so that it is saved and restored with the others. A schedule is a function of the steps
-that the *optimizer* has taken: a layer that follows an optimizer sets its lambda from their number whenever it trains.
-Forward passes are not counted: accumulated gradients, replicas, skipped steps and evaluation cannot advance it.
+lambda is a variable of the layer, saved beside its weights. A schedule is a function of the steps that the *optimizer*
+has taken: a layer that follows an optimizer sets its lambda from their number whenever it trains. Forward passes are
+not counted: accumulated gradients, replicas, skipped steps and evaluation cannot advance it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from lsoftmax_op import _checks, library, ops
 from lsoftmax_op.keras import annealing
 from lsoftmax_op.keras.labels import class_indices
+from lsoftmax_op.keras.lambda_state import LambdaState
 
 
 @keras.saving.register_keras_serializable(package="lsoftmax_op")
@@ -36,7 +39,7 @@ class LSoftmaxDense(keras.layers.Dense):
         units: the number of classes C, >= 1.
         margin: the integer m from 1 (no margin) to 64.
         lam: the annealing weight lambda: a number >= 0, a `LambdaSchedule`, or another function of the optimizer's step
-            that never increases. The weight ``layer.lam`` holds its present value.
+            that never increases. The variable ``layer.lam`` holds its present value.
         use_bias: whether there is a bias [C]. The paper has none.
         kernel_initializer: as for ``keras.layers.Dense``, like the following.
         bias_initializer: of the bias.
@@ -45,7 +48,12 @@ class LSoftmaxDense(keras.layers.Dense):
         activity_regularizer: of the logits.
         kernel_constraint: of the kernel.
         bias_constraint: of the bias.
-        **kwargs: ``name``, ``dtype`` (a name or dtype policy) and ``trainable``.
+        **kwargs: ``name``, ``dtype`` (a name or dtype policy), ``trainable`` and, as for ``keras.layers.Dense``,
+            ``lora_rank``, ``lora_alpha`` and ``quantization_config``.
+
+    LoRA and quantisation are those of Dense: ``enable_lora``, ``quantize``, what is saved and what is loaded. With LoRA
+    the margin trains the factors. A layer quantised to int8 trains what comes before it, and factors of LoRA; in Keras'
+    other modes it infers alone, and float8, which is there for training, is refused.
 
     Call arguments:
         inputs: the features, [N, D] where there are labels, else [..., D].
@@ -59,6 +67,7 @@ class LSoftmaxDense(keras.layers.Dense):
         TypeError: an argument of the wrong type.
         ValueError: a value or shape out of range; a schedule that increases; no labels in training.
         tf.errors.InvalidArgumentError: labels out of range, or not one-hot.
+        NotImplementedError: training with the margin in a quantisation mode other than int8.
     """
 
     def __init__(
@@ -96,19 +105,17 @@ class LSoftmaxDense(keras.layers.Dense):
         self._lam = annealing.checked(lam)
         self._steps: Callable[[], Any] | None = None
         self._watcher: Callable[[tf.Tensor, tf.Tensor], None] | None = None
+        self._warned = False
 
     def build(self, input_shape: Any) -> None:
         """Creates kernel [D, C], bias [C] and lambda []."""
-        self.lam = self.add_weight(
-            name="lam",
-            shape=(),
-            dtype="float32",
-            initializer=keras.initializers.Constant(annealing.initial(self._lam)),
-            trainable=False,
-            autocast=False,
-            aggregation="only_first_replica",
-        )
+        self._lambda_state = LambdaState(annealing.initial(self._lam), self.has_schedule)
         super().build(input_shape)
+
+    @property
+    def lam(self) -> keras.Variable:
+        """The present lambda [], float32."""
+        return self._lambda_state.variable
 
     @property
     def has_schedule(self) -> bool:
@@ -134,9 +141,35 @@ class LSoftmaxDense(keras.layers.Dense):
                 f"{self.name}(features, labels, training=True), or let LSoftmaxClassifier pass them: fit(x, y)"
             )
         if not training or labels is None:
-            return super().call(inputs)
+            if training is None:
+                self.warn_if_trained_plainly(f"{self.name}(features, labels, training=True)")
+            return self._plain(inputs, training)
         layer = self._margin_layer(inputs, labels)
         return ops.lsoftmax_logits(*layer, margin=self.margin, lam=self._annealed())
+
+    def warn_if_trained_plainly(self, instead: str) -> None:
+        """Warns, once, if plain logits are computed for gradients, as by a model that passes no `training` on.
+
+        Args:
+            instead: the call that has the margin.
+        """
+        if self.margin > 1 and self.trainable and not self._warned and record.could_possibly_record():
+            self._warned = True
+            warnings.warn(
+                f"{self.name} computes gradients without its margin of {self.margin}, as a plain dense layer: train by "
+                f"{instead}. (Where nothing trains, training=False says so.)",
+                stacklevel=2,
+            )
+
+    def quantized_call(self, inputs: Any, labels: Any = None, training: bool | None = None) -> Any:
+        """Computes the logits of a quantised layer."""
+        return self.call(inputs, labels, training)
+
+    def _plain(self, inputs: Any, training: bool | None) -> Any:
+        """Returns the logits of Dense."""
+        if self.quantization_mode is None:
+            return super().call(inputs)
+        return super().quantized_call(inputs, training=training)
 
     def compute_loss(self, features: Any, labels: Any, training: bool = False) -> ops.LossLayer:
         """Computes the softmax cross-entropy of the layer's logits, in one pass over them (`lsoftmax_loss`).
@@ -153,10 +186,20 @@ class LSoftmaxDense(keras.layers.Dense):
         Raises:
             TypeError, ValueError, tf.errors.InvalidArgumentError: as for a call.
         """
+        if not training and self.quantization_mode is not None:
+            return self._plain_loss(self(features, training=False), class_indices(labels, self.units))
         layer = self._margin_layer(features, labels, watched=training)
         if not training:
             return ops.loss_layer(*layer, margin=1, lam=0.0)
         return ops.loss_layer(*layer, margin=self.margin, lam=self._annealed())
+
+    @staticmethod
+    def _plain_loss(logits: tf.Tensor, labels: tf.Tensor) -> ops.LossLayer:
+        """Returns the loss of logits that are no product of features and kernel."""
+        wide = tf.cast(logits, tf.float64 if logits.dtype == tf.float64 else tf.float32)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=wide)
+        loss = tf.where(labels >= 0, loss, tf.zeros_like(loss))
+        return ops.LossLayer(tf.cast(loss, logits.dtype), tf.argmax(wide, axis=1))
 
     def _margin_layer(self, features: Any, labels: Any, watched: bool = True) -> tuple:
         """Returns features, weights, labels and bias in the compute dtype."""
@@ -165,7 +208,24 @@ class LSoftmaxDense(keras.layers.Dense):
         if watched and self._watcher is not None:
             self._watcher(self._target_cosines(features, labels), labels >= 0)
         bias = None if self.bias is None else keras.ops.cast(self.bias, dtype)
-        return keras.ops.cast(features, dtype), keras.ops.cast(self.kernel, dtype), labels, bias
+        return keras.ops.cast(features, dtype), keras.ops.cast(self._float_kernel(), dtype), labels, bias
+
+    def _float_kernel(self) -> Any:
+        """Returns the kernel [D, C] that the margin sees: dequantised, and with the product of LoRA's factors."""
+        if self.quantization_mode is None:
+            return self.kernel
+        if self.quantization_mode != "int8":
+            raise NotImplementedError(
+                f"{self.name}: expected the quantisation mode 'int8' or none in training with the margin, got "
+                f"{self.quantization_mode!r}"
+            )
+        dtype = self.variable_dtype
+        kernel = keras.ops.cast(self._kernel, dtype) / keras.ops.cast(self.kernel_scale, dtype)
+        if not self.lora_enabled:
+            return kernel
+        # Older releases of Keras 3 have no alpha.
+        scale = getattr(self, "lora_alpha", self.lora_rank) / self.lora_rank
+        return kernel + scale * keras.ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
 
     def _annealed(self) -> tf.Tensor:
         """Returns lambda, having set it from the optimizer's step."""
@@ -192,22 +252,62 @@ class LSoftmaxDense(keras.layers.Dense):
     def _target_cosines(self, features: Any, labels: tf.Tensor) -> tf.Tensor:
         """Returns cos(theta), 0 without a target, never in a half precision: in it, angles near 0 are degrees apart."""
         dtype = "float64" if self.compute_dtype == "float64" else "float32"
-        features, kernel = keras.ops.cast(features, dtype), keras.ops.cast(self.kernel, dtype)
+        features, kernel = keras.ops.cast(features, dtype), keras.ops.cast(self._float_kernel(), dtype)
         return ops.target_cosines(features, kernel, labels)
 
-    def save_own_variables(self, store: Any) -> None:
-        """Saves every weight; Dense's own method knows of kernel and bias alone."""
-        keras.Layer.save_own_variables(self, store)
+    def quantize(self, mode: str | None = None, type_check: bool = True, **options: Any) -> None:
+        """Quantises the layer as ``keras.layers.Dense`` does.
+
+        Args:
+            mode: "int8", or another of Keras' modes but "float8".
+            type_check: as for Dense, which quantises no subclass but this one.
+            **options: of Dense.
+
+        Raises:
+            NotImplementedError: the mode "float8".
+        """
+        if mode == "float8":
+            raise NotImplementedError(
+                f"mode: expected one to infer in, as the margin cannot train in float8, got {mode!r}"
+            )
+        super().quantize(mode, type_check=type_check and type(self) is not LSoftmaxDense, **options)
 
     def load_own_variables(self, store: Any) -> None:
-        """Loads every weight."""
-        keras.Layer.load_own_variables(self, store)
+        """Loads the weights. In files of the first releases, lambda stands behind them."""
+        names = sorted(store.keys(), key=int)
+        lam = store[names.pop()] if names and store[names[-1]].shape == () else None
+        super().load_own_variables(store if lam is None else {name: store[name] for name in names})
+        if lam is not None:
+            self._lambda_state.restore(lam)
+
+    def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
+        """What tf.train.Checkpoint records of the layer itself; a variable would have to be in every checkpoint."""
+        return {"lam": tf.convert_to_tensor(self.lam)} if self.built and tf.executing_eagerly() else {}
+
+    def _restore_from_tensors(self, restored: dict[str, tf.Tensor]) -> None:
+        """Takes what a checkpoint recorded."""
+        if restored:
+            self._lambda_state.restore(restored["lam"])
+
+    def _lookup_dependency(self, name: str, *args: Any) -> Any:
+        """Finds lambda in the checkpoints of the first releases, where it was a variable among the others."""
+        if name == "lam" and self.built and self.has_schedule:
+            return self.lam
+        return super()._lookup_dependency(name, *args)
+
+    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict:
+        """Adds lambda to what a SavedModel holds, whose functions may use it."""
+        children = super()._trackable_children(save_type, **options)
+        return {**children, "lam": self.lam} if save_type == "savedmodel" and self.built else children
 
     def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
+        """Returns the arguments of the constructor; of a lambda that is no schedule, the present value."""
         config = super().get_config()
         del config["activation"]
-        return {**config, "margin": self.margin, "lam": annealing.serialize(self._lam)}
+        lam = self._lam
+        if not self.has_schedule and self.built and self.lam.numpy() != np.float32(lam):
+            lam = float(self.lam.numpy())
+        return {**config, "margin": self.margin, "lam": annealing.serialize(lam)}
 
     @classmethod
     def from_config(cls, config: dict) -> LSoftmaxDense:

@@ -1,7 +1,10 @@
-"""Keras' own fit and evaluate under MultiWorkerMirroredStrategy, where Keras 3 (to 3.15 at least) fails with any model.
+"""What Keras' own fit and evaluate (of Keras 3, to 3.15 at least) get wrong on several replicas, with any model.
 
-Keras takes a nested batch for a single value when it looks at the first one, and averages scalar logs along an axis
-that they do not have. A model here hands Keras the batch of its own worker, and logs of shape [1].
+- The gradients of replicas with unequal batches are averaged, each as if its batch were as large as the others'.
+- The logs of an epoch are the last step's of the replicas, averaged likewise, where a step returns more than metrics.
+- The first batch must be cut evenly, and in several processes nothing works: Keras takes a nested batch for a single
+  value when it looks at the first one, and averages scalar logs along an axis that they do not have. A model here hands
+  Keras the batch of one replica, and logs of shape [1].
 """
 
 from __future__ import annotations
@@ -19,8 +22,31 @@ def spans_workers(strategy: tf.distribute.Strategy) -> bool:
     return bool(strategy.cluster_resolver.cluster_spec().jobs)
 
 
+def share_of_batch(rows: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Returns the share of a replica's batch in the joined one: its means, so weighted, add up to the joined batch's.
+
+    Args:
+        rows: [], int32, how many samples the replica has.
+        dtype: that of the share.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas == 1:
+        return tf.ones([], dtype)
+    of_all = _sum_over_replicas(rows)
+    equal = tf.constant(1 / replicas, dtype)
+    return tf.where(of_all > 0, tf.cast(rows, dtype) / tf.cast(of_all, dtype), equal)
+
+
+def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """Sums a scalar that lies in the host's memory, where the strategy allows it without a collective op on devices."""
+    context = tf.distribute.get_replica_context()
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+    return context.merge_call(lambda strategy, values: strategy.reduce("SUM", values, axis=None), args=(value,))
+
+
 class MultiWorkerModel(keras.Model):
-    """A model whose ``fit`` and ``evaluate`` work in several processes, too.
+    """A model whose ``fit`` and ``evaluate`` work on several replicas, in one process or more.
 
     Its ``train_step`` and ``test_step`` return ``self.logs_of_step(logs)``.
     """
@@ -31,9 +57,13 @@ class MultiWorkerModel(keras.Model):
             return logs
         return {name: tf.reshape(value, [1]) for name, value in logs.items()}
 
+    def _get_metrics_result_or_logs(self, logs: dict) -> dict:
+        """Takes an epoch's logs from the metrics of all replicas, as Keras does where each is of a metric."""
+        return {**logs, **{name: value for name, value in self.get_metrics_result().items() if name in logs}}
+
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         strategy = self.distribute_strategy
-        if iterator is not None and spans_workers(strategy):
+        if iterator is not None and strategy.num_replicas_in_sync > 1:
             for _, _, batches in iterator:
                 data_batch = keras.tree.map_structure(
                     lambda value: strategy.experimental_local_results(value)[0], next(batches)

@@ -42,10 +42,11 @@ absl::Status call_grad(XlaOpKernelContext* context, const char* name, const char
   TF_RETURN_IF_ERROR(read(context, products, {height, width}, &gradient));
   TF_RETURN_IF_ERROR(read(context, "loss_grad", {rows}, &loss_grad));
   TF_RETURN_IF_ERROR(read(context, "geometry_grad", {3, rows}, &geometry_grad));
-  const XlaOp target_weights = context->Input("target_weights");
+  const XlaOp target_weights = context->Input("target_weights"), grad_unit = context->Input("grad_unit");
   TF_RETURN_IF_ERROR(check_target_weights(context->InputShape("target_weights"), rows, depth));
-  const std::vector<XlaOp> operands = {gradient,  batch.features, batch.weights, context->Input("labels"),
-                                       loss_grad, geometry_grad,  target_weights};
+  TF_RETURN_IF_ERROR(check_grad_unit(context->InputShape("grad_unit"), context->input_type(0), rows));
+  const std::vector<XlaOp> operands = {gradient,  batch.features, batch.weights,  context->Input("labels"),
+                                       loss_grad, geometry_grad,  target_weights, grad_unit};
   const Shape shape = ShapeUtil::MakeShapeWithDescendingLayout(context->input_xla_type(0), {height, width});
   context->SetOutput(0, call(name, operands, {shape}, 0, /*attributes=*/""));
   return absl::Status();
@@ -82,7 +83,7 @@ absl::Status call_loss(XlaOpKernelContext* context, int margin) {
   const std::vector<Shape> outputs = {shape(type, {rows}),          shape(type, {rows, classes}),
                                       shape(::xla::F64, {3, rows}), shape(::xla::F64, {3, rows}),
                                       shape(::xla::F64, {rows}),    shape(type, {rows, batch.depth}),
-                                      shape(::xla::S64, {rows})};
+                                      shape(::xla::S64, {rows}),    shape(::xla::F32, {type == ::xla::F16 ? rows : 0})};
   const std::vector<XlaOp> operands = {products,          batch.features, batch.weights, context->Input("labels"),
                                        layer.bias.values, layer.lambda};
   const XlaOp results = call("lsoftmax_loss", operands, outputs, 1, absl::StrCat("{margin = ", margin, " : i64}"));

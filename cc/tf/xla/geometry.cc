@@ -42,7 +42,7 @@ absl::Status read_upstream(XlaOpKernelContext* context, const Batch& batch, bool
   const int64_t rows = batch.targets.rows;
   XlaOp geometry_grad, loss_grad = ::xla::ConstantR0<double>(context->builder(), 1);
   TF_RETURN_IF_ERROR(read(context, "geometry_grad", {3, rows}, &geometry_grad));
-  if (of_loss) TF_RETURN_IF_ERROR(read(context, "loss_grad", {rows}, &loss_grad));
+  if (of_loss) TF_RETURN_IF_ERROR(read_loss_grad(context, rows, &loss_grad));
   upstream->loss = to_double(loss_grad);
   upstream->geometry = upstream->loss * geometry_of(geometry_grad, rows);
   if (of_loss) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/batch.h"
+#include "core/grad_unit.h"
 #include "core/half.h"
 #include "core/validate.h"
 #include "xla/ffi/api/ffi.h"
@@ -113,7 +114,7 @@ T* data_of(Result buffer) {
 template <typename T>
 ffi::Error loss(ffi::ThreadPool pool, Any products, Any features, Any weights, Any labels, Any bias,
                 ffi::Buffer<ffi::F64> lambda, Result loss, Result products_grad, Result geometry, Result geometry_grad,
-                Result target_grad, Result target_weights, Result predicted, int64_t margin) {
+                Result target_grad, Result target_weights, Result predicted, Result grad_unit, int64_t margin) {
   Arguments<T> args;
   Operands operands(products_grad);
   std::vector<int64_t> own_labels;
@@ -132,6 +133,7 @@ ffi::Error loss(ffi::ThreadPool pool, Any products, Any features, Any weights, A
   args.target_grad = data_of<double>(target_grad);
   args.target_weights = data_of<T>(target_weights);
   args.predicted = data_of<int64_t>(predicted);
+  if (kHasGradUnit<T>) args.grad_unit = data_of<float>(grad_unit);
   loss_of_batch(args, over(&pool));
   return ffi::Error::Success();
 }
@@ -139,7 +141,7 @@ ffi::Error loss(ffi::ThreadPool pool, Any products, Any features, Any weights, A
 // The product is in `result` already: XLA gave both one buffer.
 template <typename T, bool kOfFeatures>
 ffi::Error grad(ffi::ThreadPool pool, Any, Any features, Any weights, Any labels, Any loss_grad, Any geometry_grad,
-                Any target_weights, Result result) {
+                Any target_weights, Any grad_unit, Result result) {
   Arguments<T> args;
   Operands operands(result);
   std::vector<int64_t> own_labels;
@@ -148,6 +150,7 @@ ffi::Error grad(ffi::ThreadPool pool, Any, Any features, Any weights, Any labels
   args.loss_grad = operands.data_of<T>(loss_grad);
   args.geometry_grad = operands.data_of<double>(geometry_grad);
   if (target_weights.element_count() > 0) args.target_weights = operands.data_of<T>(target_weights);
+  if (kHasGradUnit<T>) args.grad_unit = operands.data_of<float>(grad_unit);
   if constexpr (kOfFeatures) {
     args.features_grad = data_of<T>(result);
     features_grad_of_batch(args, over(&pool));
@@ -191,9 +194,10 @@ bool register_handlers(const std::string& type) {
                                       .Ret<Any>()
                                       .Ret<Any>()
                                       .Ret<Any>()
+                                      .Ret<Any>()
                                       .Attr<int64_t>("margin"));
-  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_features, (grad<T, true>), operands().Arg<Any>().Arg<Any>().Ret<Any>());
-  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_weights, (grad<T, false>), operands().Arg<Any>().Arg<Any>().Ret<Any>());
+  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_features, (grad<T, true>), operands().Arg<Any>().Arg<Any>().Arg<Any>().Ret<Any>());
+  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_weights, (grad<T, false>), operands().Arg<Any>().Arg<Any>().Arg<Any>().Ret<Any>());
   register_handler("lsoftmax_loss_" + type, of_loss);
   register_handler("lsoftmax_features_grad_" + type, of_features);
   register_handler("lsoftmax_weights_grad_" + type, of_weights);

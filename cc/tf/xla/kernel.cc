@@ -65,6 +65,15 @@ absl::Status read_layer(XlaOpKernelContext* context, Layer* layer) {
   return read(context, "lam", {}, &layer->lambda);
 }
 
+absl::Status read_loss_grad(XlaOpKernelContext* context, int64_t rows, XlaOp* loss_grad) {
+  TF_RETURN_IF_ERROR(read(context, "loss_grad", {rows}, loss_grad));
+  *loss_grad = widen(*loss_grad);
+  const tensorflow::TensorShape grad_unit = context->InputShape("grad_unit");
+  TF_RETURN_IF_ERROR(check_grad_unit(grad_unit, context->input_type(0), rows));
+  if (context->input_type(0) == tensorflow::DT_HALF) *loss_grad = *loss_grad * context->Input("grad_unit");
+  return absl::Status();
+}
+
 absl::Status read_columns(XlaOpKernelContext* context, Columns* columns) {
   TF_RETURN_IF_ERROR(read(context, "matrix", {-1, -1}, &columns->matrix));
   TF_RETURN_IF_ERROR(read(context, "block", {size_of(context, "matrix", 0), -1}, &columns->block));

@@ -56,6 +56,9 @@ struct CrossEntropy {
 };
 CrossEntropy cross_entropy(const Sums& others, XlaOp target);
 
+// 1 / u of core/grad_unit.h, from the largest of the other classes' probabilities and their sum; `depth` is F64 [].
+XlaOp grad_lift(XlaOp largest, XlaOp rest, XlaOp features_sq, XlaOp depth, int64_t rows);
+
 // The exponentials times the row's scale, 0 where that is 0.
 XlaOp products_grad(const Targets& targets, XlaOp exponentials, XlaOp scale);
 

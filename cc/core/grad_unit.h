@@ -1,0 +1,51 @@
+// The unit of a row's gradients in float16, which holds 11 digits of a number from 2^-14 to 2^16, and nothing below 2^-25.
+//
+// A row's probabilities p_j are written before the upstream gradient g is known, and with it the loss scale that is to lift
+// them. So the row's gradients are written in units of u, a power of two that g takes on instead, and nothing is rounded by:
+//
+//   dX = (g u) ((P / u) W^T)        dW = ((g u) X)^T (P / u)        db = (g u)^T (P / u)
+//
+//   1 / u = the power of two at or below  min(max(x / p, 2^12 x / N), 2^8 / r),  from 1 to 2^40
+//
+// with x = |x| / sqrt(D), the size of a feature, p the largest of the other classes' probabilities, r their sum, N the rows.
+//
+//   x / p        makes P / u as large as a feature and (g u) x as large as g p: rounding it loses what rounding g p would
+//   2^12 x / N   leaves (g u) x its digits if g is 1 / N or more, that of a mean, and keeps far smaller classes beside p
+//   2^8 / r      bounds (P / u) W^T by 256 times the largest weight: it does not overflow before X W does
+#ifndef LSOFTMAX_CORE_GRAD_UNIT_H_
+#define LSOFTMAX_CORE_GRAD_UNIT_H_
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "core/half.h"
+
+namespace lsoftmax {
+
+// Whether the gradients of T are to have a unit: other types hold what float16 does not, and theirs is 1.
+template <typename T>
+constexpr bool kHasGradUnit = false;
+template <>
+constexpr bool kHasGradUnit<float16> = true;
+
+constexpr double kFeatureRange = 4096, kProductRange = 256, kMaxLift = 0x1p40;
+
+// 1 / u, which the row's gradients are multiplied by. `largest`, `rest`: p and r.
+LSOFTMAX_INLINE double grad_lift(double largest, double rest, double features_sq, int64_t depth, int64_t rows) {
+  const double x = sqrt(features_sq / static_cast<double>(depth));
+  const double fits = x / largest, keeps = kFeatureRange * x / static_cast<double>(rows), bound = kProductRange / rest;
+  const double wanted = fits > keeps ? fits : keeps, lift = wanted < bound ? wanted : bound;
+  if (!(lift > 1)) return 1;
+  if (lift > kMaxLift) return kMaxLift;
+  uint64_t bits;
+  memcpy(&bits, &lift, sizeof bits);
+  bits &= 0x7ff0000000000000u;  // the exponent alone: a power of two
+  double power;
+  memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
+}  // namespace lsoftmax
+
+#endif  // LSOFTMAX_CORE_GRAD_UNIT_H_
