@@ -445,10 +445,9 @@ def test_exports_of_several_inputs(tmp_path, structure, subclassed):
     x = dict(zip("uv", x, strict=True)) if structure is dict else x
     model = LSoftmaxClassifier(Embedder() if subclassed else two(structure), 3, lam=1.0)
     model(x)
+    names = ["user", "item"]
     if subclassed:
         names = ["u", "v"] if structure is dict else ["args_0", "args_0_1"]
-    else:
-        names = ["user", "item"]
     if structure is dict and keras.__version__.startswith("3.5."):
         pytest.skip("this Keras exports the inputs of functional models as a list")
     check_exports(model, x, dict.fromkeys(names, "int64"), tmp_path)
