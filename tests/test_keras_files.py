@@ -281,9 +281,10 @@ def test_quantised_to_int8_like_dense(data, tmp_path):
     np.testing.assert_allclose(served.serve(x), want, rtol=1e-5)
 
 
-def test_lora_on_a_head_of_int8(data, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_lora_on_a_head_of_int8(data, tmp_path, dtype):
     x, y = data
-    model = classifier(2.0)
+    model = classifier(2.0, dtype=dtype)
     model.head.quantize("int8")
     model.head.enable_lora(2)
     model.head.lora_kernel_b.assign(np.random.default_rng(0).normal(size=(2, C)))
@@ -494,6 +495,10 @@ def test_inputs_before_there_are_any():
     assert not hasattr(model, "inputs")
     with pytest.raises(AttributeError, match="mine has no inputs yet: call it first"):
         _ = model.input
+    with pytest.raises(ValueError, match="backbone: expected outputs"):
+        model(np.zeros((N, 2, D)))
+    model(np.zeros((N, D)))
+    assert model.input.shape == (None, D)
 
 
 # ---- the loss object
