@@ -226,7 +226,7 @@ class LSoftmaxDense(keras.layers.Dense):
             return kernel
         # Older releases of Keras 3 have no alpha.
         scale = getattr(self, "lora_alpha", self.lora_rank) / self.lora_rank
-        return kernel + scale * keras.ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
+        return keras.ops.add(kernel, scale * keras.ops.matmul(self.lora_kernel_a, self.lora_kernel_b))  # float32
 
     def _annealed(self) -> tf.Tensor:
         """Returns lambda, having set it from the optimizer's step."""
