@@ -268,9 +268,7 @@ class LSoftmaxDense(keras.layers.Dense):
             ValueError: the mode "float8".
         """
         if mode == "float8":
-            raise ValueError(
-                f"mode: expected one to infer in, as the margin cannot train in float8, got {mode!r}"
-            )
+            raise ValueError(f"mode: expected one to infer in, as the margin cannot train in float8, got {mode!r}")
         super().quantize(mode, type_check=type_check and type(self) is not LSoftmaxDense, **options)
 
     def load_own_variables(self, store: Any) -> None:
