@@ -146,6 +146,7 @@ def test_samples_weigh_as_keras_has_them_weigh(data, form):
 def test_the_labels_may_be_a_list_of_one(data):
     x, y = data
     assert_same(fit(ours(), x, [y]), fit(plain(), x, [y]))
+    assert ours().train_on_batch(x[:1], [3]) == ours().train_on_batch(x[:1], [np.array([3])])
 
 
 @pytest.mark.parametrize(

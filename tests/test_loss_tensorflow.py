@@ -245,7 +245,8 @@ for shape, dtype in (((130, 19, 6), "float32"), ((700, 65, 90), "float32"), ((64
     sums = raw.lsoftmax_log_sum_exp(b.grad, b.labels, bias, first, tf.zeros([4, shape[0]], tf.float64))
     unit = state.grad_unit
     rest = (g, state.geometry_grad, state.target_weights, unit)
-    for result in (*state, sums, raw.lsoftmax_bias_grad(state.products_grad, b.labels, first, g, state.target_grad, unit),
+    for result in (*state, sums,
+                   raw.lsoftmax_bias_grad(state.products_grad, b.labels, first, g, state.target_grad, unit),
                    raw.lsoftmax_loss_features_grad(x, *layer, *rest, margin=4),
                    raw.lsoftmax_loss_weights_grad(w, *layer, *rest, margin=4)):
         digest.update(result.numpy().tobytes())

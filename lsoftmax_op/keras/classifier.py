@@ -44,17 +44,18 @@ class _Result(NamedTuple):
 class LSoftmaxClassifier(MultiWorkerModel):
     """A backbone, and a last layer that is trained with Large-Margin Softmax (Liu et al., ICML 2016).
 
-    The loss is built in: ``compile(optimizer)``, then ``fit(x, y)`` with integer or one-hot labels. A sample whose
-    label is -1 (or a row of zeros) has loss 0 and counts in no accuracy. The logs of ``fit`` show the loss, the
-    accuracy without the margin and lambda, as ``lam``; further metrics of ``compile`` see the plain probabilities.
+    The loss is built in: ``compile(optimizer)``, then ``fit(x, y)`` with integer (of any type, also a floating one) or
+    one-hot labels. A sample whose label is -1 (or a row of zeros) has loss 0 and counts in no accuracy. The logs of
+    ``fit`` show the loss, the accuracy without the margin and lambda, as ``lam``; further metrics of ``compile`` see
+    the plain probabilities.
 
     Args:
         backbone: a model or layer that turns a batch of inputs into features [N, D].
         num_classes: the number of classes C, >= 1.
         margin: the integer m from 1 (no margin) to 64.
         lam: the annealing weight lambda: a number >= 0, a `LambdaSchedule`, or another function of the optimizer's step
-            that never increases. The steps are those of the optimizer that the model is compiled with: another one
-            begins the schedule anew, as it does with a schedule of the learning rate.
+            (a scalar tensor) that never increases. The steps are those of the optimizer that the model is compiled
+            with: another one begins the schedule anew, as it does with a schedule of the learning rate.
         use_bias: whether there is a bias [C]. The paper has none.
         kernel_initializer: of the last layer's kernel [D, C], as for ``keras.layers.Dense``, like the following.
         bias_initializer: of its bias.
@@ -115,7 +116,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the model; the first call of a backbone that declares no inputs tells what they are."""
-        if self._known_input() is None and all(hasattr(one, "dtype") for one in keras.tree.flatten(inputs)):
+        if not self.built and all(hasattr(one, "dtype") for one in keras.tree.flatten(inputs)):
             self._declare(symbolic.like(inputs, self.input_dtype))
         return super().__call__(inputs, *args, **kwargs)
 
@@ -357,5 +358,6 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
 
 def _the_one(value: Any) -> Any:
-    """Returns what Keras makes of a list of one output's labels or weights: the one."""
-    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+    """Returns the labels or weights of a list that holds those of the one output, as Keras takes them, too."""
+    is_list = isinstance(value, (list, tuple)) and len(value) == 1 and getattr(value[0], "ndim", 0)
+    return value[0] if is_list else value

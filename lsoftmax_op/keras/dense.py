@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import record
+from tensorflow.python.eager import record  # whether gradients are recorded has no public name
 
 from lsoftmax_op import _checks, library, ops
 from lsoftmax_op.keras import annealing
@@ -39,7 +39,7 @@ class LSoftmaxDense(keras.layers.Dense):
         units: the number of classes C, >= 1.
         margin: the integer m from 1 (no margin) to 64.
         lam: the annealing weight lambda: a number >= 0, a `LambdaSchedule`, or another function of the optimizer's step
-            that never increases. The variable ``layer.lam`` holds its present value.
+            (a scalar tensor) that never increases. The variable ``layer.lam`` holds its present value.
         use_bias: whether there is a bias [C]. The paper has none.
         kernel_initializer: as for ``keras.layers.Dense``, like the following.
         bias_initializer: of the bias.
@@ -57,17 +57,18 @@ class LSoftmaxDense(keras.layers.Dense):
 
     Call arguments:
         inputs: the features, [N, D] where there are labels, else [..., D].
-        labels: integers [N] or [N, 1], each in [0, C), or -1 for "no target in this row"; or one-hot [N, C]; or None.
-        training: whether to apply the margin.
+        labels: integers [N] or [N, 1] (of any type, also a floating one), each in [0, C), or -1 for "no target in this
+            row"; or one-hot [N, C]; or None.
+        training: whether to apply the margin. None does not, and warns, once, where gradients are recorded.
 
     Returns of a call:
         The logits, [..., C], of the layer's compute dtype.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a value or shape out of range; a schedule that increases; no labels in training.
-        tf.errors.InvalidArgumentError: labels out of range, or not one-hot.
-        NotImplementedError: training with the margin in a quantisation mode other than int8.
+        ValueError: a value or shape out of range; a schedule that increases; no labels in training; training with the
+            margin in a quantisation mode other than int8.
+        tf.errors.InvalidArgumentError: labels out of range, that are no integers, or not one-hot.
     """
 
     def __init__(
@@ -215,7 +216,7 @@ class LSoftmaxDense(keras.layers.Dense):
         if self.quantization_mode is None:
             return self.kernel
         if self.quantization_mode != "int8":
-            raise NotImplementedError(
+            raise ValueError(
                 f"{self.name}: expected the quantisation mode 'int8' or none in training with the margin, got "
                 f"{self.quantization_mode!r}"
             )
@@ -225,7 +226,7 @@ class LSoftmaxDense(keras.layers.Dense):
             return kernel
         # Older releases of Keras 3 have no alpha.
         scale = getattr(self, "lora_alpha", self.lora_rank) / self.lora_rank
-        return kernel + scale * keras.ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
+        return keras.ops.add(kernel, scale * keras.ops.matmul(self.lora_kernel_a, self.lora_kernel_b))  # float32
 
     def _annealed(self) -> tf.Tensor:
         """Returns lambda, having set it from the optimizer's step."""
@@ -264,12 +265,10 @@ class LSoftmaxDense(keras.layers.Dense):
             **options: of Dense.
 
         Raises:
-            NotImplementedError: the mode "float8".
+            ValueError: the mode "float8".
         """
         if mode == "float8":
-            raise NotImplementedError(
-                f"mode: expected one to infer in, as the margin cannot train in float8, got {mode!r}"
-            )
+            raise ValueError(f"mode: expected one to infer in, as the margin cannot train in float8, got {mode!r}")
         super().quantize(mode, type_check=type_check and type(self) is not LSoftmaxDense, **options)
 
     def load_own_variables(self, store: Any) -> None:

@@ -64,7 +64,7 @@ class MultiWorkerModel(keras.Model):
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         strategy = self.distribute_strategy
         if iterator is not None and strategy.num_replicas_in_sync > 1:
-            for _, _, batches in iterator:
+            for *_, batches in iterator.enumerate_epoch():
                 data_batch = keras.tree.map_structure(
                     lambda value: strategy.experimental_local_results(value)[0], next(batches)
                 )
