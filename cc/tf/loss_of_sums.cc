@@ -78,7 +78,7 @@ class LossOfSumsOp : public OpKernel {
     OP_REQUIRES_OK(context, check_shape("lam", lambda, {}));
     OP_REQUIRES_OK(context, Backend::read_lambda(lambda, &args));
     OP_REQUIRES_OK(context, check_shape("depth", context->input(5), {}));
-    args.depth = context->input(5).scalar<int64_t>()();
+    args.depth = *data_of<int64_t>(context->input(5));
     args.labels = labels_of(labels);
     args.classes = bias.dim_size(0);
     if (args.bias != nullptr) OP_REQUIRES_OK(context, Backend::read_labels(labels, &args));
