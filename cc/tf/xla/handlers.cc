@@ -182,7 +182,7 @@ ffi::Error loss(ffi::ThreadPool pool, Any products, Any features, Any weights, A
                  {"target_grad", *target_grad, ffi::F64, {rows}},
                  {"target_weights", *target_weights, kType<T>, {rows, args.depth}},
                  {"predicted", *predicted, ffi::S64, {rows}},
-                 {"grad_unit", *grad_unit, ffi::F32, {kHasGradUnit<T> ? rows : 0}}});
+                 {"grad_unit", *grad_unit, ffi::F32, {rows}}});
   if (error.failure()) return error;
   if (margin < 1 || margin > kMaxMargin)
     return ffi::Error::InvalidArgument("margin: expected an integer from 1 to 64, got " + std::to_string(margin));
@@ -199,7 +199,7 @@ ffi::Error loss(ffi::ThreadPool pool, Any products, Any features, Any weights, A
   args.target_grad = data_of<double>(target_grad);
   args.target_weights = data_of<T>(target_weights);
   args.predicted = data_of<int64_t>(predicted);
-  if (kHasGradUnit<T>) args.grad_unit = data_of<float>(grad_unit);
+  args.grad_unit = data_of<float>(grad_unit);
   loss_of_batch(args, over(&pool));
   return ffi::Error::Success();
 }
@@ -220,7 +220,7 @@ ffi::Error grad(ffi::ThreadPool pool, Any product, Any features, Any weights, An
                  {"loss_grad", loss_grad, kType<T>, {rows}},
                  {"geometry_grad", geometry_grad, ffi::F64, {3, rows}},
                  {"target_weights", target_weights, kType<T>, {copied ? rows : -1, copied ? depth : -1}},
-                 {"grad_unit", grad_unit, ffi::F32, {kHasGradUnit<T> ? rows : 0}},
+                 {"grad_unit", grad_unit, ffi::F32, {rows}},
                  {"result", *result, kType<T>, {height, width}}});
   if (error.failure()) return error;
   const auto* const from = static_cast<const char*>(product.untyped_data());
