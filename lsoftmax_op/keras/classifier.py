@@ -252,8 +252,11 @@ class LSoftmaxClassifier(MultiWorkerModel):
             result = self._forward(data, training=True)
             scaled = self.optimizer.scale_loss(result.total * share_of_batch(result.rows, result.total.dtype))
         weights = self.trainable_weights
-        self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
-        return self.logs_of_step({**self._count(result), "lam": tf.convert_to_tensor(self.head.lam)})
+        gradients = tape.gradient(scaled, weights)
+        # Before the weights change: the metrics see the model that the loss was of.
+        logs = {**self._count(result), "lam": tf.convert_to_tensor(self.head.lam)}
+        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        return self.logs_of_step(logs)
 
     def test_step(self, data: Any) -> dict:
         """Computes the plain loss and metrics of one batch."""
