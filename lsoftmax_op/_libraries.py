@@ -104,7 +104,7 @@ class Library(abc.ABC):
 
     def _computed(self, what: str, result: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
         """Returns the result, once it is known to be what was asked for."""
-        if not self.is_dense(result) or result.dtype != dtype or tuple(result.shape) != shape:
+        if not self.is_dense(result) or result.dtype != dtype or result.shape != shape:
             raise TypeError(
                 f"{what}: expected a contiguous {self.name} of {dtype} {list(shape)}, got "
                 f"{_checks.described(result)}, {getattr(result, 'dtype', None)} {list(getattr(result, 'shape', ()))}"
@@ -221,6 +221,13 @@ class CuPy(Library):
         return self.cupy.cuda.Device(self._device)
 
 
+_WITHOUT_DATA = (
+    " with data in memory, got one without, as within torch.func.grad, torch.vmap and FakeTensorMode: call "
+    "lsoftmax_op.arrays outside of them, for gradients from a torch.autograd.Function as in docs/arrays.md, for "
+    "batches in a loop"
+)
+
+
 class Torch(Library):
     """PyTorch tensors, on the CPU or on a CUDA device. No gradient is recorded."""
 
@@ -248,35 +255,33 @@ class Torch(Library):
             raise TypeError(f"features: expected a tensor on a CPU or CUDA device, got one on {device}")
 
     def array(self, argument: str, value: Any) -> Any:
-        with self.torch._C.DisableTorchFunction():  # a subclass is taken for the tensor that it is
-            refusal = self._refusal(value)
-            if refusal:
-                raise TypeError(f"{argument}: expected a PyTorch tensor on {self.on}{refusal}")
-            array = value.detach()
-            if type(array) is not self.torch.Tensor:
-                array = array.as_subclass(self.torch.Tensor)
-            array = array.resolve_neg().contiguous()
-            return array.clone() if array.data_ptr() % array.element_size() else array
-
-    def _refusal(self, value: Any) -> str | None:
-        """Returns what else a value would have to be for a kernel to read it, and what it is; None where it can."""
         torch = self.torch
-        if not isinstance(value, torch.Tensor) or value.device != self.on:
-            return f", as features is, got {_checks.described(value)}"
-        if value.layout != torch.strided or value.is_nested:
-            return f" that is dense, got {'a nested one' if value.is_nested else value.layout}"
-        if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-            return f" with data of its own, got {_checks.described(value)}"
-        try:
-            if value.numel() == 0 or value.detach().data_ptr():
-                return None
-        except Exception:  # each kind of tensor without data raises its own
-            pass
-        return (
-            " with data in memory, got one without, as within torch.func.grad, torch.vmap and FakeTensorMode: "
-            "call lsoftmax_op.arrays outside of them, for gradients from a torch.autograd.Function as in "
-            "docs/arrays.md, for batches in a loop"
-        )
+        with torch._C.DisableTorchFunction():  # a subclass is taken for the tensor that it is
+            if not isinstance(value, torch.Tensor) or value.device != self.on:
+                raise self._refused(argument, f", as features is, got {_checks.described(value)}")
+            if value.layout != torch.strided or value.is_nested:
+                raise self._refused(
+                    argument, f" that is dense, got {'a nested one' if value.is_nested else value.layout}"
+                )
+            if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+                raise self._refused(argument, f" with data of its own, got {_checks.described(value)}")
+            try:
+                array = value.detach()
+                address = array.data_ptr()
+                has_data = address != 0 or array.numel() == 0
+            except Exception:  # each kind of tensor without data raises its own
+                has_data = False
+            if not has_data:
+                raise self._refused(argument, _WITHOUT_DATA)
+            if type(array) is not torch.Tensor:
+                array = array.as_subclass(torch.Tensor)
+            if array.is_neg():
+                array = array.resolve_neg()
+            array = array.contiguous()
+            return array.clone() if address % array.element_size() else array
+
+    def _refused(self, argument: str, reason: str) -> TypeError:
+        return TypeError(f"{argument}: expected a PyTorch tensor on {self.on}{reason}")
 
     def dtype(self, array: Any) -> str:
         return str(array.dtype).removeprefix("torch.")

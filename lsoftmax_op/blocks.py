@@ -82,7 +82,7 @@ def loss_grad(op: Any, upstream: tf.Tensor) -> ThroughProducts:
 
 def scale_rows(matrix: tf.Tensor, loss_grad: tf.Tensor, grad_unit: tf.Tensor) -> tf.Tensor:
     """Returns diag(loss_grad grad_unit) times a matrix [N, .], in its dtype, rounded once."""
-    if grad_unit.shape[0] == 0:  # the unit is 1
+    if matrix.dtype != tf.float16:  # the unit is 1
         return matrix * loss_grad[:, None]
     scale = tf.cast(loss_grad, grad_unit.dtype) * grad_unit
     return tf.cast(tf.cast(matrix, scale.dtype) * scale[:, None], matrix.dtype)

@@ -281,9 +281,10 @@ def test_quantised_to_int8_like_dense(data, tmp_path):
     np.testing.assert_allclose(served.serve(x), want, rtol=1e-5)
 
 
-def test_lora_on_a_head_of_int8(data, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_lora_on_a_head_of_int8(data, tmp_path, dtype):
     x, y = data
-    model = classifier(2.0)
+    model = classifier(2.0, dtype=dtype)
     model.head.quantize("int8")
     model.head.enable_lora(2)
     model.head.lora_kernel_b.assign(np.random.default_rng(0).normal(size=(2, C)))
@@ -310,7 +311,7 @@ def test_int4_infers_like_dense_and_refuses_to_train(data, tmp_path):
     want = keras.ops.softmax(plain(x))
     for one in (model, reloaded(model, tmp_path), reloaded(model, tmp_path, "export")):
         np.testing.assert_allclose(one(x), want, rtol=1e-5)
-    with pytest.raises(NotImplementedError, match="head: expected the quantisation mode 'int8' or none .* got 'int4'"):
+    with pytest.raises(ValueError, match="head: expected the quantisation mode 'int8' or none .* got 'int4'"):
         model.train_on_batch(x, y)
 
 
@@ -321,7 +322,7 @@ class Own(LSoftmaxDense):
 @pytest.mark.parametrize(
     ("layer", "mode", "error", "match"),
     [
-        (LSoftmaxDense, "float8", NotImplementedError, "mode: expected .* got 'float8'"),
+        (LSoftmaxDense, "float8", ValueError, "mode: expected .* got 'float8'"),
         (LSoftmaxDense, "int3", ValueError, "int3"),
         (Own, "int8", NotImplementedError, "Own does not have a `quantize`"),
     ],
@@ -445,10 +446,9 @@ def test_exports_of_several_inputs(tmp_path, structure, subclassed):
     x = dict(zip("uv", x, strict=True)) if structure is dict else x
     model = LSoftmaxClassifier(Embedder() if subclassed else two(structure), 3, lam=1.0)
     model(x)
+    names = ["user", "item"]
     if subclassed:
         names = ["u", "v"] if structure is dict else ["args_0", "args_0_1"]
-    else:
-        names = ["user", "item"]
     if structure is dict and keras.__version__.startswith("3.5."):
         pytest.skip("this Keras exports the inputs of functional models as a list")
     check_exports(model, x, dict.fromkeys(names, "int64"), tmp_path)
@@ -495,6 +495,10 @@ def test_inputs_before_there_are_any():
     assert not hasattr(model, "inputs")
     with pytest.raises(AttributeError, match="mine has no inputs yet: call it first"):
         _ = model.input
+    with pytest.raises(ValueError, match="backbone: expected outputs"):
+        model(np.zeros((N, 2, D)))
+    model(np.zeros((N, D)))
+    assert model.input.shape == (None, D)
 
 
 # ---- the loss object

@@ -233,11 +233,11 @@ def test_one_buffer_for_several_inputs(dtype):
     ops = tf.load_op_library(lsoftmax_op.library_path())
     x = tf.cast(tf.random.stateless_normal([8, 8], [1, 2]), dtype)
     v, labels, geometry_grad = x[0], tf.range(-1, 7), tf.cast(x[:3], tf.float64)
-    layer, lam = (x, x, labels, v), tf.constant(0.5, tf.float64)
+    layer, lam, unit = (x, x, labels, v), tf.constant(0.5, tf.float64), tf.ones([8])
     calls = [
         lambda x: tuple(ops.lsoftmax_loss(x, x, x, labels, v, lam, margin=4)),
-        lambda x: ops.lsoftmax_loss_features_grad(x, *layer, lam, v, geometry_grad, x, margin=4),
-        lambda x: ops.lsoftmax_loss_weights_grad(x, *layer, lam, v, geometry_grad, x, margin=4),
+        lambda x: ops.lsoftmax_loss_features_grad(x, *layer, lam, v, geometry_grad, x, unit, margin=4),
+        lambda x: ops.lsoftmax_loss_weights_grad(x, *layer, lam, v, geometry_grad, x, unit, margin=4),
     ]
     for call in calls:
         for one, other in zip(tf.nest.flatten(compiled(call)(x)), tf.nest.flatten(call(x)), strict=True):
@@ -266,7 +266,7 @@ def test_a_first_class_that_is_none():
     calls = [
         lambda first: ops.lsoftmax_log_sum_exp(z, labels, z[0], first, tf.zeros([4, 3], tf.float64))[1],
         lambda first: ops.lsoftmax_products_grad(z, labels, z[0], first, tf.ones([2, 3], tf.float64))[:, 3],
-        lambda first: ops.lsoftmax_bias_grad(z, labels, first, z[:, 0], vector),
+        lambda first: ops.lsoftmax_bias_grad(z, labels, first, z[:, 0], vector, z[:, 0]),
     ]
     for call in calls:
         assert np.isfinite(compiled(call)(tf.constant(8, tf.int64))).all()
@@ -274,3 +274,56 @@ def test_a_first_class_that_is_none():
             assert np.isnan(compiled(call)(tf.constant(first, tf.int64))).all()
             with pytest.raises(tf.errors.InvalidArgumentError, match=f"first_class: expected .*, got {first}"):
                 call(tf.constant(first, tf.int64))
+
+
+# Of the calls of our kernels in float32: operands and results, by data type and shape, for N = 3, D = 2 and C = 4.
+ROW, GEOMETRY, FEATURES, WEIGHTS = "3xf32", "3x3xf64", "3x2xf32", "2x4xf32"
+LAYER_OPERANDS = [FEATURES, WEIGHTS, "3xi64"]
+CALLS = {
+    "lsoftmax_loss_F32": (
+        ["3x4xf32", *LAYER_OPERANDS, "4xf32", "f64"],
+        [ROW, "3x4xf32", GEOMETRY, GEOMETRY, "3xf64", FEATURES, "3xi64", ROW],
+        "{margin = 2 : i64}",
+    ),
+    "lsoftmax_features_grad_F32": ([FEATURES, *LAYER_OPERANDS, ROW, GEOMETRY, FEATURES, ROW], [FEATURES], "{}"),
+    "lsoftmax_weights_grad_F32": ([WEIGHTS, *LAYER_OPERANDS, ROW, GEOMETRY, FEATURES, ROW], [WEIGHTS], "{}"),
+    "lsoftmax_first_column": (["i64"], ["i64"], "{count = 2 : i64, width = 4 : i64}"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_that_we_did_not_write(name):
+    """A SavedModel may hold a program for XLA, and that a call of our kernels with arrays that do not fit."""
+    if not lsoftmax_op.build_info()["xla_calls"]:
+        pytest.skip("this TensorFlow came without what custom calls are made of")
+    xla_ops = pytest.importorskip("tensorflow.compiler.tf2xla.ops.gen_xla_ops")
+    operands, results, attributes = CALLS[name]
+
+    def call(operands, results):
+        """All operands are 0; of the results, the first."""
+        takes, gives = ([f"tensor<{one}>" for one in side] for side in (operands, results))
+        zeros = [
+            f"%{i} = stablehlo.constant dense<0{'' if 'i' in one else '.0'}> : {one}" for i, one in enumerate(takes)
+        ]
+        names, r = ", ".join(f"%{i}" for i in range(len(takes))), "%r#0" if len(gives) > 1 else "%r"
+        signature = f"({', '.join(takes)}) -> ({', '.join(gives)})"
+        options = f"{{api_version = 4 : i32, backend_config = {attributes}}}"
+        module = f"""module @m {{ func.func public @main() -> {gives[0]} {{
+            {" ".join(zeros)}
+            {r.replace("#0", f":{len(gives)}")} = stablehlo.custom_call @{name}({names}) {options} : {signature}
+            return {r} : {gives[0]} }} }}"""
+        *sizes, dtype = results[0].split("x")
+        dtype = {"f32": tf.float32, "f64": tf.float64, "i64": tf.int64, "i8": tf.int8}[dtype]
+        what = {"module": module, "Sout": [list(map(int, sizes))], "Tout": [dtype]}
+        with tf.device("CPU"):
+            return compiled(lambda: xla_ops.xla_call_module([], 9, platforms=["CPU"], **what))()[0]
+
+    assert np.isfinite(call(operands, results)).all()
+    for side, sizes in enumerate((operands, results)):
+        for place, own in enumerate(sizes):
+            dtype = own.split("x")[-1]
+            for bad in {"7x" + own, dtype, "5x2x" + dtype, own.replace(dtype, "i8")} - {own}:
+                changed = [list(operands), list(results)]
+                changed[side][place] = bad
+                with pytest.raises(tf.errors.OpError, match="expected (shape|data type)"):
+                    call(*changed)

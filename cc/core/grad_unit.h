@@ -23,7 +23,7 @@
 
 namespace lsoftmax {
 
-// Whether the gradients of T are to have a unit: other types hold what float16 does not, and theirs is 1.
+// Whether the gradients of T have a unit: other types hold what float16 does not, and theirs is 1.
 template <typename T>
 constexpr bool kHasGradUnit = false;
 template <>

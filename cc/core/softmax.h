@@ -99,7 +99,8 @@ LSOFTMAX_INLINE Normalizer finish_row(const Arguments<T>& args, double alpha, in
   const TargetLogit<double> t = target_of(args, alpha, g);
   CrossEntropy h = cross_entropy(sums, t.value + bias);
   if (args.grad_unit != nullptr) {
-    const double lift = grad_lift(h.normalizer.scale, -h.slope, g.features_sq, args.depth, args.rows);
+    const double lift =
+        kHasGradUnit<T> ? grad_lift(h.normalizer.scale, -h.slope, g.features_sq, args.depth, args.rows) : 1;
     args.grad_unit[row] = static_cast<float>(1 / lift);
     h.slope *= lift;
     h.normalizer.scale *= lift;

@@ -22,7 +22,7 @@ REGISTER_OP("LsoftmaxBiasGrad")
       TF_RETURN_IF_ERROR(merge_input(c, 2, "first_class", {}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 3, "loss_grad", {c->Dim(products_grad, 0)}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 4, "target_grad", {c->Dim(products_grad, 0)}, &ignored));
-      TF_RETURN_IF_ERROR(merge_input(c, 5, "grad_unit", {grad_units(c, c->Dim(products_grad, 0))}, &ignored));
+      TF_RETURN_IF_ERROR(merge_input(c, 5, "grad_unit", {c->Dim(products_grad, 0)}, &ignored));
       c->set_output(0, c->Vector(c->Dim(products_grad, 1)));
       return absl::Status();
     })
@@ -34,7 +34,7 @@ labels: [N].
 first_class: [], the class of the first column, >= 0. Under XLA, where nothing can raise an error, another makes NaNs.
 loss_grad: [N], the gradient that reached the loss.
 target_grad: [N], of LsoftmaxLoss or LsoftmaxLossOfSums.
-grad_unit: [0], or [N] of float16: of LsoftmaxLoss or LsoftmaxLossOfSums, what products_grad and target_grad are multiples of.
+grad_unit: [N], of LsoftmaxLoss or LsoftmaxLossOfSums, what products_grad and target_grad are multiples of.
 bias_grad: [B].
 )doc");
 

@@ -17,13 +17,6 @@ using tensorflow::shape_inference::DimensionOrConstant;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-namespace {
-
-// kHasGradUnit of core/grad_unit.h.
-bool has_grad_unit(tensorflow::DataType type) { return type == tensorflow::DT_HALF; }
-
-}  // namespace
-
 absl::Status check_shape(const char* argument, const TensorShape& shape, std::initializer_list<int64_t> expected) {
   bool good = shape.dims() == static_cast<int>(expected.size());
   std::vector<std::string> sizes;
@@ -53,10 +46,6 @@ absl::Status check_target_weights(const TensorShape& target_weights, int64_t row
   return check_shape("target_weights", target_weights, {rows, depth});
 }
 
-absl::Status check_grad_unit(const TensorShape& grad_unit, tensorflow::DataType type, int64_t rows) {
-  return check_shape("grad_unit", grad_unit, {has_grad_unit(type) ? rows : 0});
-}
-
 absl::Status check_layer(ShapeOf shape_of, int first) {
   const TensorShape features = shape_of(first), weights = shape_of(first + 1);
   TF_RETURN_IF_ERROR(check_shape("features", features, {-1, -1}));
@@ -67,7 +56,7 @@ absl::Status check_layer(ShapeOf shape_of, int first) {
   return check_shape("lam", shape_of(first + 4), {});
 }
 
-absl::Status check_loss_with_gradient(ShapeOf shape_of, tensorflow::DataType type, int64_t class_block_size) {
+absl::Status check_loss_with_gradient(ShapeOf shape_of, int64_t class_block_size) {
   TF_RETURN_IF_ERROR(check_layer(shape_of, 0));
   const int64_t rows = shape_of(0).dim_size(0), depth = shape_of(0).dim_size(1), classes = shape_of(1).dim_size(1);
   const bool in_blocks = class_block_size > 0;
@@ -78,7 +67,7 @@ absl::Status check_loss_with_gradient(ShapeOf shape_of, tensorflow::DataType typ
   TF_RETURN_IF_ERROR(check_shape("target_grad", shape_of(8), {rows}));
   TF_RETURN_IF_ERROR(check_shape("target_weights", shape_of(9), {unless_in_blocks(rows), unless_in_blocks(depth)}));
   TF_RETURN_IF_ERROR(check_shape("normalizer", shape_of(10), {2, in_blocks ? rows : 0}));
-  return check_grad_unit(shape_of(11), type, rows);
+  return check_shape("grad_unit", shape_of(11), {rows});
 }
 
 absl::Status check_loss_bias_grad(ShapeOf shape_of) {
@@ -137,11 +126,6 @@ absl::Status merge_input_or_none(InferenceContext* context, int index, const cha
   }
   ShapeHandle ignored;
   return may_be_none ? absl::Status() : merge_input(context, index, argument, expected, &ignored);
-}
-
-DimensionHandle grad_units(InferenceContext* context, DimensionHandle rows) {
-  tensorflow::DataType type = tensorflow::DT_INVALID;
-  return context->GetAttr("T", &type).ok() && has_grad_unit(type) ? rows : context->MakeDim(0);
 }
 
 absl::Status merge_batch(InferenceContext* context, int first, ShapeHandle* features, ShapeHandle* weights,

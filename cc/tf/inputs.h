@@ -61,9 +61,6 @@ absl::Status check_bias(const tensorflow::TensorShape& bias, int64_t classes);
 // Run time: the weights of each row's class are [rows, depth] or, for none, [0, 0].
 absl::Status check_target_weights(const tensorflow::TensorShape& target_weights, int64_t rows, int64_t depth);
 
-// Run time: the unit of each row's gradients is [rows] or, where T has none, [0].
-absl::Status check_grad_unit(const tensorflow::TensorShape& grad_unit, tensorflow::DataType type, int64_t rows);
-
 // Run time: the shape of an op's input, on whatever it runs.
 using ShapeOf = absl::FunctionRef<tensorflow::TensorShape(int index)>;
 
@@ -72,7 +69,7 @@ using ShapeOf = absl::FunctionRef<tensorflow::TensorShape(int index)>;
 absl::Status check_layer(ShapeOf shape_of, int first);
 
 // Run time: the shapes of all inputs of LsoftmaxLossWithGradient and LsoftmaxLossBiasGrad.
-absl::Status check_loss_with_gradient(ShapeOf shape_of, tensorflow::DataType type, int64_t class_block_size);
+absl::Status check_loss_with_gradient(ShapeOf shape_of, int64_t class_block_size);
 absl::Status check_loss_bias_grad(ShapeOf shape_of);
 
 // Run time: values on the host.
@@ -106,10 +103,6 @@ absl::Status merge_input(tensorflow::shape_inference::InferenceContext* context,
 absl::Status merge_input_or_none(tensorflow::shape_inference::InferenceContext* context, int index,
                                  const char* argument,
                                  std::initializer_list<tensorflow::shape_inference::DimensionOrConstant> expected);
-
-// Graph building: how many units an op of type T, the attribute, has for the gradients of so many rows.
-tensorflow::shape_inference::DimensionHandle grad_units(tensorflow::shape_inference::InferenceContext* context,
-                                                        tensorflow::shape_inference::DimensionHandle rows);
 
 // Graph building: the inputs features [N, D], weights [D, C] and labels [N], in this order from input `first` on.
 absl::Status merge_batch(tensorflow::shape_inference::InferenceContext* context, int first,
@@ -186,19 +179,10 @@ absl::Status read_target_weights(tensorflow::Tensor* target_weights, Arguments<C
   return absl::Status();
 }
 
-// Run time: the unit of each row's gradients, checked; null is 1.
+// Run time: the unit of each row's gradients, checked; of a type that has none it is 1 and not read.
 template <typename T>
 absl::Status read_grad_unit(tensorflow::Tensor* grad_unit, Arguments<Core<T>>* args) {
-  TF_RETURN_IF_ERROR(check_grad_unit(grad_unit->shape(), tensorflow::DataTypeToEnum<T>::v(), args->rows));
-  if (kHasGradUnit<Core<T>>) args->grad_unit = data_of<float>(grad_unit);
-  return absl::Status();
-}
-
-// Run time: the same as output `index`.
-template <typename T>
-absl::Status allocate_grad_unit(tensorflow::OpKernelContext* context, int index, Arguments<Core<T>>* args) {
-  tensorflow::Tensor* grad_unit = nullptr;
-  TF_RETURN_IF_ERROR(context->allocate_output(index, {kHasGradUnit<Core<T>> ? args->rows : 0}, &grad_unit));
+  TF_RETURN_IF_ERROR(check_shape("grad_unit", *grad_unit, {args->rows}));
   if (kHasGradUnit<Core<T>>) args->grad_unit = data_of<float>(grad_unit);
   return absl::Status();
 }

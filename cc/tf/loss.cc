@@ -36,10 +36,9 @@ REGISTER_OP("LsoftmaxLoss")
       TF_RETURN_IF_ERROR(merge_input(c, 0, "products", {c->Dim(labels, 0), c->Dim(weights, 1)}, &products));
       const ShapeHandle geometry = c->Matrix(3, c->Dim(labels, 0));
       int output = 0;
-      for (const ShapeHandle& shape : {labels, products, geometry, geometry, labels, features, labels}) {
+      for (const ShapeHandle& shape : {labels, products, geometry, geometry, labels, features, labels, labels}) {
         c->set_output(output++, shape);
       }
-      c->set_output(output, c->Vector(grad_units(c, c->Dim(labels, 0))));
       return absl::Status();
     })
     .Doc(R"doc(
@@ -59,7 +58,7 @@ geometry_grad: [3, N], the derivative of each row's loss in its geometry, the ta
 target_grad: [N], the derivative of each row's loss in its target's logit, in units of grad_unit.
 target_weights: [N, D], the weights of each row's class, 0 without a target.
 predicted: [N], the class of the largest logit without the margin.
-grad_unit: [0], where the unit is 1, or [N] of float16: a power of two, at most 1.
+grad_unit: [N], 1 but for float16, whose units are powers of two, at most 1.
 )doc");
 
 template <typename Backend, typename T>
@@ -77,7 +76,7 @@ class LossOp : public OpKernel {
     OP_REQUIRES_OK(context, check_shape("products", products, {args.rows, args.classes}));
     args.products = data_of<T>(products);
 
-    Tensor *loss, *products_grad, *geometry, *geometry_grad, *target_grad, *target_weights, *predicted;
+    Tensor *loss, *products_grad, *geometry, *geometry_grad, *target_grad, *target_weights, *predicted, *grad_unit;
     const TensorShape rows({args.rows}), triples({3, args.rows});
     OP_REQUIRES_OK(context, context->allocate_output(0, rows, &loss));
     OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0}, 1, products.shape(), &products_grad));
@@ -86,7 +85,7 @@ class LossOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(4, rows, &target_grad));
     OP_REQUIRES_OK(context, context->allocate_output(5, {args.rows, args.depth}, &target_weights));
     OP_REQUIRES_OK(context, context->allocate_output(6, rows, &predicted));
-    OP_REQUIRES_OK(context, allocate_grad_unit<T>(context, 7, &args));
+    OP_REQUIRES_OK(context, context->allocate_output(7, rows, &grad_unit));
     args.loss = data_of<T>(loss);
     args.logits_grad = data_of<T>(products_grad);
     args.geometry = data_of<double>(geometry);
@@ -94,7 +93,8 @@ class LossOp : public OpKernel {
     args.target_grad = data_of<double>(target_grad);
     args.target_weights = data_of<T>(target_weights);
     args.predicted = data_of<int64_t>(predicted);
-    Backend::loss(context, args);
+    args.grad_unit = data_of<float>(grad_unit);
+    Backend::geometry_and_loss(context, args);
   }
 
  private:

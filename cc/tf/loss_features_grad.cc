@@ -30,7 +30,7 @@ REGISTER_OP("LsoftmaxLossFeaturesGrad")
       TF_RETURN_IF_ERROR(merge_input(c, 6, "loss_grad", {c->Dim(labels, 0)}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 7, "geometry_grad", {3, c->Dim(labels, 0)}, &ignored));
       TF_RETURN_IF_ERROR(merge_input_or_none(c, 8, "target_weights", {c->Dim(labels, 0), c->Dim(weights, 0)}));
-      TF_RETURN_IF_ERROR(merge_input(c, 9, "grad_unit", {grad_units(c, c->Dim(labels, 0))}, &ignored));
+      TF_RETURN_IF_ERROR(merge_input(c, 9, "grad_unit", {c->Dim(labels, 0)}, &ignored));
       c->set_output(0, features);
       return absl::Status();
     })
@@ -46,7 +46,7 @@ lam: [], the annealing weight lambda.
 loss_grad: [N], the gradient that reached the loss.
 geometry_grad: [3, N].
 target_weights: [N, D], or [0, 0]: the columns are read from `weights`.
-grad_unit: [0], or [N] of float16: of LsoftmaxLoss or LsoftmaxLossOfSums, what the gradient through X W and geometry_grad are
+grad_unit: [N], of LsoftmaxLoss or LsoftmaxLossOfSums, what the gradient through X W and geometry_grad are
   multiples of.
 features_grad: [N, D].
 )doc");

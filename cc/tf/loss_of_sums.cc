@@ -32,10 +32,9 @@ REGISTER_OP("LsoftmaxLossOfSums")
       TF_RETURN_IF_ERROR(merge_input(c, 4, "lam", {}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 5, "depth", {}, &ignored));
       int output = 0;
-      for (const ShapeHandle& shape : {labels, c->Matrix(2, c->Dim(labels, 0)), geometry, labels, labels}) {
+      for (const ShapeHandle& shape : {labels, c->Matrix(2, c->Dim(labels, 0)), geometry, labels, labels, labels}) {
         c->set_output(output++, shape);
       }
-      c->set_output(output, c->Vector(grad_units(c, c->Dim(labels, 0))));
       return absl::Status();
     })
     .Doc(R"doc(
@@ -53,7 +52,7 @@ normalizer: [2, N], for LsoftmaxProductsGrad.
 geometry_grad: [3, N], the derivative of each row's loss in its geometry, in units of grad_unit.
 target_grad: [N], the derivative of each row's loss in its target's logit, in units of grad_unit.
 predicted: [N], the class of the largest logit without the margin.
-grad_unit: [0], where the unit is 1, or [N] of float16: a power of two, at most 1, that of LsoftmaxProductsGrad's result, too.
+grad_unit: [N], 1 but for float16, whose units are powers of two, at most 1, that of LsoftmaxProductsGrad's result, too.
 )doc");
 
 template <typename Backend, typename T>
@@ -78,25 +77,26 @@ class LossOfSumsOp : public OpKernel {
     OP_REQUIRES_OK(context, check_shape("lam", lambda, {}));
     OP_REQUIRES_OK(context, Backend::read_lambda(lambda, &args));
     OP_REQUIRES_OK(context, check_shape("depth", context->input(5), {}));
-    args.depth = context->input(5).scalar<int64_t>()();
+    args.depth = *data_of<int64_t>(context->input(5));
     args.labels = labels_of(labels);
     args.classes = bias.dim_size(0);
     if (args.bias != nullptr) OP_REQUIRES_OK(context, Backend::read_labels(labels, &args));
     args.sums = data_of<double>(&sums);
     args.geometry = data_of<double>(&geometry);
 
-    Tensor *loss, *normalizer, *geometry_grad, *target_grad, *predicted;
+    Tensor *loss, *normalizer, *geometry_grad, *target_grad, *predicted, *grad_unit;
     OP_REQUIRES_OK(context, context->allocate_output(0, labels.shape(), &loss));
     OP_REQUIRES_OK(context, context->allocate_output(1, {2, args.rows}, &normalizer));
     OP_REQUIRES_OK(context, context->allocate_output(2, {3, args.rows}, &geometry_grad));
     OP_REQUIRES_OK(context, context->allocate_output(3, labels.shape(), &target_grad));
     OP_REQUIRES_OK(context, context->allocate_output(4, labels.shape(), &predicted));
-    OP_REQUIRES_OK(context, allocate_grad_unit<T>(context, 5, &args));
+    OP_REQUIRES_OK(context, context->allocate_output(5, labels.shape(), &grad_unit));
     args.loss = data_of<T>(loss);
     args.normalizer = data_of<double>(normalizer);
     args.geometry_grad = data_of<double>(geometry_grad);
     args.target_grad = data_of<double>(target_grad);
     args.predicted = data_of<int64_t>(predicted);
+    args.grad_unit = data_of<float>(grad_unit);
     Backend::finish(context, args);
   }
 

@@ -42,7 +42,7 @@ REGISTER_OP("LsoftmaxLossWithGradient")
       TF_RETURN_IF_ERROR(
           merge_input(c, 9, "target_weights", {unless_in_blocks(rows), unless_in_blocks(depth)}, &ignored));
       TF_RETURN_IF_ERROR(merge_input(c, 10, "normalizer", {2, in_blocks ? rows : none}, &ignored));
-      TF_RETURN_IF_ERROR(merge_input(c, 11, "grad_unit", {grad_units(c, rows)}, &ignored));
+      TF_RETURN_IF_ERROR(merge_input(c, 11, "grad_unit", {rows}, &ignored));
       c->set_output(0, labels);
       return absl::Status();
     })
@@ -60,7 +60,7 @@ geometry_grad: [3, N], of LsoftmaxLoss or LsoftmaxLossOfSums.
 target_grad: [N], of LsoftmaxLoss or LsoftmaxLossOfSums.
 target_weights: [N, D], of LsoftmaxLoss; [0, 0] where the gradient is made block by block.
 normalizer: [2, 0] where LsoftmaxLoss made the gradient; [2, N], of LsoftmaxLossOfSums.
-grad_unit: [0], or [N] of float16: of LsoftmaxLoss or LsoftmaxLossOfSums.
+grad_unit: [N], of LsoftmaxLoss or LsoftmaxLossOfSums.
 class_block_size: the classes of a block; 0 where LsoftmaxLoss made the gradient.
 loss: [N], `value`, the same buffer.
 )doc");
@@ -74,7 +74,7 @@ class LossWithGradientOp : public OpKernel {
 
   void Compute(OpKernelContext* context) override {
     const auto shape_of = [context](int index) { return context->input(index).shape(); };
-    OP_REQUIRES_OK(context, check_loss_with_gradient(shape_of, context->input_dtype(0), class_block_size_));
+    OP_REQUIRES_OK(context, check_loss_with_gradient(shape_of, class_block_size_));
     context->set_output(0, context->input(5));
   }
 

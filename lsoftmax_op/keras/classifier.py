@@ -117,7 +117,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the model; the first call of a backbone that declares no inputs tells what they are."""
-        if self._known_input() is None and all(hasattr(one, "dtype") for one in keras.tree.flatten(inputs)):
+        if not self.built and all(hasattr(one, "dtype") for one in keras.tree.flatten(inputs)):
             self._declare(symbolic.like(inputs, self.input_dtype))
         return super().__call__(inputs, *args, **kwargs)
 

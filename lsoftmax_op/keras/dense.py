@@ -226,7 +226,7 @@ class LSoftmaxDense(keras.layers.Dense):
             return kernel
         # Older releases of Keras 3 have no alpha.
         scale = getattr(self, "lora_alpha", self.lora_rank) / self.lora_rank
-        return kernel + scale * keras.ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
+        return keras.ops.add(kernel, scale * keras.ops.matmul(self.lora_kernel_a, self.lora_kernel_b))  # float32
 
     def _annealed(self) -> tf.Tensor:
         """Returns lambda, having set it from the optimizer's step."""
@@ -268,9 +268,7 @@ class LSoftmaxDense(keras.layers.Dense):
             ValueError: the mode "float8".
         """
         if mode == "float8":
-            raise ValueError(
-                f"mode: expected one to infer in, as the margin cannot train in float8, got {mode!r}"
-            )
+            raise ValueError(f"mode: expected one to infer in, as the margin cannot train in float8, got {mode!r}")
         super().quantize(mode, type_check=type_check and type(self) is not LSoftmaxDense, **options)
 
     def load_own_variables(self, store: Any) -> None:

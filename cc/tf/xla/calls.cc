@@ -34,7 +34,7 @@ XlaOp call(const char* name, const std::vector<XlaOp>& operands, const std::vect
 
 absl::Status call_grad(XlaOpKernelContext* context, const char* name, const char* products, bool of_features) {
   Layer layer;
-  XlaOp gradient, loss_grad, geometry_grad;
+  XlaOp gradient, loss_grad, geometry_grad, grad_unit;
   TF_RETURN_IF_ERROR(read_layer(context, &layer));
   const Batch& batch = layer.batch;
   const int64_t rows = batch.targets.rows, depth = batch.depth;
@@ -42,9 +42,9 @@ absl::Status call_grad(XlaOpKernelContext* context, const char* name, const char
   TF_RETURN_IF_ERROR(read(context, products, {height, width}, &gradient));
   TF_RETURN_IF_ERROR(read(context, "loss_grad", {rows}, &loss_grad));
   TF_RETURN_IF_ERROR(read(context, "geometry_grad", {3, rows}, &geometry_grad));
-  const XlaOp target_weights = context->Input("target_weights"), grad_unit = context->Input("grad_unit");
+  TF_RETURN_IF_ERROR(read(context, "grad_unit", {rows}, &grad_unit));
+  const XlaOp target_weights = context->Input("target_weights");
   TF_RETURN_IF_ERROR(check_target_weights(context->InputShape("target_weights"), rows, depth));
-  TF_RETURN_IF_ERROR(check_grad_unit(context->InputShape("grad_unit"), context->input_type(0), rows));
   const std::vector<XlaOp> operands = {gradient,  batch.features, batch.weights,  context->Input("labels"),
                                        loss_grad, geometry_grad,  target_weights, grad_unit};
   const Shape shape = ShapeUtil::MakeShapeWithDescendingLayout(context->input_xla_type(0), {height, width});
@@ -83,7 +83,7 @@ absl::Status call_loss(XlaOpKernelContext* context, int margin) {
   const std::vector<Shape> outputs = {shape(type, {rows}),          shape(type, {rows, classes}),
                                       shape(::xla::F64, {3, rows}), shape(::xla::F64, {3, rows}),
                                       shape(::xla::F64, {rows}),    shape(type, {rows, batch.depth}),
-                                      shape(::xla::S64, {rows}),    shape(::xla::F32, {type == ::xla::F16 ? rows : 0})};
+                                      shape(::xla::S64, {rows}),    shape(::xla::F32, {rows})};
   const std::vector<XlaOp> operands = {products,          batch.features, batch.weights, context->Input("labels"),
                                        layer.bias.values, layer.lambda};
   const XlaOp results = call("lsoftmax_loss", operands, outputs, 1, absl::StrCat("{margin = ", margin, " : i64}"));

@@ -68,9 +68,9 @@ absl::Status read_layer(XlaOpKernelContext* context, Layer* layer) {
 absl::Status read_loss_grad(XlaOpKernelContext* context, int64_t rows, XlaOp* loss_grad) {
   TF_RETURN_IF_ERROR(read(context, "loss_grad", {rows}, loss_grad));
   *loss_grad = widen(*loss_grad);
-  const tensorflow::TensorShape grad_unit = context->InputShape("grad_unit");
-  TF_RETURN_IF_ERROR(check_grad_unit(grad_unit, context->input_type(0), rows));
-  if (context->input_type(0) == tensorflow::DT_HALF) *loss_grad = *loss_grad * context->Input("grad_unit");
+  XlaOp grad_unit;
+  TF_RETURN_IF_ERROR(read(context, "grad_unit", {rows}, &grad_unit));
+  if (context->input_type(0) == tensorflow::DT_HALF) *loss_grad = *loss_grad * grad_unit;
   return absl::Status();
 }
 

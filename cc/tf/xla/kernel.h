@@ -55,7 +55,7 @@ struct Layer {
 };
 absl::Status read_layer(XlaOpKernelContext* context, Layer* layer);
 
-// The input "loss_grad" [N] times "grad_unit", [N] or, for 1, [0]; in the type that halves are computed in.
+// The inputs "loss_grad" times "grad_unit", both [N], in the type that halves are computed in.
 absl::Status read_loss_grad(XlaOpKernelContext* context, int64_t rows, XlaOp* loss_grad);
 
 // The inputs "matrix" [D, width], "block" [D, count] and "first_column".

@@ -22,11 +22,10 @@ Finished finish(XlaOpKernelContext* context, const Targets& targets, int margin,
   const TargetLogit t = target_logit(margin, lambda, geometry);
   const CrossEntropy h = cross_entropy(sums, t.value + target_bias);
   const auto of_row = [&](XlaOp value) { return where(lost, kNan, where(targets.none, 0, value)); };
-  XlaOp grad_unit = ::xla::ConstantR1<float>(lambda.builder(), {}), lift = number(h.slope, 1);
+  XlaOp lift = where(targets.none, 1, number(h.slope, 1));  // 1 in every row
   if (context->output_xla_type(0) == ::xla::F16) {
     const XlaOp wanted = grad_lift(h.scale, -h.slope, geometry.features_sq, depth, targets.rows);
     lift = where(Or(lost, targets.none), 1, wanted);
-    grad_unit = ::xla::ConvertElementType(number(lift, 1) / lift, ::xla::F32);
   }
   const XlaOp slope = of_row(h.slope * lift);
   const Geometry grad = slope * t.slope;
@@ -35,7 +34,7 @@ Finished finish(XlaOpKernelContext* context, const Targets& targets, int margin,
           slope,
           of_row(h.max),
           of_row(h.scale * lift),
-          grad_unit};
+          ::xla::ConvertElementType(number(lift, 1) / lift, ::xla::F32)};
 }
 
 XlaOp class_of(const Sums& sums) { return ::xla::ConvertElementType(sums.predicted, ::xla::S64); }
@@ -138,7 +137,7 @@ absl::Status loss_with_gradient(XlaOpKernelContext* context, int) {
   int64_t class_block_size = 0;
   const auto& node = context->op_kernel_context()->op_kernel().def();
   TF_RETURN_IF_ERROR(tensorflow::GetNodeAttr(node, "class_block_size", &class_block_size));
-  TF_RETURN_IF_ERROR(check_loss_with_gradient(shapes_of(context), context->input_type(0), class_block_size));
+  TF_RETURN_IF_ERROR(check_loss_with_gradient(shapes_of(context), class_block_size));
   context->SetOutput(0, context->Input("value"));
   return absl::Status();
 }
