@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import LAYERS
 from support import (
+    DTYPES,
     LAMBDAS,
     MARGINS,
     SHAPES,
@@ -153,6 +154,15 @@ def test_of_equal_logits_the_first_is_predicted(classes):
         labels = np.array([label])
         predicted = arrays.loss_grad(np.ones(1), np.ones((1, 1)), weights, labels, margin=4).predicted
         assert predicted == weights.argmax()
+
+
+@pytest.mark.parametrize("classes", [2, 40, 1100])
+def test_of_a_row_of_nans_the_first_class_is_predicted(dtype, classes):
+    """As argmax has it: a model that diverged does not look right, whatever the label."""
+    labels = np.array([classes - 1, classes // 2, 0, -1])
+    features, weights = np.full((4, 3), np.nan), np.ones((3, classes))
+    x, w, g = (values.astype(DTYPES[dtype]) for values in (features, weights, np.ones(4)))
+    np.testing.assert_array_equal(arrays.loss_grad(g, x, w, labels).predicted, 0)
 
 
 @pytest.mark.parametrize("module", ["_core", "_cuda_on_cpu"])

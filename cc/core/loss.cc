@@ -128,10 +128,9 @@ LSOFTMAX_INLINE Sums sum_row(const Arguments<T>& args, int64_t row, Real<T>* kep
     sums.best = z[y];
     sums.predicted = static_cast<double>(y);
   } else {
-    const bool is_before = max_before == max;
-    int64_t place = is_before ? place_of(z, 0, before, max) : place_of(z, after, args.classes, max);
-    if (has_target && z[y] == max && y < place) place = y;
-    sums.predicted = place < args.classes ? static_cast<double>(place) : 0;
+    int64_t place = max_before == max ? place_of(z, 0, before, max) : before;
+    if (place == before) place = has_target && z[y] == max ? y : place_of(z, after, args.classes, max);
+    sums.predicted = place < args.classes ? static_cast<double>(place) : 0;  // of NaNs, the first
   }
   sums.predicted += static_cast<double>(args.first_class);
   // Where all of them are -inf their exponentials are 0.
