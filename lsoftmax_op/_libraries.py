@@ -74,35 +74,41 @@ class Library(abc.ABC):
         Raises:
             TypeError, here and below: the library made something else.
         """
-        return self._made("memory", self._empty(shape, dtype), dtype, shape)
+        own = self._own_dtype(dtype)
+        return self._made("memory", self._empty(shape, own), own, shape)
 
     def scalar(self, value: float) -> Any:
         """Returns a new float64 array of shape []."""
-        return self._made("scalar", self._scalar(value), "float64", ())
+        return self._made("scalar", self._scalar(value), self._own_dtype("float64"), ())
 
     def cast(self, array: Any, dtype: str) -> Any:
         """Returns a dense array in another dtype."""
-        return self._made("cast", self._cast(array, dtype), dtype, array.shape)
+        own = self._own_dtype(dtype)
+        return self._made("cast", self._cast(array, own), own, array.shape)
 
     def copy(self, array: Any) -> Any:
         """Returns a new dense array like one."""
-        return self._made("copy", self._copy(array), self.dtype(array), array.shape)
+        return self._made("copy", self._copy(array), array.dtype, array.shape)
 
     def product(self, a: Any, b: Any) -> Any:
         """Returns a @ b, a new dense array of their dtype."""
-        return self._made("product", self._product(a, b), self.dtype(a), (a.shape[0], b.shape[1]))
+        return self._made("product", self._product(a, b), a.dtype, (a.shape[0], b.shape[1]))
 
     def column_sums(self, a: Any) -> Any:
         """Returns the sums over the rows, in the array's dtype."""
-        return self._made("column sums", self._column_sums(a), self.dtype(a), (a.shape[1],))
+        return self._made("column sums", self._column_sums(a), a.dtype, (a.shape[1],))
+
+    def _own_dtype(self, dtype: str) -> Any:
+        """Returns what equals the dtype of an array of this library."""
+        return dtype
 
     @abc.abstractmethod
-    def _empty(self, shape: tuple[int, ...], dtype: str) -> Any: ...
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> Any: ...
 
     @abc.abstractmethod
     def _scalar(self, value: float) -> Any: ...
 
-    def _cast(self, array: Any, dtype: str) -> Any:
+    def _cast(self, array: Any, dtype: Any) -> Any:
         return array.astype(dtype, copy=False)
 
     def _copy(self, array: Any) -> Any:
@@ -114,9 +120,9 @@ class Library(abc.ABC):
     @abc.abstractmethod
     def _column_sums(self, a: Any) -> Any: ...
 
-    def _made(self, what: str, result: Any, dtype: str, shape: tuple[int, ...]) -> Any:
+    def _made(self, what: str, result: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
         """Returns the result, once it is known to be what was asked for."""
-        if not self.is_dense(result) or self.dtype(result) != dtype or result.shape != shape:
+        if not self.is_dense(result) or result.dtype != dtype or result.shape != shape:
             raise TypeError(
                 f"{what}: expected a contiguous {self.name} of {dtype} {list(shape)}, got "
                 f"{_checks.described(result)}, {getattr(result, 'dtype', None)} {list(getattr(result, 'shape', ()))}"
@@ -144,7 +150,7 @@ class NumPy(Library):
             raise TypeError(f"{argument}: expected an array on the CPU, as features is, got one on a CUDA device")
         return _checks.array(value, argument)
 
-    def _empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.empty(shape, dtype)
 
     def _scalar(self, value: float) -> np.ndarray:
@@ -207,7 +213,7 @@ class CuPy(Library):
         array = self.cupy.ascontiguousarray(array) if array.ndim else array
         return array.copy() if array.data.ptr % array.dtype.itemsize else array
 
-    def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self.cupy.empty(shape, dtype)
 
     def _scalar(self, value: float) -> Any:
@@ -296,11 +302,14 @@ class Torch(Library):
     def dtype(self, array: Any) -> str:
         return str(array.dtype).removeprefix("torch.")
 
-    def _cast(self, array: Any, dtype: str) -> Any:
-        return array.to(getattr(self.torch, dtype))
+    def _own_dtype(self, dtype: str) -> Any:
+        return getattr(self.torch, dtype)
 
-    def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
-        return self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self.on)
+    def _cast(self, array: Any, dtype: Any) -> Any:
+        return array.to(dtype)
+
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return self.torch.empty(shape, dtype=dtype, device=self.on)
 
     def _scalar(self, value: float) -> Any:
         return self.torch.full((), value, dtype=self.torch.float64, device=self.on)

@@ -293,7 +293,7 @@ def test_a_mode_that_makes_something_else_of_what_torch_is_asked_for(function, d
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Widens(TorchDispatchMode):
-        """Gives the results of one operation in a wider dtype, behind which nothing is written, and notes all of them."""
+        """Gives the results of one operation in a wider dtype, behind which nothing is written; notes all of them."""
 
         def __init__(self, operation=None):
             super().__init__()
