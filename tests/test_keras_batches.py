@@ -208,6 +208,10 @@ NOT_LABELS = {
     "nan": (lambda y: at_row(7, np.nan, y), r"expected integers .* got.*nan.*in row\W+7"),
     "inf": (lambda y: at_row(0, np.inf, y), r"expected integers .* got.*inf.*in row\W+0"),
     "1e30": (lambda y: at_row(23, 1e30, y)[:, None], r"expected integers .* got.*1e\+30.*in row\W+23"),
+    "2**64 - 1": (
+        lambda y: at_row(2, np.uint64(2**64 - 1), y.astype("uint64")),  # -1 of int64
+        r"expected integers .* got\W+18446744073709551615.*in row\W+2",
+    ),
     "smoothed": (
         lambda y: 0.9 * np.eye(C)[y] + 0.02,
         r"smoothing, mixup and CutMix .* class indices.*0\.02.*in row\W+0",
@@ -255,6 +259,12 @@ def test_what_is_no_label_makes_its_row_nan_where_xla_cannot_raise(data, case):
 def test_labels_that_are_no_tensor_of_numbers(data, labels, match):
     with pytest.raises(TypeError, match=r"y: expected integers \[N\] or one-hot \[N, 5\], " + match):
         ours().fit(data[0], labels, verbose=0)
+
+
+def test_labels_behind_a_mask():
+    with pytest.raises(TypeError, match=r"labels: expected an array without masked entries, got .*MaskedArray"):
+        class_indices(np.ma.array([0, 1, 2], mask=[0, 1, 0]), C)
+    np.testing.assert_array_equal(class_indices(np.ma.array([0, 1, 2]), C), [0, 1, 2])
 
 
 # ---- lambda as a function
