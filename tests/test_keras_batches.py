@@ -397,3 +397,34 @@ def test_training_without_the_margin_is_told_once(data, case):
         {**TRAINED_WITHOUT_A_MARGIN, **WITHOUT_A_WORD}[case](*data)
     told = [one for one in caught if "without its margin" in str(one.message)]
     assert len(told) == (case in TRAINED_WITHOUT_A_MARGIN)
+
+
+@pytest.mark.parametrize("lam", [1e39, 1e300, np.inf])
+def test_a_lambda_that_float32_does_not_hold_leaves_no_margin(data, lam):
+    x, y = data
+    model = ours(margin=3, lam=lam)
+    assert model.get_config()["lam"] == lam
+    assert float(model.head.lam) == np.inf
+    assert_same(fit(model, x, y), fit(ours(margin=1), x, y))
+
+
+# ---- models that do not train, layers that are not built
+
+
+def test_a_model_without_trainable_weights(data):
+    losses = []
+    for model in (ours(), plain()):
+        model.trainable = False
+        model.compile(keras.optimizers.SGD(0.1), model.loss)
+        with pytest.warns(UserWarning, match="trainable weights"):
+            losses.append(model.fit(*data, epochs=2, verbose=0).history["loss"])
+    np.testing.assert_allclose(*losses, **ROUNDING)
+
+
+def test_a_layer_that_is_not_built(data):
+    x, y = data
+    layer, built = (LSoftmaxDense(C, lam=1.0, kernel_initializer="ones") for _ in range(2))
+    with pytest.raises(AttributeError, match=f"^{layer.name} has no lam yet: call it first, or build it"):
+        layer.lam  # noqa: B018
+    built.build((None, D))
+    np.testing.assert_array_equal(layer.compute_loss(x, y).loss, built.compute_loss(x, y).loss)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cached_property
 from itertools import repeat
@@ -252,7 +253,10 @@ class LSoftmaxClassifier(MultiWorkerModel):
             result = self._forward(data, training=True)
             scaled = self.optimizer.scale_loss(result.total * share_of_batch(result.rows, result.total.dtype))
         weights = self.trainable_weights
-        self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
+        if weights:
+            self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
+        else:
+            warnings.warn(f"{self.name} has no trainable weights", stacklevel=2)
         return self.logs_of_step({**self._count(result), "lam": tf.convert_to_tensor(self.head.lam)})
 
     def test_step(self, data: Any) -> dict:
