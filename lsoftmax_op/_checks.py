@@ -74,15 +74,18 @@ def real(value: object, expected: str) -> float:
     """Returns a Python or NumPy number as a float; the message of an error begins with `expected`.
 
     Raises:
-        TypeError: it is a bool or no number.
+        TypeError: it is a bool or no number (a time is none).
         ValueError: it is too large for float64.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, Real):
         raise TypeError(f"{expected}, got {shown(value)}")
     try:
-        return float(value)
+        number = float(value)
     except OverflowError:
-        raise ValueError(f"{expected} that fits in float64, got {shown(value)}") from None
+        number = math.inf
+    if math.isinf(number) and number != value:  # NumPy's long doubles become infinite in silence
+        raise ValueError(f"{expected} that fits in float64, got {shown(value)}")
+    return number
 
 
 def array(value: Any, name: str) -> np.ndarray:

@@ -4,8 +4,8 @@ A library makes arrays, multiplies them, and says where one lies in memory; kern
 `_core` on the CPU, `_cuda` on the library's current stream. Nothing is copied between host and device.
 
 Kernels read and write memory as they are told it is. So an array that comes in becomes a plain one of the library
-(`Library.array`), and what the library computes is looked at before a kernel gets it (`Library.product`): it may be
-told, from outside, to compute in another dtype.
+(`Library.array`), and what the library makes is looked at before a kernel gets it (`Library._made`): it may be told,
+from outside, to compute in another dtype.
 """
 
 from __future__ import annotations
@@ -60,41 +60,59 @@ class Library(abc.ABC):
         """Returns NumPy's name of the dtype. What has no native byte order, or is a structure, has another name."""
         return str(array.dtype)
 
-    def cast(self, array: Any, dtype: str) -> Any:
-        """Returns the array in another dtype."""
-        return array.astype(dtype, copy=False)
-
-    @abc.abstractmethod
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
-        """Returns a new dense array."""
-
-    @abc.abstractmethod
-    def scalar(self, value: float) -> Any:
-        """Returns a new float64 array of shape []."""
-
     @abc.abstractmethod
     def address(self, array: Any) -> int:
         """Returns where a dense array begins."""
 
     @abc.abstractmethod
     def is_dense(self, array: Any) -> bool:
-        """Whether an array that the library computed is a plain one, contiguous, on the layer's device."""
+        """Whether an array that the library made is a plain one, contiguous, on the layer's device."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """Returns a new dense array.
+
+        Raises:
+            TypeError, here and below: the library made something else.
+        """
+        own = self._own_dtype(dtype)
+        return self._made("memory", self._empty(shape, own), own, shape)
+
+    def scalar(self, value: float) -> Any:
+        """Returns a new float64 array of shape []."""
+        return self._made("scalar", self._scalar(value), self._own_dtype("float64"), ())
+
+    def cast(self, array: Any, dtype: str) -> Any:
+        """Returns a dense array in another dtype."""
+        own = self._own_dtype(dtype)
+        return self._made("cast", self._cast(array, own), own, array.shape)
+
+    def copy(self, array: Any) -> Any:
+        """Returns a new dense array like one."""
+        return self._made("copy", self._copy(array), array.dtype, array.shape)
 
     def product(self, a: Any, b: Any) -> Any:
-        """Returns a @ b, a new dense array of their dtype.
-
-        Raises:
-            TypeError: the library computed something else.
-        """
-        return self._computed("product", self._product(a, b), a.dtype, (a.shape[0], b.shape[1]))
+        """Returns a @ b, a new dense array of their dtype."""
+        return self._made("product", self._product(a, b), a.dtype, (a.shape[0], b.shape[1]))
 
     def column_sums(self, a: Any) -> Any:
-        """Returns the sums over the rows, in the array's dtype.
+        """Returns the sums over the rows, in the array's dtype."""
+        return self._made("column sums", self._column_sums(a), a.dtype, (a.shape[1],))
 
-        Raises:
-            TypeError: the library computed something else.
-        """
-        return self._computed("column sums", self._column_sums(a), a.dtype, (a.shape[1],))
+    def _own_dtype(self, dtype: str) -> Any:
+        """Returns what equals the dtype of an array of this library."""
+        return dtype
+
+    @abc.abstractmethod
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> Any: ...
+
+    @abc.abstractmethod
+    def _scalar(self, value: float) -> Any: ...
+
+    def _cast(self, array: Any, dtype: Any) -> Any:
+        return array.astype(dtype, copy=False)
+
+    def _copy(self, array: Any) -> Any:
+        return array.copy()
 
     @abc.abstractmethod
     def _product(self, a: Any, b: Any) -> Any: ...
@@ -102,7 +120,7 @@ class Library(abc.ABC):
     @abc.abstractmethod
     def _column_sums(self, a: Any) -> Any: ...
 
-    def _computed(self, what: str, result: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+    def _made(self, what: str, result: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
         """Returns the result, once it is known to be what was asked for."""
         if not self.is_dense(result) or result.dtype != dtype or result.shape != shape:
             raise TypeError(
@@ -110,10 +128,6 @@ class Library(abc.ABC):
                 f"{_checks.described(result)}, {getattr(result, 'dtype', None)} {list(getattr(result, 'shape', ()))}"
             )
         return result
-
-    def copy(self, array: Any) -> Any:
-        """Returns a new dense array."""
-        return array.copy()
 
     def device(self) -> contextlib.AbstractContextManager:
         """A context in which the arrays' device is the current one, and the library computes what it is told."""
@@ -136,10 +150,10 @@ class NumPy(Library):
             raise TypeError(f"{argument}: expected an array on the CPU, as features is, got one on a CUDA device")
         return _checks.array(value, argument)
 
-    def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.empty(shape, dtype)
 
-    def scalar(self, value: float) -> np.ndarray:
+    def _scalar(self, value: float) -> np.ndarray:
         return np.array(value, np.float64)
 
     def address(self, array: np.ndarray) -> int:
@@ -199,10 +213,10 @@ class CuPy(Library):
         array = self.cupy.ascontiguousarray(array) if array.ndim else array
         return array.copy() if array.data.ptr % array.dtype.itemsize else array
 
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self.cupy.empty(shape, dtype)
 
-    def scalar(self, value: float) -> Any:
+    def _scalar(self, value: float) -> Any:
         return self.cupy.full((), value, "float64")  # a kernel fills it: nothing is copied from the host
 
     def address(self, array: Any) -> int:
@@ -235,9 +249,11 @@ class Torch(Library):
 
     def __init__(self, torch: ModuleType, features: Any, num_threads: int | None = None) -> None:
         self.torch = torch
-        if torch.jit.is_tracing():
+        proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")  # of make_fx, which imports it
+        if torch.jit.is_tracing() or (proxies is not None and proxies.get_proxy_mode() is not None):
             raise TypeError(
-                "features: expected a call outside of torch.jit.trace, which cannot record it, got one within"
+                "features: expected a call outside of torch.jit.trace and make_fx, which cannot record it, got one "
+                "within"
             )
         with torch._C.DisableTorchFunction():
             self.on = device = features.device
@@ -286,13 +302,16 @@ class Torch(Library):
     def dtype(self, array: Any) -> str:
         return str(array.dtype).removeprefix("torch.")
 
-    def cast(self, array: Any, dtype: str) -> Any:
-        return array.to(getattr(self.torch, dtype))
+    def _own_dtype(self, dtype: str) -> Any:
+        return getattr(self.torch, dtype)
 
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
-        return self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self.on)
+    def _cast(self, array: Any, dtype: Any) -> Any:
+        return array.to(dtype)
 
-    def scalar(self, value: float) -> Any:
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return self.torch.empty(shape, dtype=dtype, device=self.on)
+
+    def _scalar(self, value: float) -> Any:
         return self.torch.full((), value, dtype=self.torch.float64, device=self.on)
 
     def address(self, array: Any) -> int:
@@ -307,7 +326,7 @@ class Torch(Library):
     def _column_sums(self, a: Any) -> Any:
         return a.sum(dim=0)
 
-    def copy(self, array: Any) -> Any:
+    def _copy(self, array: Any) -> Any:
         return array.clone()
 
     def device(self) -> contextlib.AbstractContextManager:

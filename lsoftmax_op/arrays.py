@@ -290,10 +290,11 @@ class _Layer:
 
     def scaled_features(self, loss_grad: Any, grad_unit: Any = None) -> Any:
         """Returns diag(loss_grad grad_unit) times the features, in their dtype, rounded once (cc/core/grad_unit.h)."""
-        if grad_unit is None:
-            return self.features * loss_grad[:, None]
-        wide = [self.array_library.cast(array, "float32") for array in (self.features, loss_grad)]
-        return self.array_library.cast(wide[0] * (wide[1] * grad_unit)[:, None], self.dtype)
+        features = self.features
+        if grad_unit is not None:
+            features, loss_grad = (self.array_library.cast(array, "float32") for array in (features, loss_grad))
+            loss_grad = loss_grad * grad_unit
+        return self.array_library.cast(features * loss_grad[:, None], self.dtype)
 
     def run(self, kernel: str, **arrays: Any) -> None:
         """Runs a kernel on the layer and `arrays`, each dense and of the shape that cc/core/arguments.h says."""

@@ -208,6 +208,10 @@ NOT_LABELS = {
     "nan": (lambda y: at_row(7, np.nan, y), r"expected integers .* got.*nan.*in row\W+7"),
     "inf": (lambda y: at_row(0, np.inf, y), r"expected integers .* got.*inf.*in row\W+0"),
     "1e30": (lambda y: at_row(23, 1e30, y)[:, None], r"expected integers .* got.*1e\+30.*in row\W+23"),
+    "2**64 - 1": (
+        lambda y: at_row(2, np.uint64(2**64 - 1), y.astype("uint64")),  # -1 of int64
+        r"expected integers .* got\W+18446744073709551615.*in row\W+2",
+    ),
     "smoothed": (
         lambda y: 0.9 * np.eye(C)[y] + 0.02,
         r"smoothing, mixup and CutMix .* class indices.*0\.02.*in row\W+0",
@@ -255,6 +259,12 @@ def test_what_is_no_label_makes_its_row_nan_where_xla_cannot_raise(data, case):
 def test_labels_that_are_no_tensor_of_numbers(data, labels, match):
     with pytest.raises(TypeError, match=r"y: expected integers \[N\] or one-hot \[N, 5\], " + match):
         ours().fit(data[0], labels, verbose=0)
+
+
+def test_labels_behind_a_mask():
+    with pytest.raises(TypeError, match=r"labels: expected an array without masked entries, got .*MaskedArray"):
+        class_indices(np.ma.array([0, 1, 2], mask=[0, 1, 0]), C)
+    np.testing.assert_array_equal(class_indices(np.ma.array([0, 1, 2]), C), [0, 1, 2])
 
 
 # ---- lambda as a function
@@ -387,3 +397,34 @@ def test_training_without_the_margin_is_told_once(data, case):
         {**TRAINED_WITHOUT_A_MARGIN, **WITHOUT_A_WORD}[case](*data)
     told = [one for one in caught if "without its margin" in str(one.message)]
     assert len(told) == (case in TRAINED_WITHOUT_A_MARGIN)
+
+
+@pytest.mark.parametrize("lam", [1e39, 1e300, np.inf])
+def test_a_lambda_that_float32_does_not_hold_leaves_no_margin(data, lam):
+    x, y = data
+    model = ours(margin=3, lam=lam)
+    assert model.get_config()["lam"] == lam
+    assert float(model.head.lam) == np.inf
+    assert_same(fit(model, x, y), fit(ours(margin=1), x, y))
+
+
+# ---- models that do not train, layers that are not built
+
+
+def test_a_model_without_trainable_weights(data):
+    losses = []
+    for model in (ours(), plain()):
+        model.trainable = False
+        model.compile(keras.optimizers.SGD(0.1), model.loss)
+        with pytest.warns(UserWarning, match="trainable weights"):
+            losses.append(model.fit(*data, epochs=2, verbose=0).history["loss"])
+    np.testing.assert_allclose(*losses, **ROUNDING)
+
+
+def test_a_layer_that_is_not_built(data):
+    x, y = data
+    layer, built = (LSoftmaxDense(C, lam=1.0, kernel_initializer="ones") for _ in range(2))
+    with pytest.raises(AttributeError, match=f"^{layer.name} has no lam yet: call it first, or build it"):
+        layer.lam  # noqa: B018
+    built.build((None, D))
+    np.testing.assert_array_equal(layer.compute_loss(x, y).loss, built.compute_loss(x, y).loss)

@@ -1,5 +1,6 @@
 """Arrays of PyTorch go in and come out; libraries and devices that do not fit together are refused."""
 
+import contextlib
 import re
 from unittest import mock
 
@@ -272,28 +273,49 @@ def test_the_transforms_of_torch_func_are_told_what_to_do(transform, argument):
 
 def test_fake_tensor_modes_and_recordings():
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     arguments = given("loss_grad")
     with FakeTensorMode(), pytest.raises(TypeError, match="^features: expected .* with data in memory"):
         arrays.loss_grad(**arguments)
     grad, features = arguments.pop("grad"), arguments.pop("features")
-    with pytest.raises(TypeError, match=r"features: expected a call outside of torch\.jit\.trace"):
-        torch.jit.trace(lambda x: arrays.loss(x, **arguments), (features,))
+    for record in (lambda loss: torch.jit.trace(loss, (features,)), lambda loss: make_fx(loss)(features)):
+        with pytest.raises(TypeError, match=r"features: expected a call outside of torch\.jit\.trace and make_fx"):
+            record(lambda x: arrays.loss(x, **arguments))
     compiled = torch.compile(lambda x: arrays.loss_grad(2 * grad, x / 2, **arguments).weights * 3, backend="eager")
     assert torch.equal(compiled(features), arrays.loss_grad(2 * grad, features / 2, **arguments).weights * 3)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_mode_that_makes_something_else_of_a_product(function):
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_mode_that_makes_something_else_of_what_torch_is_asked_for(function, dtype):
+    """Whichever operation it is, kernels write to no memory that is not what they were told."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Halves(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            return result.bfloat16() if function is torch.ops.aten.mm.default else result
+    class Widens(TorchDispatchMode):
+        """Gives the results of one operation in a wider dtype, behind which nothing is written; notes all of them."""
 
-    arguments = given(function)
-    with Halves(), pytest.raises(TypeError, match=r"^product: expected .* of torch.float32 \[.*\], got .*bfloat16"):
+        def __init__(self, operation=None):
+            super().__init__()
+            self.operation, self.seen = operation, set()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.seen.add(function)
+            result = function(*args, **(kwargs or {}))
+            if function is not self.operation:
+                return result
+            return result.to(torch.float64 if result.dtype in (torch.float16, torch.float32) else torch.complex128)
+
+    arguments = given(function, dtype)
+    with Widens() as mode:
+        expected = FUNCTIONS[function](**arguments)
+    for operation in mode.seen:
+        # The error is ours, or that of a product of different dtypes.
+        with contextlib.suppress(TypeError, RuntimeError), Widens(operation):
+            results = FUNCTIONS[function](**arguments)
+            assert [result.dtype for result in results] == [result.dtype for result in expected], operation
+            assert all(map(torch.equal, results, expected)), operation
+    with Widens(torch.ops.aten.mm.default), pytest.raises(TypeError, match=r"^product: expected .*, got .*float64"):
         FUNCTIONS[function](**arguments)
 
 

@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from lsoftmax_op import _checks
@@ -64,8 +65,9 @@ def at(schedule: Schedule, step: Any) -> tf.Tensor:
 
 
 def initial(lam: float | Schedule) -> float:
-    """Returns lambda at step 0."""
-    return _number(lam, 0) if callable(lam) else lam
+    """Returns lambda at step 0 as float32 has it: what is too large is infinite, which has as little of a margin."""
+    with np.errstate(over="ignore"):
+        return _number(lam, 0) if callable(lam) else float(np.float32(lam))
 
 
 def steps_of(optimizer: Any) -> Callable[[], tf.Tensor]:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cached_property
 from itertools import repeat
@@ -255,10 +256,12 @@ class LSoftmaxClassifier(MultiWorkerModel):
             result = self._forward(data, training=True)
             scaled = self.optimizer.scale_loss(result.total * share_of_batch(result.counted, result.total.dtype))
         weights = self.trainable_weights
-        gradients = tape.gradient(scaled, weights)
         # Before the weights change: the metrics see the model that the loss was of.
         logs = {**self._count(result), "lam": tf.convert_to_tensor(self.head.lam)}
-        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        if weights:
+            self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
+        else:
+            warnings.warn(f"{self.name} has no trainable weights", stacklevel=2)
         return self.logs_of_step(logs)
 
     def test_step(self, data: Any) -> dict:

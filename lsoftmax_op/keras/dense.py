@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import record  # whether gradients are recorded has no public name
 
@@ -116,6 +115,8 @@ class LSoftmaxDense(keras.layers.Dense):
     @property
     def lam(self) -> keras.Variable:
         """The present lambda [], float32."""
+        if not self.built:
+            raise AttributeError(f"{self.name} has no lam yet: call it first, or build it")
         return self._lambda_state.variable
 
     @property
@@ -187,6 +188,8 @@ class LSoftmaxDense(keras.layers.Dense):
         Raises:
             TypeError, ValueError, tf.errors.InvalidArgumentError: as for a call.
         """
+        if not self.built:
+            self.build(tuple(features.shape))
         if not training and self.quantization_mode is not None:
             return self._plain_loss(self(features, training=False), class_indices(labels, self.units))
         layer = self._margin_layer(features, labels, watched=training)
@@ -304,7 +307,7 @@ class LSoftmaxDense(keras.layers.Dense):
         config = super().get_config()
         del config["activation"]
         lam = self._lam
-        if not self.has_schedule and self.built and self.lam.numpy() != np.float32(lam):
+        if not self.has_schedule and self.built and self.lam.numpy() != annealing.initial(lam):
             lam = float(self.lam.numpy())
         return {**config, "margin": self.margin, "lam": annealing.serialize(lam)}
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from lsoftmax_op import _checks
+
 _OUT_OF_RANGE = tf.int32.min
 
 
@@ -23,17 +25,19 @@ def class_indices(labels: Any, classes: int, name: str = "labels") -> tf.Tensor:
         [N], int32 or int64.
 
     Raises:
-        TypeError: labels that are no tensor of one of these types.
+        TypeError: labels that are no tensor of one of these types, or masked ones.
         ValueError: no labels, or a shape that is none of these.
-        tf.errors.InvalidArgumentError: a number that is no integer, or a row of [N, C] that is not one-hot, which it
-            shows. (Labels out of range are found by the op. Under XLA no error can be raised here: such a row becomes a
-            label out of range, so that the op raises the error, or makes the row NaN where it cannot either.)
+        tf.errors.InvalidArgumentError: a number that is no integer, or none of int64, or a row of [N, C] that is not
+            one-hot, which it shows. (Labels out of range are found by the op. Under XLA no error can be raised here:
+            such a row becomes a label out of range, so that the op raises the error, or makes the row NaN where it
+            cannot either.)
     """
     expected = f"{name}: expected integers [N] or one-hot [N, {classes}]"
     if labels is None:
         raise ValueError(f"{expected}, got None")
     if isinstance(labels, dict):
         raise TypeError(f"{expected}, got a dict with the keys {list(labels)}: pass the labels themselves")
+    _checks.refuse_masked(labels, name)
     try:
         labels = tf.convert_to_tensor(labels)
     except (TypeError, ValueError) as error:
@@ -46,12 +50,12 @@ def class_indices(labels: Any, classes: int, name: str = "labels") -> tf.Tensor:
     if shape.rank == 2 and shape[1] == classes and not (classes == 1 and dtype.is_integer):
         return _of_one_hot(labels, expected)
     labels = tf.reshape(labels, [-1])
-    if dtype.is_floating:
+    if dtype.is_floating or dtype == tf.uint64:
         indices = tf.cast(labels, tf.int64)
-        is_integer = tf.cast(indices, dtype) == labels
-        return _checked(indices, is_integer, labels, f"{expected}, got")
+        right = indices >= 0 if dtype == tf.uint64 else tf.cast(indices, dtype) == labels
+        return _checked(indices, right, labels, f"{expected}, got")
     if dtype not in (tf.int32, tf.int64):
-        labels = tf.cast(labels, tf.int64 if dtype in (tf.uint32, tf.uint64) else tf.int32)
+        labels = tf.cast(labels, tf.int64 if dtype == tf.uint32 else tf.int32)
     return labels
 
 
