@@ -273,3 +273,27 @@ def test_a_saved_model_still_trains(tmp_path):
         loss = tf.reduce_sum(batch.loss_grad * model.loss(batch.features, batch.labels.astype(np.int64)))
     want = reference.loss_grad(batch.loss_grad, *batch.layer[:3], lam=0.5).weights
     np.testing.assert_allclose(tape.gradient(loss, model.weights), want)
+
+
+@pytest.mark.parametrize("way", ["eager", "function", "xla", "xla-formulas"])
+@pytest.mark.parametrize("copies", [True, False])
+def test_the_feature_gradient_of_rows_without_a_target_is_scaled_as_others(dtype, way, copies, monkeypatch):
+    """As the op's documentation has it: what came through the products may be of classes elsewhere."""
+    monkeypatch.setenv("LSOFTMAX_XLA_CALLS", "OFF" if way == "xla-formulas" else "ON")
+    ops = tf.load_op_library(lsoftmax_op.library_path())
+    rows, depth, classes = 3, 40, 4
+    features = np.full((rows, depth), np.inf)  # does not matter
+    target_weights = np.zeros((rows, depth) if copies else (0, 0))
+    x, w, b, h, t = (
+        tf.cast(v, dtype) for v in (features, np.ones((depth, classes)), np.zeros(0), np.full(rows, 2), target_weights)
+    )
+    scalars = tf.constant(0.0, tf.float64), tf.zeros([3, rows], tf.float64), tf.ones([rows])
+
+    def features_grad(base):
+        return ops.lsoftmax_loss_features_grad(
+            base, x, w, np.full(rows, -1), b, scalars[0], h, scalars[1], t, scalars[2], margin=4
+        )
+
+    if way != "eager":
+        features_grad = tf.function(features_grad, jit_compile=way.startswith("xla"))
+    np.testing.assert_array_equal(tf.cast(features_grad(tf.ones([rows, depth], x.dtype)), tf.float32), 2)

@@ -62,4 +62,42 @@ struct Arguments {
 
 }  // namespace lsoftmax
 
+// X(KERNEL) for each kernel of rows.h and loss.h.
+#define LSOFTMAX_FOR_EACH_KERNEL(X) \
+  X(geometry)                       \
+  X(logits)                         \
+  X(logits_grad)                    \
+  X(angles)                         \
+  X(features_grad)                  \
+  X(weights_grad)                   \
+  X(loss)                           \
+  X(sums)                           \
+  X(finish)                         \
+  X(products_grad)                  \
+  X(bias_grad)
+
+// X(ARRAY) for each array of Arguments but labels and lambda, whose types are their own.
+#define LSOFTMAX_FOR_EACH_ARRAY(X) \
+  X(features)                      \
+  X(weights)                       \
+  X(bias)                          \
+  X(geometry)                      \
+  X(geometry_grad)                 \
+  X(logits)                        \
+  X(logits_grad)                   \
+  X(features_grad)                 \
+  X(weights_grad)                  \
+  X(bias_grad)                     \
+  X(products)                      \
+  X(target_weights)                \
+  X(loss)                          \
+  X(loss_grad)                     \
+  X(target_grad)                   \
+  X(grad_unit)                     \
+  X(sums)                          \
+  X(normalizer)                    \
+  X(predicted)                     \
+  X(cos_theta)                     \
+  X(segment)
+
 #endif  // LSOFTMAX_CORE_ARGUMENTS_H_

@@ -1,9 +1,11 @@
-// Kernels over a whole batch, for callers that have threads of their own.
+// Every kernel over a whole batch, for callers that have threads: KERNEL_of_batch(args, over).
 //
 // over(total, cost, work) calls work(begin, end) for ranges that together are [0, total), at the same time or not. One index
-// costs about `cost` cycles; less than kThreadCost in all is not worth waking another thread for.
+// costs about `cost` cycles, and threads_for() tells how many threads that is worth.
 #ifndef LSOFTMAX_CORE_BATCH_H_
 #define LSOFTMAX_CORE_BATCH_H_
+
+#include <algorithm>
 
 #include "core/groups.h"
 #include "core/loss.h"
@@ -11,20 +13,51 @@
 
 namespace lsoftmax {
 
-// Geometry and loss of a row one after the other.
+// Cycles, roughly: one entry of a strided column, one of a row, one target logit, and one logit from its product to its
+// gradient.
+constexpr int64_t kColumnCost = 8;
+constexpr int64_t kEntryCost = 3;
+constexpr int64_t kTargetCost = 200;
+constexpr int64_t kLogitCost = 4;
+
+// Work of fewer cycles is not worth waking another thread for.
+constexpr int64_t kThreadCost = 400000;
+
+inline int64_t threads_for(int64_t total, int64_t cost, int64_t most) {
+  return std::max<int64_t>(1, std::min({most, total, total * cost / kThreadCost + 1}));
+}
+
+// A kernel over rows, each of `cost` cycles.
 template <typename T, typename Over>
-void loss_of_batch(const Arguments<T>& args, const Over& over) {
-  over(args.rows, kColumnCost * args.depth + kTargetCost + kLogitCost * args.classes, [&](int64_t begin, int64_t end) {
-    row_kernels<T>().geometry(args, begin, end);
-    loss_kernels<T>().loss(args, begin, end);
-  });
+void over_rows(const Arguments<T>& args, const Over& over, int64_t cost,
+               void (*kernel)(const Arguments<T>&, int64_t begin, int64_t end)) {
+  over(args.rows, cost, [&args, kernel](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+template <typename T, typename Over>
+void geometry_of_batch(const Arguments<T>& args, const Over& over) {
+  over_rows(args, over, kColumnCost * args.depth, row_kernels<T>().geometry);
+}
+
+template <typename T, typename Over>
+void logits_of_batch(const Arguments<T>& args, const Over& over) {
+  over_rows(args, over, kTargetCost, row_kernels<T>().logits);
+}
+
+template <typename T, typename Over>
+void logits_grad_of_batch(const Arguments<T>& args, const Over& over) {
+  over_rows(args, over, kTargetCost, row_kernels<T>().logits_grad);
+}
+
+template <typename T, typename Over>
+void angles_of_batch(const Arguments<T>& args, const Over& over) {
+  over_rows(args, over, kTargetCost, row_kernels<T>().angles);
 }
 
 template <typename T, typename Over>
 void features_grad_of_batch(const Arguments<T>& args, const Over& over) {
   const int64_t entry = args.target_weights != nullptr ? kEntryCost : kColumnCost;
-  over(args.rows, entry * args.depth,
-       [&](int64_t begin, int64_t end) { row_kernels<T>().features_grad(args, begin, end); });
+  over_rows(args, over, entry * args.depth, row_kernels<T>().features_grad);
 }
 
 template <typename T, typename Over>
@@ -33,6 +66,40 @@ void weights_grad_of_batch(const Arguments<T>& args, const Over& over) {
   const Groups groups = grouping.groups();
   over(args.depth, kColumnCost * args.rows,
        [&](int64_t begin, int64_t end) { row_kernels<T>().weights_grad(args, groups, begin, end); });
+}
+
+template <typename T, typename Over>
+void loss_of_batch(const Arguments<T>& args, const Over& over) {
+  over_rows(args, over, kTargetCost + kLogitCost * args.classes, loss_kernels<T>().loss);
+}
+
+template <typename T, typename Over>
+void sums_of_batch(const Arguments<T>& args, const Over& over) {
+  over_rows(args, over, kLogitCost * args.classes, loss_kernels<T>().sums);
+}
+
+template <typename T, typename Over>
+void finish_of_batch(const Arguments<T>& args, const Over& over) {
+  over_rows(args, over, kTargetCost, loss_kernels<T>().finish);
+}
+
+template <typename T, typename Over>
+void products_grad_of_batch(const Arguments<T>& args, const Over& over) {
+  over_rows(args, over, kLogitCost * args.classes, loss_kernels<T>().products_grad);
+}
+
+template <typename T, typename Over>
+void bias_grad_of_batch(const Arguments<T>& args, const Over& over) {
+  over(args.classes, args.rows, [&](int64_t begin, int64_t end) { loss_kernels<T>().bias_grad(args, begin, end); });
+}
+
+// Geometry and loss of a row one after the other, while its thread has it at hand.
+template <typename T, typename Over>
+void geometry_and_loss_of_batch(const Arguments<T>& args, const Over& over) {
+  over(args.rows, kColumnCost * args.depth + kTargetCost + kLogitCost * args.classes, [&](int64_t begin, int64_t end) {
+    row_kernels<T>().geometry(args, begin, end);
+    loss_kernels<T>().loss(args, begin, end);
+  });
 }
 
 }  // namespace lsoftmax

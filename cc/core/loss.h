@@ -15,9 +15,6 @@
 
 namespace lsoftmax {
 
-// Cycles, roughly: one logit, from its product to its gradient.
-constexpr int64_t kLogitCost = 4;
-
 template <typename T>
 struct LossKernels {
   // Rows [begin, end), from products, bias, labels, lambda, margin, geometry: loss, logits_grad, geometry_grad, target_grad

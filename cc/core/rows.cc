@@ -141,13 +141,25 @@ LSOFTMAX_INLINE void add_row(const T* __restrict x, const T* __restrict w, int64
   }
 }
 
+// The same without a target.
+template <typename T>
+LSOFTMAX_INLINE void scale_row(double scale, int64_t width, T* __restrict gradient) {
+  if (scale == 1) return;
+  for (int64_t l = 0; l < width; ++l) assign(gradient[l], scale * widen(gradient[l]));
+}
+
 // The columns copied: one row after the other.
 template <typename T>
 LSOFTMAX_INLINE void features_grad_of_copies(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    if (label_of(args.labels, i) < 0) continue;
-    add_row(args.features + i * args.depth, args.target_weights + i * args.depth, 1, geometry_grad_of(args, i),
-            loss_grad_of(args, i), args.depth, args.features_grad + i * args.depth);
+    const double scale = loss_grad_of(args, i);
+    T* const gradient = args.features_grad + i * args.depth;
+    if (label_of(args.labels, i) < 0) {
+      scale_row(scale, args.depth, gradient);
+    } else {
+      add_row(args.features + i * args.depth, args.target_weights + i * args.depth, 1, geometry_grad_of(args, i), scale,
+              args.depth, gradient);
+    }
   }
 }
 
@@ -162,10 +174,11 @@ void features_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
         const int64_t y = label_of(args.labels, i);
         const Geometry grad = geometry_grad_of(args, i);
         const double scale = loss_grad_of(args, i);
+        T* gradient = args.features_grad + i * args.depth + d;
+        if (y < 0) scale_row(scale, width, gradient);
         if (y < 0 || (grad.dot == 0 && grad.features_sq == 0 && scale == 1)) continue;
         const T* x = args.features + i * args.depth + d;
         const T* w = args.weights + d * args.classes + y;
-        T* gradient = args.features_grad + i * args.depth + d;
         prefetch_column(w + width * args.classes, args.classes, smaller(kTile, args.depth - d - width));
         if (width == kTile) {
           add_row(x, w, args.classes, grad, scale, kTile, gradient);

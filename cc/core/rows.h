@@ -14,15 +14,6 @@
 
 namespace lsoftmax {
 
-// What a caller needs to cut the work well. Cycles, roughly: one entry of a strided column, one of a row, and one target
-// logit.
-constexpr int64_t kColumnCost = 8;
-constexpr int64_t kEntryCost = 3;
-constexpr int64_t kTargetCost = 200;
-
-// Work of fewer cycles is not worth waking another thread for.
-constexpr int64_t kThreadCost = 400000;
-
 template <typename T>
 struct RowKernels {
   // Rows [begin, end): geometry, and target_weights if not null, from features, weights, labels. A row without a target
@@ -42,8 +33,8 @@ struct RowKernels {
   // NaN and -1.
   void (*angles)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Rows [begin, end): features_grad = loss_grad (features_grad + geometry_grad_s w_y + 2 geometry_grad_A x), here and below
-  // with loss_grad times grad_unit.
+  // Rows [begin, end): features_grad = loss_grad (features_grad + geometry_grad_s w_y + 2 geometry_grad_A x), without a target
+  // loss_grad features_grad; here and below with loss_grad times grad_unit.
   void (*features_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // Feature dimensions [begin, end): weights_grad[:, y] += sum over the rows of class y of

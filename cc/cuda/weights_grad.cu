@@ -1,6 +1,6 @@
 // weights_grad[:, y] += sum over the rows i of class y of h_i (g_s x_i + 2 g_B w_y)
 //
-// with (g_s, g_A, g_B) = geometry_grad[:, i] and h = loss_grad, or 1.
+// with (g_s, g_A, g_B) = geometry_grad[:, i] and h = loss_grad grad_unit, or 1.
 //
 // The rows are put in the order of their labels (label_order.cuh) and cut into chunks of kChunk. A warp adds up a
 // segment, the rows of one class within one chunk, for 32 kVector feature dimensions. Where the class goes on in the

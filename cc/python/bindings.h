@@ -22,10 +22,10 @@ struct Call {
   int64_t rows = 0, depth = 0, classes = 0, first_class = 0;
   int margin = 1;
   bool wide_labels = false;
-  uintptr_t features = 0, weights = 0, bias = 0, labels = 0, lam = 0, geometry = 0, geometry_grad = 0, logits = 0,
-            logits_grad = 0, features_grad = 0, weights_grad = 0, bias_grad = 0, cos_theta = 0, segment = 0,
-            products = 0, target_weights = 0, loss = 0, loss_grad = 0, target_grad = 0, sums = 0, normalizer = 0,
-            grad_unit = 0, predicted = 0, workspace = 0;
+  uintptr_t labels = 0, lam = 0, workspace = 0;
+#define LSOFTMAX_DECLARE(ARRAY) uintptr_t ARRAY = 0;
+  LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_DECLARE)
+#undef LSOFTMAX_DECLARE
 
   template <typename T>
   Arguments<T> as() const {
@@ -35,29 +35,11 @@ struct Call {
     args.classes = classes;
     args.margin = margin;
     args.first_class = first_class;
-    args.features = reinterpret_cast<const T*>(features);
-    args.weights = reinterpret_cast<const T*>(weights);
-    args.bias = reinterpret_cast<const T*>(bias);
     args.labels = labels_of();
     args.lambda = reinterpret_cast<const double*>(lam);
-    args.geometry = reinterpret_cast<double*>(geometry);
-    args.geometry_grad = reinterpret_cast<double*>(geometry_grad);
-    args.logits = reinterpret_cast<T*>(logits);
-    args.logits_grad = reinterpret_cast<T*>(logits_grad);
-    args.features_grad = reinterpret_cast<T*>(features_grad);
-    args.weights_grad = reinterpret_cast<T*>(weights_grad);
-    args.cos_theta = reinterpret_cast<double*>(cos_theta);
-    args.segment = reinterpret_cast<int32_t*>(segment);
-    args.bias_grad = reinterpret_cast<T*>(bias_grad);
-    args.products = reinterpret_cast<const T*>(products);
-    args.target_weights = reinterpret_cast<T*>(target_weights);
-    args.loss = reinterpret_cast<T*>(loss);
-    args.loss_grad = reinterpret_cast<const T*>(loss_grad);
-    args.target_grad = reinterpret_cast<double*>(target_grad);
-    args.grad_unit = reinterpret_cast<float*>(grad_unit);
-    args.sums = reinterpret_cast<double*>(sums);
-    args.normalizer = reinterpret_cast<double*>(normalizer);
-    args.predicted = reinterpret_cast<int64_t*>(predicted);
+#define LSOFTMAX_SET(ARRAY) args.ARRAY = reinterpret_cast<decltype(args.ARRAY)>(ARRAY);
+    LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_SET)
+#undef LSOFTMAX_SET
     return args;
   }
 
@@ -90,29 +72,11 @@ void define_kernels(pybind11::module_& module) {
       .def_readwrite("first_class", &Call::first_class)
       .def_readwrite("margin", &Call::margin)
       .def_readwrite("wide_labels", &Call::wide_labels)
-      .def_readwrite("features", &Call::features)
-      .def_readwrite("weights", &Call::weights)
-      .def_readwrite("bias", &Call::bias)
       .def_readwrite("labels", &Call::labels)
       .def_readwrite("lam", &Call::lam)
-      .def_readwrite("geometry", &Call::geometry)
-      .def_readwrite("geometry_grad", &Call::geometry_grad)
-      .def_readwrite("logits", &Call::logits)
-      .def_readwrite("logits_grad", &Call::logits_grad)
-      .def_readwrite("features_grad", &Call::features_grad)
-      .def_readwrite("weights_grad", &Call::weights_grad)
-      .def_readwrite("bias_grad", &Call::bias_grad)
-      .def_readwrite("cos_theta", &Call::cos_theta)
-      .def_readwrite("segment", &Call::segment)
-      .def_readwrite("products", &Call::products)
-      .def_readwrite("target_weights", &Call::target_weights)
-      .def_readwrite("loss", &Call::loss)
-      .def_readwrite("loss_grad", &Call::loss_grad)
-      .def_readwrite("target_grad", &Call::target_grad)
-      .def_readwrite("grad_unit", &Call::grad_unit)
-      .def_readwrite("sums", &Call::sums)
-      .def_readwrite("normalizer", &Call::normalizer)
-      .def_readwrite("predicted", &Call::predicted)
+#define LSOFTMAX_DEFINE(ARRAY) .def_readwrite(#ARRAY, &Call::ARRAY)
+          LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_DEFINE)
+#undef LSOFTMAX_DEFINE
       .def_readwrite("workspace", &Call::workspace);
 
 #define LSOFTMAX_DEFINE(KERNEL)                                   \
@@ -126,18 +90,8 @@ void define_kernels(pybind11::module_& module) {
           Backend::template KERNEL<T>(call, call.as<T>(), where); \
         });                                                       \
       },                                                          \
-      py::arg("call"), py::arg("where"))
-  LSOFTMAX_DEFINE(geometry);
-  LSOFTMAX_DEFINE(logits);
-  LSOFTMAX_DEFINE(logits_grad);
-  LSOFTMAX_DEFINE(angles);
-  LSOFTMAX_DEFINE(features_grad);
-  LSOFTMAX_DEFINE(weights_grad);
-  LSOFTMAX_DEFINE(loss);
-  LSOFTMAX_DEFINE(sums);
-  LSOFTMAX_DEFINE(finish);
-  LSOFTMAX_DEFINE(products_grad);
-  LSOFTMAX_DEFINE(bias_grad);
+      py::arg("call"), py::arg("where"));
+  LSOFTMAX_FOR_EACH_KERNEL(LSOFTMAX_DEFINE)
 #undef LSOFTMAX_DEFINE
 
   module.def("weights_grad_workspace", &Backend::weights_grad_workspace, py::arg("rows"), py::arg("depth"),

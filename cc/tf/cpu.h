@@ -1,4 +1,4 @@
-// The CPU backend of the op kernels: runs the row kernels of the core on TensorFlow's own thread pool.
+// The CPU backend of the op kernels: those of core/batch.h on TensorFlow's own thread pool.
 #ifndef LSOFTMAX_TF_CPU_H_
 #define LSOFTMAX_TF_CPU_H_
 
@@ -41,60 +41,14 @@ struct Cpu {
     return absl::Status();
   }
 
-  template <typename T>
-  static void geometry(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    over_rows(context, args, row_kernels<T>().geometry, kColumnCost * args.depth);
+#define LSOFTMAX_RUN(KERNEL)                                                           \
+  template <typename T>                                                                \
+  static void KERNEL(tensorflow::OpKernelContext* context, const Arguments<T>& args) { \
+    KERNEL##_of_batch(args, threads_of(context));                                      \
   }
-
-  template <typename T>
-  static void logits(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    over_rows(context, args, row_kernels<T>().logits, kTargetCost);
-  }
-
-  template <typename T>
-  static void logits_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    over_rows(context, args, row_kernels<T>().logits_grad, kTargetCost);
-  }
-
-  static void angles(tensorflow::OpKernelContext* context, const Arguments<double>& args) {
-    over_rows(context, args, row_kernels<double>().angles, kTargetCost);
-  }
-
-  template <typename T>
-  static void features_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    features_grad_of_batch(args, threads_of(context));
-  }
-
-  template <typename T>
-  static void weights_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    weights_grad_of_batch(args, threads_of(context));
-  }
-
-  template <typename T>
-  static void loss(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    loss_of_batch(args, threads_of(context));
-  }
-
-  template <typename T>
-  static void sums(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    over_rows(context, args, loss_kernels<T>().sums, kLogitCost * args.classes);
-  }
-
-  template <typename T>
-  static void finish(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    over_rows(context, args, loss_kernels<T>().finish, kTargetCost);
-  }
-
-  template <typename T>
-  static void products_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    over_rows(context, args, loss_kernels<T>().products_grad, kLogitCost * args.classes);
-  }
-
-  template <typename T>
-  static void bias_grad(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
-    over(context, args.classes, args.rows,
-         [&](int64_t begin, int64_t end) { loss_kernels<T>().bias_grad(args, begin, end); });
-  }
+  LSOFTMAX_FOR_EACH_KERNEL(LSOFTMAX_RUN)
+  LSOFTMAX_RUN(geometry_and_loss)
+#undef LSOFTMAX_RUN
 
   // A dense block [height, count] into columns of a matrix [height, width].
   template <typename T>
@@ -118,12 +72,6 @@ struct Cpu {
 
   static auto threads_of(tensorflow::OpKernelContext* context) {
     return [context](int64_t total, int64_t cost, const auto& work) { over(context, total, cost, work); };
-  }
-
-  template <typename T>
-  static void over_rows(tensorflow::OpKernelContext* context, const Arguments<T>& args,
-                        void (*kernel)(const Arguments<T>&, int64_t, int64_t), int64_t cost) {
-    over(context, args.rows, cost, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   }
 };
 

@@ -67,7 +67,7 @@ struct Gpu {
   }
 
   template <typename T>
-  static void loss(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
+  static void geometry_and_loss(tensorflow::OpKernelContext* context, const Arguments<T>& args) {
     tensorflow::Tensor workspace;
     OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_INT8, {cuda::loss_workspace(args.rows, args.classes)},
                                                    &workspace));

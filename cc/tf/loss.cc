@@ -94,7 +94,7 @@ class LossOp : public OpKernel {
     args.target_weights = data_of<T>(target_weights);
     args.predicted = data_of<int64_t>(predicted);
     args.grad_unit = data_of<float>(grad_unit);
-    Backend::loss(context, args);
+    Backend::geometry_and_loss(context, args);
   }
 
  private:

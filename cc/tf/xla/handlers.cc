@@ -58,7 +58,7 @@ class Ranges {
 // `over` of core/batch.h on a pool of XLA.
 auto over(ffi::ThreadPool* pool) {
   return [pool](int64_t total, int64_t cost, const auto& work) {
-    const int64_t threads = std::min({pool->num_threads(), total, total * cost / kThreadCost + 1});
+    const int64_t threads = threads_for(total, cost, pool->num_threads());
     if (threads < 2) return work(0, total);
     const int64_t count = std::min(total, 4 * threads);  // a few for each, as threads come late
     const auto ranges = std::make_shared<Ranges>(total, count, std::cref(work));
@@ -200,7 +200,7 @@ ffi::Error loss(ffi::ThreadPool pool, Any products, Any features, Any weights, A
   args.target_weights = data_of<T>(target_weights);
   args.predicted = data_of<int64_t>(predicted);
   args.grad_unit = data_of<float>(grad_unit);
-  loss_of_batch(args, over(&pool));
+  geometry_and_loss_of_batch(args, over(&pool));
   return ffi::Error::Success();
 }
 
