@@ -2,6 +2,7 @@
 
 - The gradients of replicas with unequal batches are averaged, each as if its batch were as large as the others'.
 - The logs of an epoch are the last step's of the replicas, averaged likewise, where a step returns more than metrics.
+- With ``steps_per_epoch`` the first batch, which the model is built with, is not trained with (Keras 3.5 to 3.7).
 - The first batch must be cut evenly, and in several processes nothing works: Keras takes a nested batch for a single
   value when it looks at the first one, and averages scalar logs along an axis that they do not have. A model here hands
   Keras the batch of one replica, and logs of shape [1].
@@ -59,12 +60,13 @@ class MultiWorkerModel(keras.Model):
 
     def _get_metrics_result_or_logs(self, logs: dict) -> dict:
         """Takes an epoch's logs from the metrics of all replicas, as Keras does where each is of a metric."""
-        return {**logs, **{name: value for name, value in self.get_metrics_result().items() if name in logs}}
+        of_metrics = {name: value for name, value in self.get_metrics_result().items() if name in logs}
+        return self._pythonify_logs({**logs, **of_metrics})  # as fit does, but in Keras 3.6
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         strategy = self.distribute_strategy
         if iterator is not None and strategy.num_replicas_in_sync > 1:
-            # Not of enumerate_epoch, which would keep the batch from the training (Keras before 3.6 does).
+            # Not of enumerate_epoch, which keeps the batch from the training (Keras 3.5 to 3.7).
             batches = next(iter(iterator._distributed_dataset))
             data_batch = keras.tree.map_structure(lambda value: strategy.experimental_local_results(value)[0], batches)
             iterator = None
