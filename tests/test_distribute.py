@@ -44,7 +44,7 @@ print(json.dumps({
     "lam of epochs": logs["lam"],
     "angle": logs["angle"],
     "lam of replicas": [float(lam) for lam in strategy.experimental_local_results(model.head.lam.value)],
-}))
+}, default=float))
 """.replace("STEPS", str(STEPS))
 UNEVEN = """
 import json
@@ -92,7 +92,7 @@ for rows, size in SIZES:
     for name, model in zip(("margin 1", "margin 3", "plain"), models):
         callbacks = [LSoftmaxMonitor()] if name == "margin 3" else []
         found[f"{name}, {rows} by {size}"] = trained(model, rows, size, callbacks)
-print(json.dumps(found))
+print(json.dumps(found, default=float))  # Keras 3.6 leaves logs of a step tensors
 """
 ONE = "tf.distribute.get_strategy()"
 MIRRORED = """None

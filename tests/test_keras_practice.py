@@ -162,7 +162,7 @@ def test_tensorflow_lite_with_weights_of_8_bits(data, tmp_path):
     plain.add(keras.layers.Softmax())
     outputs = []
     for model in (plain, margin):
-        model.export(tmp_path / "saved", verbose=False)
+        model.export(tmp_path / "saved")
         converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"))
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         with warnings.catch_warnings():

@@ -60,8 +60,7 @@ class MultiWorkerModel(keras.Model):
 
     def _get_metrics_result_or_logs(self, logs: dict) -> dict:
         """Takes an epoch's logs from the metrics of all replicas, as Keras does where each is of a metric."""
-        of_metrics = {name: value for name, value in self.get_metrics_result().items() if name in logs}
-        return self._pythonify_logs({**logs, **of_metrics})  # as fit does, but in Keras 3.6
+        return {**logs, **{name: value for name, value in self.get_metrics_result().items() if name in logs}}
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         strategy = self.distribute_strategy
