@@ -149,6 +149,10 @@ def test_masks_of_the_backbone(data, case):
     values, layers = MASKS[case]
     x = values(data[0])
     plain, margin = beside(lambda: [keras.Input(x.shape[1:], dtype=x.dtype.name), *layers()])
+    kept = x.any(axis=1)
+    accuracy, of_kept = (plain.evaluate(x[i], data[1][i], verbose=0)[1] for i in (slice(None), kept))
+    if accuracy != pytest.approx(of_kept):
+        pytest.skip(f"Keras {keras.__version__} counts masked samples")
     weighted = Batches(x, data[1], np.linspace(0, 2, N))
     assert_same(trained(margin, weighted), trained(plain, weighted))
 
