@@ -64,10 +64,8 @@ class MultiWorkerModel(keras.Model):
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         strategy = self.distribute_strategy
         if iterator is not None and strategy.num_replicas_in_sync > 1:
-            for *_, batches in iterator.enumerate_epoch():
-                data_batch = keras.tree.map_structure(
-                    lambda value: strategy.experimental_local_results(value)[0], next(batches)
-                )
-                break
+            # Not of enumerate_epoch, which would keep the batch from the training (Keras before 3.6 does).
+            batches = next(iter(iterator._distributed_dataset))
+            data_batch = keras.tree.map_structure(lambda value: strategy.experimental_local_results(value)[0], batches)
             iterator = None
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
