@@ -5,7 +5,7 @@
 //
 //   dX = (g u) ((P / u) W^T)        dW = ((g u) X)^T (P / u)        db = (g u)^T (P / u)
 //
-//   1 / u = the power of two at or below  min(max(x / p, 2^12 x / N), 2^8 / r),  from 1 to 2^40
+//   1 / u = the power of two at or below  min(max(x / p, 2^12 x / N), 2^8 / r),  from 2^-6 to 2^40
 //
 // with x = |x| / sqrt(D), the size of a feature, p the largest of the other classes' probabilities, r their sum, N the rows.
 //
@@ -29,14 +29,15 @@ constexpr bool kHasGradUnit = false;
 template <>
 constexpr bool kHasGradUnit<float16> = true;
 
-constexpr double kFeatureRange = 4096, kProductRange = 256, kMaxLift = 0x1p40;
+constexpr double kFeatureRange = 4096, kProductRange = 256, kMinLift = 0x1p-6, kMaxLift = 0x1p40;
 
 // 1 / u, which the row's gradients are multiplied by. `largest`, `rest`: p and r.
 LSOFTMAX_INLINE double grad_lift(double largest, double rest, double features_sq, int64_t depth, int64_t rows) {
   const double x = sqrt(features_sq / static_cast<double>(depth));
   const double fits = x / largest, keeps = kFeatureRange * x / static_cast<double>(rows), bound = kProductRange / rest;
   const double wanted = fits > keeps ? fits : keeps, lift = wanted < bound ? wanted : bound;
-  if (!(lift > 1)) return 1;
+  if (!(lift > 0)) return 1;  // no features to keep the digits of, or NaN
+  if (lift < kMinLift) return kMinLift;
   if (lift > kMaxLift) return kMaxLift;
   uint64_t bits;
   memcpy(&bits, &lift, sizeof bits);

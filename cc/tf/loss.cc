@@ -58,7 +58,7 @@ geometry_grad: [3, N], the derivative of each row's loss in its geometry, the ta
 target_grad: [N], the derivative of each row's loss in its target's logit, in units of grad_unit.
 target_weights: [N, D], the weights of each row's class, 0 without a target.
 predicted: [N], the class of the largest logit without the margin.
-grad_unit: [N], 1 but for float16, whose units are powers of two, at most 1.
+grad_unit: [N], 1 but for float16, whose units are powers of two.
 )doc");
 
 template <typename Backend, typename T>

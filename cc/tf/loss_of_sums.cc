@@ -52,7 +52,7 @@ normalizer: [2, N], for LsoftmaxProductsGrad.
 geometry_grad: [3, N], the derivative of each row's loss in its geometry, in units of grad_unit.
 target_grad: [N], the derivative of each row's loss in its target's logit, in units of grad_unit.
 predicted: [N], the class of the largest logit without the margin.
-grad_unit: [N], 1 but for float16, whose units are powers of two, at most 1, that of LsoftmaxProductsGrad's result, too.
+grad_unit: [N], 1 but for float16, whose units are powers of two; that of LsoftmaxProductsGrad's result, too.
 )doc");
 
 template <typename Backend, typename T>

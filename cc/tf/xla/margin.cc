@@ -131,13 +131,14 @@ CrossEntropy cross_entropy(const Sums& others, XlaOp target) {
 }
 
 XlaOp grad_lift(XlaOp largest, XlaOp rest, XlaOp features_sq, XlaOp depth, int64_t rows) {
-  const XlaOp x = Sqrt(features_sq / depth), one = number(x, 1), most = number(x, kMaxLift);
+  const XlaOp x = Sqrt(features_sq / depth), least = number(x, kMinLift), most = number(x, kMaxLift);
   const XlaOp fits = x / largest, keeps = number(x, kFeatureRange / static_cast<double>(rows)) * x;
   const XlaOp bound = number(x, kProductRange) / rest, wanted = where(Gt(fits, keeps), fits, keeps);
   const XlaOp lift = where(Lt(wanted, bound), wanted, bound);
   const XlaOp exponent = ::xla::ConstantR0<int64_t>(x.builder(), 0x7ff0000000000000);
   const XlaOp power = ::xla::BitcastConvertType(And(::xla::BitcastConvertType(lift, ::xla::S64), exponent), ::xla::F64);
-  return where(Not(Gt(lift, one)), 1, where(Gt(lift, most), kMaxLift, power));
+  const XlaOp bounded = where(Lt(lift, least), kMinLift, where(Gt(lift, most), kMaxLift, power));
+  return where(Gt(lift, number(x, 0)), bounded, 1);
 }
 
 XlaOp products_grad(const Targets& targets, XlaOp exponentials, XlaOp scale) {
