@@ -114,8 +114,8 @@ def measure_loss(shape: tuple[int, int, int], dtype: torch.dtype, repeats: int =
     layer = arrays._Layer(x, w, y, None, 4, 5.0, None)
     state = layer.loss()
     # The row pass again and again, out of place, so that it always reads products: no other bytes than in place.
-    products, gradient = x @ w, state.pop("logits_grad")
-    workspace = torch.empty(layer.array_library.kernels.loss_workspace(n, c), device="cuda", dtype=torch.uint8)
+    products, gradient = x @ w, state.pop("products_grad")
+    workspace = torch.empty(layer.array_library.kernels.loss_workspace(n, d, c), device="cuda", dtype=torch.uint8)
     leaves = [x.clone().requires_grad_(True), w.clone().requires_grad_(True)]
     logits = products.clone().requires_grad_(True)
     source, copy = torch.empty(2, 2**30, device="cuda", dtype=torch.uint8)
@@ -126,7 +126,7 @@ def measure_loss(shape: tuple[int, int, int], dtype: torch.dtype, repeats: int =
         torch.autograd.grad(loss, inputs, g)
 
     peers = {
-        "ours": lambda: layer.run("loss", products=products, logits_grad=gradient, workspace=workspace, **state),
+        "ours": lambda: layer.run("loss", products=products, products_grad=gradient, workspace=workspace, **state),
         "pytorch": lambda: in_pytorch(logits, [logits]),
         "step": lambda: arrays.loss_grad(g, x, w, y, margin=4, lam=5.0),
         "plain step": lambda: in_pytorch(leaves[0] @ leaves[1], leaves),

@@ -127,11 +127,11 @@ def logits_grad(
     with library.device():
         geometry_grad = library.empty((3, layer.rows), "float64")
         products_grad = library.copy(grad)
-        layer.run("logits_grad", geometry=layer.geometry(), geometry_grad=geometry_grad, logits_grad=products_grad)
+        layer.run("logits_grad", geometry=layer.geometry(), geometry_grad=geometry_grad, products_grad=products_grad)
         features_grad = library.product(products_grad, layer.weights.T)
         layer.run("features_grad", geometry_grad=geometry_grad, features_grad=features_grad)
         weights_grad = library.product(layer.features.T, products_grad)
-        workspace = library.empty((library.kernels.weights_grad_workspace(layer.rows, layer.depth),), "uint8")
+        workspace = library.empty((library.kernels.weights_grad_workspace(layer.rows, layer.depth, layer.classes),), "uint8")
         layer.run("weights_grad", geometry_grad=geometry_grad, weights_grad=weights_grad, workspace=workspace)
         bias_grad = None if layer.bias is None else library.column_sums(grad)
     return Gradients(features_grad, weights_grad, bias_grad)
@@ -210,18 +210,18 @@ def loss_grad(
         raise ValueError(f"grad: expected shape [N] = [{layer.rows}], got {list(grad.shape)}")
     with library.device():
         state = layer.loss()
-        products_grad = state["logits_grad"]
+        products_grad = state["products_grad"]
         upstream = {"loss_grad": grad} | ({"grad_unit": state["grad_unit"]} if "grad_unit" in state else {})
         target = {name: state[name] for name in ("geometry_grad", "target_weights")} | upstream
         features_grad = library.product(products_grad, layer.weights.T)
         layer.run("features_grad", features_grad=features_grad, **target)
         weights_grad = library.product(layer.scaled_features(**upstream).T, products_grad)
-        workspace = library.empty((library.kernels.weights_grad_workspace(layer.rows, layer.depth),), "uint8")
+        workspace = library.empty((library.kernels.weights_grad_workspace(layer.rows, layer.depth, layer.classes),), "uint8")
         layer.run("weights_grad", weights_grad=weights_grad, workspace=workspace, **target)
         bias_grad = None
         if layer.bias is not None:
             bias_grad = library.empty((layer.classes,), layer.dtype)
-            shares = {"logits_grad": products_grad, "target_grad": state["target_grad"]}
+            shares = {"products_grad": products_grad, "target_grad": state["target_grad"]}
             layer.run("bias_grad", bias_grad=bias_grad, **shares, **upstream)
     return LossGradients(features_grad, weights_grad, bias_grad, state["loss"], state["predicted"])
 
@@ -276,16 +276,15 @@ class _Layer:
             "geometry": library.empty((3, rows), "float64"),
             "target_weights": library.empty((rows, self.depth), self.dtype),
             "loss": library.empty((rows,), self.dtype),
-            "logits_grad": products,
+            "products_grad": products,
             "geometry_grad": library.empty((3, rows), "float64"),
             "target_grad": library.empty((rows,), "float64"),
             "predicted": library.empty((rows,), "int64"),
         }
         if self.dtype == "float16":
             state["grad_unit"] = library.empty((rows,), "float32")
-        self.run("geometry", geometry=state["geometry"], target_weights=state["target_weights"])
-        workspace = library.empty((library.kernels.loss_workspace(rows, self.classes),), "uint8")
-        self.run("loss", products=products, workspace=workspace, **state)
+        workspace = library.empty((library.kernels.geometry_and_loss_workspace(rows, self.depth, self.classes),), "uint8")
+        self.run("geometry_and_loss", products=products, workspace=workspace, **state)
         return state
 
     def scaled_features(self, loss_grad: Any, grad_unit: Any = None) -> Any:

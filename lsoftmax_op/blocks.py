@@ -18,19 +18,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from lsoftmax_op.library import load
-
-
-@dataclass
-class ThroughProducts:
-    """The gradients of a loss that come through X W alone; None where nobody asks."""
-
-    features: tf.Tensor | None = None  # not yet times what comes down to the loss
-    weights: tf.Tensor | None = None
-    bias: tf.Tensor | None = None
-
 
 def loss(
+    ops: Any,
     features: tf.Tensor,
     weights: tf.Tensor,
     labels: tf.Tensor,
@@ -39,7 +29,7 @@ def loss(
     margin: int,
     block_size: int,
 ) -> Any:
-    """Returns the outputs of LsoftmaxLossOfSums."""
+    """Returns the outputs of LsoftmaxFinish."""
     features, weights, bias = map(tf.stop_gradient, (features, weights, bias))  # an eager tape would keep every block
     # The lowest finite number does what -inf would, and no checker of numerics stops at it.
     none = tf.constant([[tf.float64.min], [0.0], [tf.float64.min], [0.0]], tf.float64)
@@ -47,37 +37,47 @@ def loss(
 
     def take_in(block: _Block, sums: tf.Tensor) -> tuple:
         products = tf.matmul(features, block.weights)
-        return (load().lsoftmax_log_sum_exp(products, labels, block.bias, block.first_class, sums),)
+        return (ops.lsoftmax_sums(products, labels, block.bias, block.first_class, sums),)
 
     (sums,) = _for_each_block(weights, bias, block_size, take_in, (sums,))
-    geometry = load().lsoftmax_target_geometry(features, weights, labels).geometry
+    geometry = ops.lsoftmax_target_geometry(features, weights, labels).geometry
     depth = tf.shape(features, tf.int64)[1]
-    return load().lsoftmax_loss_of_sums(sums, geometry, labels, bias, lam, depth, margin=margin)
+    return ops.lsoftmax_finish(sums, geometry, labels, bias, lam, depth, margin=margin)
 
 
-def loss_grad(op: Any, upstream: tf.Tensor) -> ThroughProducts:
-    """Returns the gradients through the products of an LsoftmaxLossWithGradient that was computed in blocks."""
-    features, weights, labels, bias, _, _, _, _, target_grad, _, normalizer, unit = map(tf.stop_gradient, op.inputs)
+def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, block_size: int) -> tuple:
+    """Returns the gradients of a loss that was computed in blocks, through its products: in features, weights and bias.
+
+    Args:
+        ops: the raw ops.
+        state: the inputs of LsoftmaxLossWithGradient.
+        upstream: [N], the upstream gradient, which the features' gradient is still to be multiplied by.
+        block_size: the classes of a block.
+    """
+    features, weights, labels, bias = map(tf.stop_gradient, (state.features, state.weights, state.labels, state.bias))
+    target_grad, unit = state.target_grad, state.grad_unit
     upstream = tf.stop_gradient(upstream)
     scaled = scale_rows(features, upstream, unit)
     has_bias = bias.shape[0] != 0
 
     def differentiate(block: _Block, dx: tf.Tensor, dw: tf.Tensor, *db: tf.Tensor) -> tuple:
         products = tf.matmul(features, block.weights)
-        grad = load().lsoftmax_products_grad(products, labels, block.bias, block.first_class, normalizer)
+        grad = ops.lsoftmax_products_grad(
+            products, labels, block.bias, block.first_class, state.normalizer_of_blocks
+        )
         dx += tf.cast(tf.matmul(grad, block.weights, transpose_b=True), dx.dtype)
-        dw = load().lsoftmax_set_columns(dw, tf.matmul(scaled, grad, transpose_a=True), block.first_class)
+        dw = ops.lsoftmax_set_columns(dw, tf.matmul(scaled, grad, transpose_a=True), block.first_class)
         if has_bias:
-            columns = load().lsoftmax_bias_grad(grad, labels, block.first_class, upstream, target_grad, unit)
-            db = (load().lsoftmax_set_columns(db[0], columns[None], block.first_class),)
+            columns = ops.lsoftmax_bias_grad(grad, labels, block.first_class, upstream, target_grad, unit)
+            db = (ops.lsoftmax_set_columns(db[0], columns[None], block.first_class),)
         return (dx, dw, *db)
 
     empty = [tf.zeros_like(weights)]
     if has_bias:
         empty.append(tf.zeros_like(bias)[None])
     none = tf.zeros_like(features, tf.float64 if features.dtype == tf.float64 else tf.float32)
-    dx, dw, *db = _for_each_block(weights, bias, op.get_attr("class_block_size"), differentiate, (none, *empty))
-    return ThroughProducts(tf.cast(dx, features.dtype), dw, db[0][0] if has_bias else None)
+    dx, dw, *db = _for_each_block(weights, bias, block_size, differentiate, (none, *empty))
+    return tf.cast(dx, features.dtype), dw, db[0][0] if has_bias else None
 
 
 def scale_rows(matrix: tf.Tensor, loss_grad: tf.Tensor, grad_unit: tf.Tensor) -> tf.Tensor:

@@ -1,194 +1,229 @@
-"""The gradients of the raw ops, of every order, registered with TensorFlow.
+"""The gradients of the raw ops, of every order, for TensorFlow.
 
 First order, with G = dL/d(margin logits), g_i its target entries and t(s, A, B) the target logit:
 
-    LsoftmaxLogits           ->  LsoftmaxLogitsGrad       products: G, 0 at the targets;  geometry: g_i dt
-    LsoftmaxTargetGeometry   ->  LsoftmaxFeaturesGrad     features: what came through X W + g_s w_y + 2 g_A x
-                                 LsoftmaxWeightsGrad      weights:  what came through X W + sum of g_s x + 2 g_B w_y
+    LsoftmaxLogits           ->  LsoftmaxLogitsGrad     products: G, 0 at the targets;  geometry: g_i dt
+    LsoftmaxTargetGeometry   ->  LsoftmaxFeaturesGrad   features: what came through X W + g_s w_y + 2 g_A x
+                                 LsoftmaxWeightsGrad    weights:  what came through X W + sum of g_s x + 2 g_B w_y
 
-    LsoftmaxLossWithGradient ->  with P = dloss/d(X W) from LsoftmaxLoss and g = dL/d(loss), row by row (of float16 P is
-                                 divided by u = grad_unit, and g u takes g's place: cc/core/grad_unit.h):
-                                 LsoftmaxLossFeaturesGrad     features: g (P W^T, completed)
-                                 LsoftmaxLossWeightsGrad      weights:  (g X)^T P, completed
-                                 LsoftmaxLossBiasGrad         bias:     sum of g P, completed
+    LsoftmaxLossWithGradient ->  with P = dloss/d(X W) from LsoftmaxLoss and the upstream gradient g = dL/d(loss), row by row (of
+                                 float16 P is divided by u = grad_unit, and g u takes g's place: cc/core/grad_unit.h):
+                                 LsoftmaxFeaturesGrad   features: g (P W^T, completed)
+                                 LsoftmaxWeightsGrad    weights:  (g X)^T P, completed
+                                 LsoftmaxBiasGrad       bias:     sum of g P, completed
+                                 each handed on by LsoftmaxLossGradient, which knows what it depends on
 
 LsoftmaxFeaturesGrad and LsoftmaxWeightsGrad are multilinear: their own gradients are the same ops again. Only
 LsoftmaxLogitsGrad has a gradient with new mathematics, the second derivatives of t. It is rarely asked for and N-sized,
-so it is composed of TensorFlow's ops, and TensorFlow derives it again for whoever wants a third. The gradients of the
-loss have those of the unfused loss, the cross-entropy of the margin logits.
+so it is composed of TensorFlow's ops, and TensorFlow derives it again for whoever wants a third. The gradients of
+LsoftmaxLossGradient are those of the unfused loss, the cross-entropy of the margin logits.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import blocks
-from lsoftmax_op.library import load
-
-for _name in ("TargetAngles", "Loss", "BiasGrad", "LogSumExp", "LossOfSums", "ProductsGrad", "SetColumns"):
-    tf.no_gradient(f"Lsoftmax{_name}")
+from lsoftmax_op import blocks, formula
 
 
-@tf.RegisterGradient("LsoftmaxTargetGeometry")
-def _target_geometry(op: Any, features_grad: tf.Tensor, weights_grad: tf.Tensor, geometry_grad: tf.Tensor) -> list:
-    features, weights, labels = op.inputs
-    unwanted = _unwanted(op)
-    for_features, for_weights = None, None
-    if 0 not in unwanted:
-        for_features = load().lsoftmax_features_grad(features_grad, features, weights, labels, geometry_grad)
-    if 1 not in unwanted:
-        for_weights = load().lsoftmax_weights_grad(weights_grad, features, weights, labels, geometry_grad)
-    return [for_features, for_weights, None]
+def register(ops: Any) -> None:
+    """Registers the gradients of `ops`, the module of the raw ops, with TensorFlow."""
+    for name in ("Loss", "BiasGrad", "Sums", "Finish", "ProductsGrad", "SetColumns"):
+        tf.no_gradient(f"Lsoftmax{name}")
+    gradients = _Gradients(ops)
+    for name, gradient in (
+        ("TargetGeometry", gradients.of_target_geometry),
+        ("FeaturesGrad", gradients.of_features_grad),
+        ("WeightsGrad", gradients.of_weights_grad),
+        ("Logits", gradients.of_logits),
+        ("LogitsGrad", gradients.of_logits_grad),
+        ("LossWithGradient", gradients.of_loss_with_gradient),
+        ("LossGradient", gradients.of_loss_gradient),
+    ):
+        tf.RegisterGradient(f"Lsoftmax{name}")(gradient)
 
 
-@tf.RegisterGradient("LsoftmaxLogits")
-def _logits(op: Any, logits_grad: tf.Tensor) -> list:
-    _, labels, geometry, lam = op.inputs
-    products_grad, geometry_grad = load().lsoftmax_logits_grad(
-        logits_grad, labels, geometry, lam, margin=op.get_attr("margin")
-    )
-    return [products_grad, None, geometry_grad, None]
+class LossInputs(NamedTuple):
+    """The inputs of LsoftmaxLossWithGradient; or what their gradients are, None for none."""
+
+    features: tf.Tensor = None
+    weights: tf.Tensor = None
+    labels: tf.Tensor = None
+    bias: tf.Tensor = None
+    lam: tf.Tensor = None
+    loss: tf.Tensor = None
+    whole_products_grad: tf.Tensor = None
+    geometry_grad: tf.Tensor = None
+    target_grad: tf.Tensor = None
+    target_weights: tf.Tensor = None
+    normalizer_of_blocks: tf.Tensor = None
+    grad_unit: tf.Tensor = None
 
 
-@tf.RegisterGradient("LsoftmaxFeaturesGrad")
-def _features_grad(op: Any, upstream: tf.Tensor) -> list:
-    # f = base + g_s w_y + 2 g_A x
-    _, features, weights, labels, geometry_grad = op.inputs
-    has_target = tf.cast(labels >= 0, tf.float64)
-    g_s, g_A, _ = tf.unstack(geometry_grad * has_target, num=3)
-    none = tf.zeros_like(g_s)
-    for_features = tf.cast(2 * g_A, features.dtype)[:, None] * upstream
-    for_weights = load().lsoftmax_weights_grad(
-        tf.zeros_like(weights), upstream, weights, labels, tf.stack([g_s, none, none])
-    )
-    along_w = load().lsoftmax_target_geometry(upstream, weights, labels).geometry[0]
-    along_x = _inner(upstream, features, axis=1) * has_target
-    return [upstream, for_features, for_weights, None, tf.stack([along_w, 2 * along_x, none])]
+class _Gradients:
+    """Each method takes an op and the upstream gradients of its outputs, and returns the gradients of its inputs."""
 
+    def __init__(self, ops: Any) -> None:
+        self.ops = ops
 
-@tf.RegisterGradient("LsoftmaxWeightsGrad")
-def _weights_grad(op: Any, upstream: tf.Tensor) -> list:
-    # f[:, y] = base[:, y] + sum of g_s x + 2 g_B w_y
-    _, features, weights, labels, geometry_grad = op.inputs
-    has_target = tf.cast(labels >= 0, tf.float64)
-    g_s, _, g_B = tf.unstack(geometry_grad, num=3)
-    none = tf.zeros_like(g_s)
-    for_features = load().lsoftmax_features_grad(
-        tf.zeros_like(features), features, upstream, labels, tf.stack([g_s, none, none])
-    )
-    for_weights = load().lsoftmax_weights_grad(
-        tf.zeros_like(weights), features, upstream, labels, tf.stack([none, none, g_B])
-    )
-    columns = tf.maximum(labels, 0)
-    along_x = load().lsoftmax_target_geometry(features, upstream, labels).geometry[0]
-    along_w = has_target * _inner(tf.gather(upstream, columns, axis=1), tf.gather(weights, columns, axis=1), axis=0)
-    return [upstream, for_features, for_weights, None, tf.stack([along_x, none, 2 * along_w])]
-
-
-@tf.RegisterGradient("LsoftmaxLogitsGrad")
-def _logits_grad(op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Tensor) -> list:
-    # products_grad = G, 0 at the targets; geometry_grad = g dt(geometry): bilinear in G, curved in the geometry.
-    logits_grad, labels, geometry, lam = op.inputs
-    margin = op.get_attr("margin")
-    alpha = 1 / (1 + lam)
-    _, A, B = tf.unstack(geometry, num=3)
-    has_margin = (labels >= 0) & (A != 0) & (B != 0) & (alpha != 0) & (margin > 1)
-    rows = tf.range(tf.size(labels, labels.dtype), dtype=labels.dtype)
-    targets = tf.stack([rows, tf.maximum(labels, 0)], axis=1)
-    g = tf.cast(tf.gather_nd(logits_grad, targets), tf.float64)
-    safe = tf.where(has_margin, geometry, tf.constant([[0.0], [1.0], [1.0]], tf.float64))
-    with tf.GradientTape() as tape:
-        tape.watch(safe)
-        along = tf.reduce_sum(geometry_upstream * _jacobian(safe, alpha, margin), axis=0)
-    curvature = tape.gradient(along, safe)
-    along = tf.cast(along, logits_grad.dtype)
-    for_logits = tf.tensor_scatter_nd_update(
-        products_upstream,
-        targets,
-        tf.where(has_margin, along, tf.gather_nd(products_upstream, targets)),
-    )
-    for_geometry = tf.where(has_margin, g * curvature, tf.zeros_like(geometry))
-    return [for_logits, None, for_geometry, None]
-
-
-@tf.RegisterGradient("LsoftmaxLossWithGradient")
-def _loss_with_gradient(op: Any, loss_grad: tf.Tensor) -> list:
-    features, weights, labels, bias, lam, _, products_grad, geometry_grad, target_grad, target_weights, _, unit = (
-        op.inputs
-    )
-    margin = op.get_attr("margin")
-    layer = (features, weights, labels, bias, lam)
-    unwanted = _unwanted(op)
-    ops = load()
-    has_bias = bias.shape[0] != 0
-    if op.get_attr("class_block_size") > 0:
-        through_products = blocks.loss_grad(op, loss_grad)
-    else:
-        through_products = blocks.ThroughProducts(None, None, None)
+    def of_target_geometry(
+        self, op: Any, features_grad: tf.Tensor, weights_grad: tf.Tensor, geometry_grad: tf.Tensor
+    ) -> list:
+        unwanted = _unwanted(op)
+        no_loss = _no_loss(op.inputs[0].dtype)
+        for_features, for_weights = None, None
         if 0 not in unwanted:
-            through_products.features = tf.matmul(products_grad, weights, transpose_b=True)
+            for_features = self.ops.lsoftmax_features_grad(features_grad, *op.inputs, geometry_grad, *no_loss)
         if 1 not in unwanted:
-            through_products.weights = _scaled_product(features, loss_grad, products_grad, unit)
-        if has_bias and 3 not in unwanted:
-            first_class = tf.constant(0, tf.int64)
-            through_products.bias = ops.lsoftmax_bias_grad(
-                products_grad, labels, first_class, loss_grad, target_grad, unit
+            for_weights = self.ops.lsoftmax_weights_grad(weights_grad, *op.inputs, geometry_grad, *no_loss)
+        return [for_features, for_weights, None]
+
+    def of_features_grad(self, op: Any, upstream: tf.Tensor) -> list:
+        # f = h (base + g_s w_y + 2 g_A x)
+        base, features, weights, labels, geometry_grad, loss_grad, unit, _ = op.inputs
+        no_loss = _no_loss(features.dtype)
+        for_loss_grad = None
+        if loss_grad.shape[0] != 0:
+            own = self.ops.lsoftmax_features_grad(base, features, weights, labels, geometry_grad, *no_loss)
+            for_loss_grad = _of_loss_grad(_inner(upstream, own, axis=1), loss_grad, unit)
+            upstream = blocks.scale_rows(upstream, loss_grad, unit)
+        has_target = tf.cast(labels >= 0, tf.float64)
+        g_s, g_A, _ = tf.unstack(geometry_grad * has_target, num=3)
+        none = tf.zeros_like(g_s)
+        for_features = tf.cast(2 * g_A, features.dtype)[:, None] * upstream
+        for_weights = self.ops.lsoftmax_weights_grad(
+            tf.zeros_like(weights), upstream, weights, labels, tf.stack([g_s, none, none]), *no_loss
+        )
+        along_w = self.ops.lsoftmax_target_geometry(upstream, weights, labels).geometry[0]
+        along_x = _inner(upstream, features, axis=1) * has_target
+        for_geometry = tf.stack([along_w, 2 * along_x, none])
+        return [upstream, for_features, for_weights, None, for_geometry, for_loss_grad, None, None]
+
+    def of_weights_grad(self, op: Any, upstream: tf.Tensor) -> list:
+        # f[:, y] = base[:, y] + sum of h (g_s x + 2 g_B w_y)
+        _, features, weights, labels, geometry_grad, loss_grad, unit, _ = op.inputs
+        no_loss = _no_loss(features.dtype)
+        has_target = tf.cast(labels >= 0, tf.float64)
+        columns = tf.maximum(labels, 0)
+        along_x = self.ops.lsoftmax_target_geometry(features, upstream, labels).geometry[0]
+        along_w = has_target * _inner(tf.gather(upstream, columns, axis=1), tf.gather(weights, columns, axis=1), axis=0)
+        none = tf.zeros_like(along_x)
+        for_geometry = tf.stack([along_x, none, 2 * along_w])
+        for_loss_grad = None
+        if loss_grad.shape[0] != 0:
+            own = tf.reduce_sum(for_geometry * geometry_grad, axis=0)
+            for_loss_grad = _of_loss_grad(own, loss_grad, unit)
+            h = _upstream(loss_grad, unit)
+            geometry_grad, for_geometry = h * geometry_grad, h * for_geometry
+        g_s, _, g_B = tf.unstack(geometry_grad, num=3)
+        for_features = self.ops.lsoftmax_features_grad(
+            tf.zeros_like(features), features, upstream, labels, tf.stack([g_s, none, none]), *no_loss
+        )
+        for_weights = self.ops.lsoftmax_weights_grad(
+            tf.zeros_like(weights), features, upstream, labels, tf.stack([none, none, g_B]), *no_loss
+        )
+        return [upstream, for_features, for_weights, None, for_geometry, for_loss_grad, None, None]
+
+    def of_logits(self, op: Any, logits_grad: tf.Tensor) -> list:
+        _, labels, geometry, lam = op.inputs
+        products_grad, geometry_grad = self.ops.lsoftmax_logits_grad(
+            logits_grad, labels, geometry, lam, margin=op.get_attr("margin")
+        )
+        return [products_grad, None, geometry_grad, None]
+
+    def of_logits_grad(self, op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Tensor) -> list:
+        # products_grad = G, 0 at the targets; geometry_grad = g dt(geometry): bilinear in G, curved in the geometry.
+        logits_grad, labels, geometry, lam = op.inputs
+        margin = op.get_attr("margin")
+        alpha = 1 / (1 + lam)
+        _, A, B = tf.unstack(geometry, num=3)
+        has_margin = (labels >= 0) & (A != 0) & (B != 0) & (alpha != 0) & (margin > 1)
+        rows = tf.range(tf.size(labels, labels.dtype), dtype=labels.dtype)
+        targets = tf.stack([rows, tf.maximum(labels, 0)], axis=1)
+        g = tf.cast(tf.gather_nd(logits_grad, targets), tf.float64)
+        safe = tf.where(has_margin, geometry, tf.constant([[0.0], [1.0], [1.0]], tf.float64))
+        with tf.GradientTape() as tape:
+            tape.watch(safe)
+            along = tf.reduce_sum(geometry_upstream * formula.jacobian(safe, alpha, margin), axis=0)
+        curvature = tape.gradient(along, safe)
+        along = tf.cast(along, logits_grad.dtype)
+        for_logits = tf.tensor_scatter_nd_update(
+            products_upstream,
+            targets,
+            tf.where(has_margin, along, tf.gather_nd(products_upstream, targets)),
+        )
+        for_geometry = tf.where(has_margin, g * curvature, tf.zeros_like(geometry))
+        return [for_logits, None, for_geometry, None]
+
+    def of_loss_with_gradient(self, op: Any, loss_grad: tf.Tensor) -> list:
+        ops, state = self.ops, LossInputs(*op.inputs)
+        block_size = op.get_attr("class_block_size")
+        if block_size > 0:
+            dx, dw, db = blocks.loss_grad(ops, state, loss_grad, block_size)
+        else:
+            dx, dw, db = self._through_products(state, loss_grad, _unwanted(op))
+        batch = (state.features, state.weights, state.labels)
+        target = (state.geometry_grad, loss_grad, state.grad_unit, state.target_weights)
+        if dx is not None:
+            dx = ops.lsoftmax_features_grad(dx, *batch, *target)
+        if dw is not None:
+            dw = ops.lsoftmax_weights_grad(dw, *batch, *target)
+
+        def differentiable(gradient: tf.Tensor | None, of: str) -> tf.Tensor | None:
+            if gradient is None:
+                return None
+            layer = (*batch, state.bias, state.lam)
+            return ops.lsoftmax_loss_gradient(gradient, *layer, loss_grad, margin=op.get_attr("margin"), of=of)
+
+        return list(
+            LossInputs(
+                features=differentiable(dx, "features"),
+                weights=differentiable(dw, "weights"),
+                bias=differentiable(db, "bias"),
             )
-    for_features = for_weights = for_bias = None
-    if through_products.features is not None:
-        for_features = ops.lsoftmax_loss_features_grad(
-            through_products.features, *layer, loss_grad, geometry_grad, target_weights, unit, margin=margin
         )
-    if through_products.weights is not None:
-        for_weights = ops.lsoftmax_loss_weights_grad(
-            through_products.weights, *layer, loss_grad, geometry_grad, target_weights, unit, margin=margin
-        )
-    if through_products.bias is not None:
-        for_bias = ops.lsoftmax_loss_bias_grad(through_products.bias, *layer, loss_grad, margin=margin)
-    return [for_features, for_weights, None, for_bias, *[None] * 8]
 
+    def _through_products(self, state: LossInputs, loss_grad: tf.Tensor, unwanted: tuple) -> tuple:
+        """The loss's gradients in features, weights and bias through X W; of the features, not yet times the upstream."""
+        products_grad, unit = state.whole_products_grad, state.grad_unit
+        dx = dw = db = None
+        if 0 not in unwanted:
+            dx = tf.matmul(products_grad, state.weights, transpose_b=True)
+        if 1 not in unwanted:
+            dw = _scaled_product(state.features, loss_grad, products_grad, unit)
+        if 3 not in unwanted and state.bias.shape[0] != 0:
+            first_class = tf.constant(0, tf.int64)
+            db = self.ops.lsoftmax_bias_grad(
+                products_grad, state.labels, first_class, loss_grad, state.target_grad, unit
+            )
+        return dx, dw, db
 
-@tf.RegisterGradient("LsoftmaxLossFeaturesGrad")
-def _loss_features_grad(op: Any, upstream: tf.Tensor) -> list:
-    return _second_derivatives(op, 0, upstream)
+    def of_loss_gradient(self, op: Any, upstream: tf.Tensor) -> list:
+        # The derivative of sum(loss_grad * loss) in one of the variables.
+        _, features, weights, labels, bias, lam, loss_grad = op.inputs
+        variables = {"features": features, "weights": weights, "bias": bias, "loss_grad": loss_grad}
+        argument = variables[op.get_attr("of").decode()]
+        with tf.GradientTape() as outer:
+            outer.watch(variables)
+            with tf.GradientTape() as inner:
+                inner.watch(argument)
+                loss = self._unfused_loss(features, weights, labels, bias, lam, op.get_attr("margin"))
+            first = inner.gradient(loss, argument, output_gradients=loss_grad)
+        second = outer.gradient(first, variables, output_gradients=upstream)
+        return [None, second["features"], second["weights"], None, second["bias"], None, second["loss_grad"]]
 
-
-@tf.RegisterGradient("LsoftmaxLossWeightsGrad")
-def _loss_weights_grad(op: Any, upstream: tf.Tensor) -> list:
-    return _second_derivatives(op, 1, upstream)
-
-
-@tf.RegisterGradient("LsoftmaxLossBiasGrad")
-def _loss_bias_grad(op: Any, upstream: tf.Tensor) -> list:
-    return _second_derivatives(op, 2, upstream)
-
-
-def _second_derivatives(op: Any, argument: int, upstream: tf.Tensor) -> list:
-    """The gradient of an op that gives the derivative of sum(loss_grad * loss) in features, weights or bias."""
-    _, features, weights, labels, bias, lam, loss_grad, *rest = op.inputs
-    variables = [features, weights, bias, loss_grad]
-    with tf.GradientTape() as outer:
-        outer.watch(variables)
-        with tf.GradientTape() as inner:
-            inner.watch(variables[argument])
-            loss = _unfused_loss(features, weights, labels, bias, lam, op.get_attr("margin"))
-        first = inner.gradient(loss, variables[argument], output_gradients=loss_grad)
-    for_features, for_weights, for_bias, for_loss_grad = outer.gradient(first, variables, output_gradients=upstream)
-    return [None, for_features, for_weights, None, for_bias, None, for_loss_grad, *[None] * len(rest)]
-
-
-def _unfused_loss(
-    features: tf.Tensor, weights: tf.Tensor, labels: tf.Tensor, bias: tf.Tensor, lam: tf.Tensor, margin: int
-) -> tf.Tensor:
-    """LsoftmaxLoss as the cross-entropy of LsoftmaxLogits: the same function, of ops that TensorFlow can derive."""
-    features, weights, geometry = load().lsoftmax_target_geometry(features, weights, labels)
-    logits = load().lsoftmax_logits(tf.matmul(features, weights), labels, geometry, lam, margin=margin)
-    if bias.shape[0] != 0:
-        logits = tf.nn.bias_add(logits, bias)
-    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=logits)
-    return tf.where(labels >= 0, loss, tf.zeros_like(loss))
+    def _unfused_loss(
+        self, features: tf.Tensor, weights: tf.Tensor, labels: tf.Tensor, bias: tf.Tensor, lam: tf.Tensor, margin: int
+    ) -> tf.Tensor:
+        """LsoftmaxLoss as the cross-entropy of LsoftmaxLogits: the same function, of ops that TensorFlow can derive."""
+        features, weights, geometry = self.ops.lsoftmax_target_geometry(features, weights, labels)
+        logits = self.ops.lsoftmax_logits(tf.matmul(features, weights), labels, geometry, lam, margin=margin)
+        if bias.shape[0] != 0:
+            logits = tf.nn.bias_add(logits, bias)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=logits)
+        return tf.where(labels >= 0, loss, tf.zeros_like(loss))
 
 
 def _scaled_product(features: tf.Tensor, loss_grad: tf.Tensor, products_grad: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
@@ -201,28 +236,25 @@ def _scaled_product(features: tf.Tensor, loss_grad: tf.Tensor, products_grad: tf
     return tf.matmul(features, products_grad, transpose_a=True)
 
 
+def _no_loss(dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """loss_grad, grad_unit and target_weights of a gradient that no loss's upstream gradient is folded into."""
+    return tf.zeros([0], dtype), tf.zeros([0], tf.float32), tf.zeros([0, 0], dtype)
+
+
+def _upstream(loss_grad: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
+    """h = loss_grad times grad_unit, [N], in float64."""
+    h = tf.cast(loss_grad, tf.float64)
+    return h if unit.shape[0] == 0 else h * tf.cast(unit, tf.float64)
+
+
+def _of_loss_grad(of_h: tf.Tensor, loss_grad: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
+    """The gradient in loss_grad, from that in h."""
+    return tf.cast(of_h * _upstream(tf.ones_like(loss_grad), unit), loss_grad.dtype)
+
+
 def _unwanted(op: Any) -> tuple:
     """The inputs whose gradients nobody will use, as far as an eager tape tells."""
     return getattr(op, "skip_input_indices", None) or ()
-
-
-def _jacobian(geometry: tf.Tensor, alpha: tf.Tensor, margin: int) -> tf.Tensor:
-    """Dt / d(s, A, B), [3, N], differentiable: cc/core/margin.h in TensorFlow's ops. Needs nonzero norms."""
-    s, A, B = tf.unstack(geometry, num=3)
-    a, b = tf.sqrt(A), tf.sqrt(B)
-    c = s / (a * b)
-    c += tf.stop_gradient(tf.clip_by_value(c, -1.0, 1.0) - c)  # clamped, and still with the slope of c
-    before, u = tf.zeros_like(c), tf.ones_like(c)
-    segment, sign = tf.zeros_like(c), tf.ones_like(c)
-    for _ in range(1, margin):
-        before, u = u, 2 * c * u - before
-        changes = sign * u < 0
-        segment += tf.cast(changes, c.dtype)
-        sign = tf.where(changes, -sign, sign)
-    psi = sign * (c * u - before) - 2 * segment
-    slope = sign * margin * u
-    q = alpha * (psi - c * slope) / 2
-    return tf.stack([1 + alpha * (slope - 1), q * b / a, q * a / b])
 
 
 def _inner(a: tf.Tensor, b: tf.Tensor, axis: int) -> tf.Tensor:

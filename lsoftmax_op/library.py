@@ -76,8 +76,9 @@ def load() -> Any:
         ops = tf.load_op_library(path)
     except (tf.errors.OpError, RuntimeError) as error:
         raise ImportError(f"TensorFlow cannot load {path}: {error}. Rebuild: {_REBUILD}") from error
-    from lsoftmax_op import gradients  # noqa: F401  (registers them)
+    from lsoftmax_op import gradients
 
+    gradients.register(ops)
     load_xla()
     return ops
 

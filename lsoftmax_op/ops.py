@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import _checks, blocks, library
+from lsoftmax_op import _checks, blocks, formula, library
+from lsoftmax_op.gradients import LossInputs
 
 if TYPE_CHECKING:
     from tensorflow.types.experimental import TensorLike
@@ -157,7 +158,7 @@ def target_cosines(features: TensorLike, weights: TensorLike, labels: TensorLike
         batch = _batch(features, weights, labels)
         geometry = library.load().lsoftmax_target_geometry(*batch).geometry
         # The geometry of a row without a target is 0, which has the cosine 0.
-        return _angles(tf.zeros_like(batch.labels), geometry, 1, batch.features.dtype)[0]
+        return tf.cast(formula.cos_theta(geometry), batch.features.dtype)
 
 
 class MarginLayer(NamedTuple):
@@ -217,37 +218,42 @@ def loss_layer(
     bias = tf.zeros([0], weights.dtype) if bias is None else _bias(bias, weights)
     ops = library.load()
     if class_block_size is None:
+        block_size = 0
         state = ops.lsoftmax_loss(tf.matmul(features, weights), *batch, bias, lam, margin=margin)
-        block_size, normalizer, products_grad, target_weights = (
-            0,
-            tf.zeros([2, 0], tf.float64),
-            state.products_grad,
-            state.target_weights,
-        )
+        of_products = {
+            "whole_products_grad": state.products_grad,
+            "target_weights": state.target_weights,
+            "normalizer_of_blocks": tf.zeros([0, 0], tf.float64),
+        }
     else:
         block_size = _checks.positive_integer(class_block_size, "class_block_size")
-        state = blocks.loss(*batch, bias, lam, margin, block_size)
-        normalizer, products_grad, target_weights = state.normalizer, *[tf.zeros([0, 0], weights.dtype)] * 2
-    loss = ops.lsoftmax_loss_with_gradient(
+        state = blocks.loss(ops, *batch, bias, lam, margin, block_size)
+        none = tf.zeros([0, 0], weights.dtype)
+        of_products = {
+            "whole_products_grad": none,
+            "target_weights": none,
+            "normalizer_of_blocks": state.normalizer,
+        }
+    inputs = LossInputs(
         *batch,
         bias,
         lam,
         state.loss,
-        products_grad,
-        state.geometry_grad,
-        state.target_grad,
-        target_weights,
-        normalizer,
-        state.grad_unit,
-        margin=margin,
-        class_block_size=block_size,
+        geometry_grad=state.geometry_grad,
+        target_grad=state.target_grad,
+        grad_unit=state.grad_unit,
+        **of_products,
     )
+    loss = ops.lsoftmax_loss_with_gradient(*inputs, margin=margin, class_block_size=block_size)
     return LossLayer(loss, state.predicted)
 
 
 def _angles(labels: tf.Tensor, geometry: tf.Tensor, margin: int, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
-    cos_theta, segment = library.load().lsoftmax_target_angles(labels, geometry, margin=margin)
-    return tf.cast(cos_theta, dtype), segment
+    has_target = labels >= 0
+    cos_theta = formula.cos_theta(geometry)
+    segment = tf.cast(formula.psi(margin, cos_theta).segment, tf.int32)
+    cos_theta = tf.where(has_target, cos_theta, tf.constant(math.nan, tf.float64))
+    return tf.cast(cos_theta, dtype), tf.where(has_target, segment, -1)
 
 
 class _Batch(NamedTuple):

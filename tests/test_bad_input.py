@@ -218,6 +218,7 @@ def test_batch_size_known_at_run_time():
 
 
 def test_raw_ops_check_for_themselves():
+    no_loss = tf.zeros([0]), tf.zeros([0]), tf.zeros([0, 0])
     ops = tf.load_op_library(lsoftmax_op.library_path())
     geometry, sums, loss = tf.zeros([3, 3], tf.float64), tf.zeros([4, 3], tf.float64), ops.lsoftmax_loss
     for call, message in (
@@ -235,26 +236,25 @@ def test_raw_ops_check_for_themselves():
             "labels: expected shape",
         ),
         (
-            lambda: ops.lsoftmax_features_grad(W, X, W, Y, geometry),
+            lambda: ops.lsoftmax_features_grad(W, X, W, Y, geometry, *no_loss),
             "products_features_grad: expected",
         ),
         (
-            lambda: ops.lsoftmax_weights_grad(X, X, W, Y, geometry),
+            lambda: ops.lsoftmax_weights_grad(X, X, W, Y, geometry, *no_loss),
             "products_weights_grad: expected",
         ),
-        (lambda: ops.lsoftmax_target_angles(Y[:2], geometry, margin=2), "geometry: expected shape"),
         (lambda: loss(W, X, W, Y, B, 0.0, margin=2), "products: expected shape"),
         (lambda: loss(Z, X, W, Y, B[:2], 0.0, margin=2), "bias: expected shape"),
         (lambda: loss(Z, X, W, Y, B, [0.0], margin=2), "lam: expected shape"),
         (lambda: loss(Z, X, W, Y, B, -1.0, margin=2), "lam: expected a number"),
         (lambda: loss(Z, X, W, [0, 4, 0], B, 0.0, margin=2), r"labels\[1\] = 4"),
         (lambda: loss(Z, X, W, Y, B, 0.0, margin=65), "margin: expected"),
-        (lambda: ops.lsoftmax_log_sum_exp(Z, Y, B, 0, geometry), "sums: expected shape"),
-        (lambda: ops.lsoftmax_log_sum_exp(Z, Y[:2], B, 0, sums), "labels: expected shape"),
-        (lambda: ops.lsoftmax_log_sum_exp(Z, Y, B[:3], 0, sums), "bias: expected shape"),
-        (lambda: ops.lsoftmax_log_sum_exp(Z, Y, B, [0], sums), "first_class: expected shape"),
-        (lambda: ops.lsoftmax_loss_of_sums(sums, sums, Y, B, 0.0, 2, margin=2), "geometry: expected shape"),
-        (lambda: ops.lsoftmax_loss_of_sums(sums, geometry, [0, 0, 4], B, 0.0, 2, margin=2), r"labels\[2\] = 4"),
+        (lambda: ops.lsoftmax_sums(Z, Y, B, 0, geometry), "sums_before: expected shape"),
+        (lambda: ops.lsoftmax_sums(Z, Y[:2], B, 0, sums), "labels: expected shape"),
+        (lambda: ops.lsoftmax_sums(Z, Y, B[:3], 0, sums), "bias: expected shape"),
+        (lambda: ops.lsoftmax_sums(Z, Y, B, [0], sums), "first_class: expected shape"),
+        (lambda: ops.lsoftmax_finish(sums, sums, Y, B, 0.0, 2, margin=2), "geometry: expected shape"),
+        (lambda: ops.lsoftmax_finish(sums, geometry, [0, 0, 4], B, 0.0, 2, margin=2), r"labels\[2\] = 4"),
         (lambda: ops.lsoftmax_products_grad(Z, Y, B, 0, sums), "normalizer: expected shape"),
         (lambda: ops.lsoftmax_bias_grad(Z, Y, 0, B, geometry[0], B), "loss_grad: expected shape"),
         (lambda: ops.lsoftmax_bias_grad(Z, Y, 0, B[:3], geometry[0], B), "grad_unit: expected shape"),

@@ -111,7 +111,7 @@ def test_matrices_of_more_than_two_to_the_31_entries():
     logits, weights_grad = np.zeros((rows, classes), np.float16), np.zeros((depth, classes), np.float16)
     features_grad, geometry, geometry_grad = np.zeros_like(features), np.empty((3, rows)), np.empty((3, rows))
     grad[np.arange(rows), labels] = [1, 2, 3]
-    workspace, lam = np.empty(kernels.weights_grad_workspace(rows, depth), np.uint8), np.zeros(())
+    workspace, lam = np.empty(kernels.weights_grad_workspace(rows, depth, classes), np.uint8), np.zeros(())
     call = kernels.Call()
     call.dtype, call.margin, call.wide_labels = "float16", 4, True
     call.rows, call.depth, call.classes = rows, depth, classes
@@ -123,7 +123,7 @@ def test_matrices_of_more_than_two_to_the_31_entries():
         "geometry": geometry,
         "geometry_grad": geometry_grad,
         "logits": logits,
-        "logits_grad": grad,
+        "products_grad": grad,
         "features_grad": features_grad,
         "weights_grad": weights_grad,
         "workspace": workspace,
@@ -145,7 +145,7 @@ def test_matrices_of_more_than_two_to_the_31_entries():
 EPSILON = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 TINY = {"float64": 1e-300, "float32": 1e-44, "bfloat16": 1e-39, "float16": 6e-8}  # half an ulp below the normal range
 WIDE = {"float64": 2, "float32": 4, "bfloat16": 8, "float16": 8}
-RESULTS = ("loss", "logits_grad", "geometry_grad", "target_grad", "grad_unit", "predicted")
+RESULTS = ("loss", "products_grad", "geometry_grad", "target_grad", "grad_unit", "predicted")
 
 
 def run(module, names, state, **sizes):
@@ -162,9 +162,9 @@ def run(module, names, state, **sizes):
             assert array.flags.c_contiguous
             setattr(call, name, array.__array_interface__["data"][0])
     for name in names:
-        size = module.loss_workspace(call.rows, call.classes)
+        size = module.loss_workspace(call.rows, call.depth, call.classes)
         if name == "weights_grad":
-            size = module.weights_grad_workspace(call.rows, call.depth)
+            size = module.weights_grad_workspace(call.rows, call.depth, call.classes)
         workspace = np.full(size // 8, np.nan)
         call.workspace = workspace.ctypes.data
         getattr(module, name)(call, 1 if module is _core else 0)
@@ -189,7 +189,7 @@ def loss_state(rows, classes, dtype, *, bias=True, scale=3.0, lam=0.5):
         "target_grad": np.full(rows, -7.0),
         "grad_unit": np.full(rows, -7, np.float32) if dtype == "float16" else None,
         "predicted": np.full(rows, -7),
-        "logits_grad": np.full((rows, classes), -7, DTYPES[dtype]),
+        "products_grad": np.full((rows, classes), -7, DTYPES[dtype]),
         "bias_grad": np.full(classes, -7, DTYPES[dtype]),
     }
 
@@ -197,7 +197,7 @@ def loss_state(rows, classes, dtype, *, bias=True, scale=3.0, lam=0.5):
 def copied(state, *, in_place=False):
     state = {name: array if array is None else array.copy() for name, array in state.items()}
     if in_place:
-        state["logits_grad"] = state["products"]
+        state["products_grad"] = state["products"]
     return state
 
 
@@ -346,7 +346,7 @@ def test_rows_and_biases_anywhere_in_memory(dtype, classes):
     for products, gradient, bias in ((1, 1, 0), (1, 1, 1), (0, 1, 0), (3, 0, 2)):
         moved = copied(state)
         moved["products"] = shifted(state["products"], products)
-        moved["logits_grad"] = shifted(state["logits_grad"], gradient)
+        moved["products_grad"] = shifted(state["products_grad"], gradient)
         moved["bias"] = shifted(state["bias"], bias)
         before = moved["products"].copy()
         assert_close(run(kernels, ["loss"], moved), expected)
@@ -363,7 +363,7 @@ def test_a_label_out_of_range_makes_its_rows_loss_nan(classes, bias, label):
     state["labels"][3] = classes if label == "C" else label
     bad = run(kernels, ["loss"], copied(state))
     others = np.arange(5) != 3
-    for name in ("loss", "logits_grad", "target_grad"):
+    for name in ("loss", "products_grad", "target_grad"):
         assert np.isnan(bad[name][3]).all()
         assert bad[name][others].tobytes() == clean[name][others].tobytes()
     assert np.isnan(bad["geometry_grad"][:, 3]).all()
@@ -375,7 +375,7 @@ def test_a_label_out_of_range_makes_its_rows_loss_nan(classes, bias, label):
 @pytest.mark.parametrize("lam", [-1.0, np.nan, -np.inf], ids=str)
 def test_a_bad_lambda_in_device_memory_makes_every_loss_nan(classes, lam):
     state = run(kernels, ["loss"], loss_state(5, classes, "float32", lam=lam))
-    for name in ("loss", "logits_grad", "target_grad", "geometry_grad"):
+    for name in ("loss", "products_grad", "target_grad", "geometry_grad"):
         assert np.isnan(state[name]).all()
     assert ((state["predicted"] >= 0) & (state["predicted"] < classes)).all()
 
@@ -405,7 +405,7 @@ def test_extreme_logits(dtype, classes):
         expected, got = (run(module, ["loss"], copied(state)) for module in (_core, kernels))
     poisoned = np.isnan(expected["loss"].astype(float))
     assert poisoned.tolist() == [i in (4, 5, 8, 9, 13, 14) for i in range(16)]
-    got["logits_grad"][poisoned, classes // 2] = expected["logits_grad"][poisoned, classes // 2]  # 0 or NaN
+    got["products_grad"][poisoned, classes // 2] = expected["products_grad"][poisoned, classes // 2]  # 0 or NaN
     assert ((got["predicted"] >= 0) & (got["predicted"] < classes)).all()
     got["predicted"][8] = expected["predicted"][8]  # of NaNs, any
     assert_close(got, expected)
@@ -451,9 +451,9 @@ def test_blocks_of_classes(dtype, blocks):
     whole = run(kernels, ["finish"], {**copied(state), "sums": sums, "normalizer": carried})
     for part in parts:
         first = part.pop("first_class")
-        part.update(logits_grad=part["products"], target_grad=whole["target_grad"], grad_unit=whole["grad_unit"])
+        part.update(products_grad=part["products"], target_grad=whole["target_grad"], grad_unit=whole["grad_unit"])
         run(kernels, ["products_grad", "bias_grad"], part, first_class=first)
-    for name in ("logits_grad", "bias_grad"):
+    for name in ("products_grad", "bias_grad"):
         whole[name] = np.concatenate([part[name] for part in parts], axis=-1)
     assert_close(whole, expected)
     scale = np.abs(expected["bias_grad"].astype(float)).max()
@@ -468,19 +468,19 @@ def test_finish_of_bad_rows():
     state.update(sums=np.ones((4, 6)), normalizer=np.zeros((2, 6)))
     finished = run(kernels, ["finish", "products_grad"], copied(state))
     bad = np.isin(np.arange(6), [3, 4])
-    for values in (finished["loss"], finished["logits_grad"].T, finished["normalizer"], finished["target_grad"]):
+    for values in (finished["loss"], finished["products_grad"].T, finished["normalizer"], finished["target_grad"]):
         np.testing.assert_array_equal(np.isnan(values).all(axis=0) if values.ndim > 1 else np.isnan(values), bad)
     state["lam"] = np.array(-1.0)
     finished = run(kernels, ["finish", "products_grad"], copied(state))
     assert np.isnan(finished["loss"]).all()
-    assert np.isnan(finished["logits_grad"]).all()
+    assert np.isnan(finished["products_grad"]).all()
 
 
 @pytest.mark.parametrize("rows", [1, 31, 33, 255, 256, 257, 600])
 @pytest.mark.parametrize("classes", [1, 31, 33, 70])
 def test_bias_grad_of_every_shape(dtype, rows, classes):
     state = loss_state(rows, classes, dtype)
-    state["logits_grad"] = state["products"]
+    state["products_grad"] = state["products"]
     state["target_grad"] = np.linspace(-1, 1, rows)
     for without in ({}, {"loss_grad": None}):
         given = {**copied(state), **without}
@@ -527,7 +527,7 @@ def last_blocks_of_a_large_batch(rows, classes, tail):
     large = {
         name: np.zeros((*small[name].shape[:-1], rows), small[name].dtype) for name in (*RESULTS, "geometry", "labels")
     }
-    large |= {name: np.zeros((rows, classes), np.float16) for name in ("products", "logits_grad")}
+    large |= {name: np.zeros((rows, classes), np.float16) for name in ("products", "products_grad")}
     large["products"][-2:, -tail:] = small["products"]
     large["geometry"][:, -2:] = small["geometry"]
     large["labels"][-2:] = small["labels"] + (classes - tail)
@@ -559,9 +559,9 @@ def test_parts_of_more_than_two_to_the_31_products(monkeypatch):
     assert large["sums"][[0, 2, 3], -1].tolist() == [products[:-1].max(), products[best], classes - tail + best]
     expected = np.exp(products - np.float32(0.25)) / 4
     expected[-1] = 0
-    np.testing.assert_allclose(large["logits_grad"][-1, -tail:], expected, rtol=2e-3, atol=6e-8)
+    np.testing.assert_allclose(large["products_grad"][-1, -tail:], expected, rtol=2e-3, atol=6e-8)
     assert target == classes - 1
-    assert not large["logits_grad"][row, -tail:].any()  # other blocks
+    assert not large["products_grad"][row, -tail:].any()  # other blocks
 
 
 def test_copies_of_rows(tmp_path):
@@ -655,11 +655,10 @@ def test_tensorflow_has_a_gpu_kernel_of_every_op():
 
     assert lsoftmax_op.lsoftmax_logits
     built = json.loads((PACKAGE / "_build_info.json").read_text())["cuda"] is not None
-    names = "TargetGeometry Logits LogitsGrad FeaturesGrad WeightsGrad TargetAngles "
-    names += "Loss LossWithGradient LossFeaturesGrad LossWeightsGrad LossBiasGrad BiasGrad "
-    names += "LogSumExp LossOfSums ProductsGrad SetColumns"
-    on_the_host = {"BiasGrad": "first_class", "LogSumExp": "first_class", "ProductsGrad": "first_class"}
-    on_the_host |= {"SetColumns": "first_column", "LossOfSums": "depth"}
+    names = "TargetGeometry FeaturesGrad WeightsGrad Logits LogitsGrad Loss LossWithGradient LossGradient BiasGrad "
+    names += "Sums Finish ProductsGrad SetColumns"
+    on_the_host = {"BiasGrad": "first_class", "Sums": "first_class", "ProductsGrad": "first_class"}
+    on_the_host |= {"SetColumns": "first_column", "Finish": "depth"}
     for op in names.split():
         found = registered.get_registered_kernels_for_op(f"Lsoftmax{op}").kernel
         found = [kernel for kernel in found if not kernel.device_type.startswith("XLA_")]

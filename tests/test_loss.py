@@ -175,7 +175,7 @@ def test_the_exponential_is_right_to_two_units_in_the_last_place(module):
     x = np.concatenate([ends, -rng.uniform(0, 105, count), -np.exp(rng.uniform(-30, 5, count))]).astype(np.float32)
     gradient, normalizer = np.empty_like(x), np.array([0.0, 1.0])
     labels = np.array([len(x)], np.int64)  # beyond the classes at hand
-    call = call_of(kernels, "float32", products=x, logits_grad=gradient, labels=labels, normalizer=normalizer)
+    call = call_of(kernels, "float32", products=x, products_grad=gradient, labels=labels, normalizer=normalizer)
     call.rows, call.classes, call.wide_labels = 1, len(x), True
     kernels.products_grad(call, 1)
     expected = np.exp(x.astype(np.float64))

@@ -241,14 +241,13 @@ for shape, dtype in (((130, 19, 6), "float32"), ((700, 65, 90), "float32"), ((64
     x, w, bias, g = (tf.constant(v) for v in (b.features, b.weights, b.bias, b.loss_grad))
     state = raw.lsoftmax_loss(b.grad, x, w, b.labels, bias, 0.5, margin=4)
     first = tf.constant(0, tf.int64)
-    layer = (x, w, b.labels, bias, tf.constant(0.5, tf.float64))
-    sums = raw.lsoftmax_log_sum_exp(b.grad, b.labels, bias, first, tf.zeros([4, shape[0]], tf.float64))
+    sums = raw.lsoftmax_sums(b.grad, b.labels, bias, first, tf.zeros([4, shape[0]], tf.float64))
     unit = state.grad_unit
-    rest = (g, state.geometry_grad, state.target_weights, unit)
+    target = (state.geometry_grad, g, unit, state.target_weights)
     for result in (*state, sums,
                    raw.lsoftmax_bias_grad(state.products_grad, b.labels, first, g, state.target_grad, unit),
-                   raw.lsoftmax_loss_features_grad(x, *layer, *rest, margin=4),
-                   raw.lsoftmax_loss_weights_grad(w, *layer, *rest, margin=4)):
+                   raw.lsoftmax_features_grad(x, x, w, b.labels, *target),
+                   raw.lsoftmax_weights_grad(w, x, w, b.labels, *target)):
         digest.update(result.numpy().tobytes())
 print(digest.hexdigest())
 """
@@ -284,15 +283,13 @@ def test_the_feature_gradient_of_rows_without_a_target_is_scaled_as_others(dtype
     rows, depth, classes = 3, 40, 4
     features = np.full((rows, depth), np.inf)  # does not matter
     target_weights = np.zeros((rows, depth) if copies else (0, 0))
-    x, w, b, h, t = (
-        tf.cast(v, dtype) for v in (features, np.ones((depth, classes)), np.zeros(0), np.full(rows, 2), target_weights)
+    x, w, h, t = (
+        tf.cast(v, dtype) for v in (features, np.ones((depth, classes)), np.full(rows, 2), target_weights)
     )
-    scalars = tf.constant(0.0, tf.float64), tf.zeros([3, rows], tf.float64), tf.ones([rows])
+    geometry_grad, unit = tf.zeros([3, rows], tf.float64), tf.ones([rows])
 
     def features_grad(base):
-        return ops.lsoftmax_loss_features_grad(
-            base, x, w, np.full(rows, -1), b, scalars[0], h, scalars[1], t, scalars[2], margin=4
-        )
+        return ops.lsoftmax_features_grad(base, x, w, np.full(rows, -1), geometry_grad, h, unit, t)
 
     if way != "eager":
         features_grad = tf.function(features_grad, jit_compile=way.startswith("xla"))

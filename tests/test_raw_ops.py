@@ -332,9 +332,9 @@ loss = lambda labels, lam: ops.lsoftmax_loss(z, x, w, labels, b, lam, margin=2)[
 calls = [
     loss,
     tf.function(loss, jit_compile=lsoftmax_op.build_info()["xla_calls"]),  # whose formulas make NaNs
-    lambda labels, lam: ops.lsoftmax_loss_of_sums(sums, geometry, labels, b, lam, margin=2, depth=2)[0],
+    lambda labels, lam: ops.lsoftmax_finish(sums, geometry, labels, b, lam, margin=2, depth=2)[0],
     lambda labels, lam: ops.lsoftmax_logits(z, labels, geometry, lam, margin=2),
-    lambda labels, lam: ops.lsoftmax_loss_weights_grad(w, x, w, labels, b, lam, grad, geometry, x, grad, margin=2),
+    lambda labels, lam: ops.lsoftmax_weights_grad(w, x, w, labels, geometry, grad, grad, x),
 ]
 for call in calls:
     assert np.isfinite(call(labels, lam)).all()

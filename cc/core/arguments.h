@@ -21,6 +21,32 @@ LSOFTMAX_INLINE int64_t label_of(const Labels& labels, int64_t row) {
   return labels.wide ? static_cast<const int64_t*>(labels.data)[row] : static_cast<const int32_t*>(labels.data)[row];
 }
 
+// X(TYPE, NAME, SHAPE): every array, with N = rows, D = depth, C = classes. An array that may be none may be null, too.
+#define LSOFTMAX_FOR_EACH_ARRAY(X)                                                                               \
+  X(const T*, features, "[N, D]")                                                                                \
+  X(const T*, weights, "[D, C]")                                                                                 \
+  X(const T*, products, "[N, C]")    /* X W; may be the same array as products_grad */                           \
+  X(T*, products_grad, "[N, C]")     /* the loss's derivative in them */                                         \
+  X(T*, logits, "[N, C]")                                                                                        \
+  X(Labels, labels, "[N]")           /* each -1 or in [0, C) */                                                  \
+  X(const T*, bias, "[C] or none")                                                                               \
+  X(const double*, lam, "[]")        /* lambda >= 0 */                                                           \
+  X(double*, geometry, "[3, N]")     /* x . w_y, |x|^2, |w_y|^2 */                                               \
+  X(double*, sums, "[4, N]")         /* of the classes so far: see softmax.h */                                  \
+  X(double*, normalizer, "[2, N]")   /* see softmax.h */                                                         \
+  X(T*, loss, "[N]")                                                                                             \
+  X(const T*, loss_grad, "[N] or none")      /* the upstream gradient of the loss; none: 1 */                    \
+  X(double*, geometry_grad, "[3, N]")        /* the loss's derivative in the geometry, ... */                    \
+  X(double*, target_grad, "[N]")             /* ... and in the target's logit */                                 \
+  X(T*, target_weights, "[N, D] or none")    /* w_y of each row, 0 without a target; none: they are in weights */ \
+  X(float*, grad_unit, "[N] or none")        /* what a row's derivatives are multiples of: see grad_unit.h; none: 1 */ \
+  X(T*, features_grad, "[N, D]")                                                                                 \
+  X(T*, weights_grad, "[D, C]")                                                                                  \
+  X(T*, bias_grad, "[C]")                                                                                        \
+  X(int64_t*, predicted, "[N]")      /* the class of the largest plain logit */                                  \
+  X(double*, cos_theta, "[N]")                                                                                   \
+  X(int32_t*, segment, "[N]")
+
 template <typename T>
 struct Arguments {
   int64_t rows = 0;     // N, samples
@@ -28,41 +54,17 @@ struct Arguments {
   int64_t classes = 0;  // C
   int margin = 1;       // m, 1 <= m <= 64
 
-  const T* features = nullptr;     // [N, D]
-  const T* weights = nullptr;      // [D, C]
-  const T* bias = nullptr;         // [C], or null: none
-  Labels labels;                   // [N], each -1 or in [0, C)
-  const double* lambda = nullptr;  // [], >= 0
-
-  double* geometry = nullptr;       // [3, N]: x . w_y, |x|^2, |w_y|^2
-  double* geometry_grad = nullptr;  // [3, N]: the loss's derivative in each of them
-
-  T* logits = nullptr;         // [N, C]
-  T* logits_grad = nullptr;    // [N, C]
-  T* features_grad = nullptr;  // [N, D]
-  T* weights_grad = nullptr;   // [D, C]
-  T* bias_grad = nullptr;      // [C]
-
-  // Of the fused loss. Where only the classes first_class .. first_class + C - 1 of more are at hand, labels count from
-  // the first class of all.
+  // Where only the classes first_class .. first_class + C - 1 of more are at hand, labels are global class indices.
   int64_t first_class = 0;
-  const T* products = nullptr;    // [N, C]: X W; may be the same array as logits_grad
-  T* target_weights = nullptr;    // [N, D]: w_y of each row, 0 without a target; or null: read them from weights
-  T* loss = nullptr;              // [N]
-  const T* loss_grad = nullptr;   // [N]: what comes down to the loss; or null: 1
-  double* target_grad = nullptr;  // [N]: the loss's derivative in the target's logit
-  float* grad_unit = nullptr;     // [N]: what a row's derivatives are multiples of, see grad_unit.h; or null: 1
-  double* sums = nullptr;         // [4, N], of the classes so far: see softmax.h
-  double* normalizer = nullptr;   // [2, N]: see softmax.h
-  int64_t* predicted = nullptr;   // [N]: the class of the largest plain logit
 
-  double* cos_theta = nullptr;  // [N]
-  int32_t* segment = nullptr;   // [N]
+#define LSOFTMAX_DECLARE(TYPE, NAME, SHAPE) TYPE NAME = {};
+  LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_DECLARE)
+#undef LSOFTMAX_DECLARE
+
+  void* workspace = nullptr;  // of CUDA kernels, see kernels.h
 };
 
-}  // namespace lsoftmax
-
-// X(KERNEL) for each kernel of rows.h and loss.h.
+// X(KERNEL): those of rows.h and loss.h, and two of them in one.
 #define LSOFTMAX_FOR_EACH_KERNEL(X) \
   X(geometry)                       \
   X(logits)                         \
@@ -71,33 +73,18 @@ struct Arguments {
   X(features_grad)                  \
   X(weights_grad)                   \
   X(loss)                           \
+  X(geometry_and_loss)              \
   X(sums)                           \
   X(finish)                         \
   X(products_grad)                  \
   X(bias_grad)
 
-// X(ARRAY) for each array of Arguments but labels and lambda, whose types are their own.
-#define LSOFTMAX_FOR_EACH_ARRAY(X) \
-  X(features)                      \
-  X(weights)                       \
-  X(bias)                          \
-  X(geometry)                      \
-  X(geometry_grad)                 \
-  X(logits)                        \
-  X(logits_grad)                   \
-  X(features_grad)                 \
-  X(weights_grad)                  \
-  X(bias_grad)                     \
-  X(products)                      \
-  X(target_weights)                \
-  X(loss)                          \
-  X(loss_grad)                     \
-  X(target_grad)                   \
-  X(grad_unit)                     \
-  X(sums)                          \
-  X(normalizer)                    \
-  X(predicted)                     \
-  X(cos_theta)                     \
-  X(segment)
+enum class Kernel {
+#define LSOFTMAX_NAME(KERNEL) KERNEL,
+  LSOFTMAX_FOR_EACH_KERNEL(LSOFTMAX_NAME)
+#undef LSOFTMAX_NAME
+};
+
+}  // namespace lsoftmax
 
 #endif  // LSOFTMAX_CORE_ARGUMENTS_H_

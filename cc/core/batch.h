@@ -1,4 +1,5 @@
-// Every kernel over a whole batch, for callers that have threads: KERNEL_of_batch(args, over).
+// Every kernel over a whole batch, for callers that have threads: KERNEL_of_batch(args, over), or
+// run_on_batch<Kernel::KERNEL>(args, over).
 //
 // over(total, cost, work) calls work(begin, end) for ranges that together are [0, total), at the same time or not. One index
 // costs about `cost` cycles, and threads_for() tells how many threads that is worth.
@@ -100,6 +101,14 @@ void geometry_and_loss_of_batch(const Arguments<T>& args, const Over& over) {
     row_kernels<T>().geometry(args, begin, end);
     loss_kernels<T>().loss(args, begin, end);
   });
+}
+
+template <Kernel kernel, typename T, typename Over>
+void run_on_batch(const Arguments<T>& args, const Over& over) {
+#define LSOFTMAX_RUN(KERNEL) \
+  if constexpr (kernel == Kernel::KERNEL) KERNEL##_of_batch(args, over);
+  LSOFTMAX_FOR_EACH_KERNEL(LSOFTMAX_RUN)
+#undef LSOFTMAX_RUN
 }
 
 }  // namespace lsoftmax

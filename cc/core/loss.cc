@@ -144,7 +144,7 @@ LSOFTMAX_INLINE Sums sum_row(const Arguments<T>& args, int64_t row, Real<T>* kep
 // target's logit may be above `max`: whatever comes of it is replaced.
 template <typename T, bool kBias>
 LSOFTMAX_INLINE void differentiate_row(const Arguments<T>& args, int64_t row, const Normalizer& normalizer) {
-  T* const gradient = args.logits_grad + row * args.classes;
+  T* const gradient = args.products_grad + row * args.classes;
   const int64_t label = label_of(args.labels, row), y = label - args.first_class;
   const Logits<T, kBias> z = {args.products + row * args.classes, args.bias};
   const Real<T> max = static_cast<Real<T>>(normalizer.max), scale = static_cast<Real<T>>(normalizer.scale);
@@ -160,7 +160,7 @@ LSOFTMAX_INLINE void differentiate_row(const Arguments<T>& args, int64_t row, co
 // The same from the exponentials exp(z[c] - max), which are in the gradient's place.
 template <typename R>
 LSOFTMAX_INLINE void scale_row(const Arguments<R>& args, int64_t row, const Normalizer& normalizer) {
-  R* const gradient = args.logits_grad + row * args.classes;
+  R* const gradient = args.products_grad + row * args.classes;
   const int64_t y = label_of(args.labels, row);
   const R scale = static_cast<R>(normalizer.scale);
   if (y < 0) {
@@ -180,10 +180,10 @@ LSOFTMAX_INLINE double target_bias(const Arguments<T>& args, int64_t row) {
 
 template <typename T, bool kBias>
 void loss_rows(const Arguments<T>& args, int64_t begin, int64_t end) {
-  const double alpha = margin_share(*args.lambda);
+  const double alpha = margin_share(*args.lam);
   for (int64_t i = begin; i < end; ++i) {
     if constexpr (kKeepsExponentials<T>) {
-      const Sums sums = sum_row<T, kBias>(args, i, args.logits_grad + i * args.classes);
+      const Sums sums = sum_row<T, kBias>(args, i, args.products_grad + i * args.classes);
       scale_row(args, i, finish_row(args, alpha, i, target_bias(args, i), sums));
     } else {
       const Sums sums = sum_row<T, kBias>(args, i, nullptr);
@@ -207,7 +207,7 @@ void sums(const Arguments<T>& args, int64_t begin, int64_t end) {
 
 template <typename T>
 void finish(const Arguments<T>& args, int64_t begin, int64_t end) {
-  const double alpha = margin_share(*args.lambda);
+  const double alpha = margin_share(*args.lam);
   for (int64_t i = begin; i < end; ++i) {
     const Normalizer normalizer = finish_row(args, alpha, i, target_bias(args, i), sums_of(args, i));
     args.normalizer[i] = normalizer.max;
@@ -232,7 +232,7 @@ void bias_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < args.rows; ++i) {
       const int64_t y = label_of(args.labels, i) - args.first_class;
       const double grad = loss_grad_of(args, i);
-      const T* const row = args.logits_grad + i * args.classes + first;
+      const T* const row = args.products_grad + i * args.classes + first;
       for (int64_t l = 0; l < width; ++l) sum[l] += grad * widen(row[l]);
       if (label_of(args.labels, i) >= 0 && first <= y && y < first + width)
         sum[y - first] += grad * args.target_grad[i];

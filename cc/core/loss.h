@@ -17,8 +17,8 @@ namespace lsoftmax {
 
 template <typename T>
 struct LossKernels {
-  // Rows [begin, end), from products, bias, labels, lambda, margin, geometry: loss, logits_grad, geometry_grad, target_grad
-  // and predicted. A row without a target gets zeros, and its predicted class.
+  // Rows [begin, end), from products, bias, labels, lambda, margin, geometry: loss, products_grad, geometry_grad,
+  // target_grad and predicted. A row without a target gets zeros, and its predicted class.
   void (*loss)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // The same in two passes, for products that exist a block of classes at a time.
@@ -29,10 +29,10 @@ struct LossKernels {
   // Rows [begin, end), from sums, geometry, bias (of all classes), labels, lambda, margin, depth: loss, normalizer,
   // geometry_grad, target_grad and predicted.
   void (*finish)(const Arguments<T>&, int64_t begin, int64_t end);
-  // Rows [begin, end), from products, bias, labels, first_class, normalizer: logits_grad.
+  // Rows [begin, end), from products, bias, labels, first_class, normalizer: products_grad.
   void (*products_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Classes [begin, end), from logits_grad, target_grad, loss_grad, grad_unit, labels, first_class: bias_grad.
+  // Classes [begin, end), from products_grad, target_grad, loss_grad, grad_unit, labels, first_class: bias_grad.
   void (*bias_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 };
 

@@ -116,13 +116,13 @@ void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
 
 template <typename T>
 void logits(const Arguments<T>& args, int64_t begin, int64_t end) {
-  const double alpha = margin_share(*args.lambda);
+  const double alpha = margin_share(*args.lam);
   for (int64_t i = begin; i < end; ++i) patch_logit(args, alpha, i);
 }
 
 template <typename T>
 void logits_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
-  const double alpha = margin_share(*args.lambda);
+  const double alpha = margin_share(*args.lam);
   for (int64_t i = begin; i < end; ++i) split_gradient(args, alpha, i);
 }
 

@@ -24,9 +24,8 @@ struct RowKernels {
   // Precondition: logits holds the dense layer's products x . w_c.
   void (*logits)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Rows [begin, end): the derivative of the above. In: logits_grad = dL/d(margin logits). Out: geometry_grad,
-  // and logits_grad = dL/d(products), in place: the target entry's share has moved into geometry_grad and
-  // becomes 0.
+  // Rows [begin, end): the derivative of the above. In: products_grad = dL/d(margin logits). Out: geometry_grad, and
+  // products_grad = dL/d(products), in place: the target entry's share has moved into geometry_grad and becomes 0.
   void (*logits_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // Rows [begin, end): cos_theta and segment, from geometry, labels, margin. A row without a target gets

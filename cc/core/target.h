@@ -48,7 +48,7 @@ LSOFTMAX_INLINE void patch_logit(const Arguments<T>& args, double alpha, int64_t
          target_logit(args.margin, alpha, g.dot, g.features_sq, g.weights_sq).value);
 }
 
-// geometry_grad[:, row] = logits_grad[row, y] dt, and that entry becomes 0.
+// geometry_grad[:, row] = products_grad[row, y] dt, and that entry becomes 0.
 template <typename T>
 LSOFTMAX_INLINE void split_gradient(const Arguments<T>& args, double alpha, int64_t row) {
   const int64_t y = label_of(args.labels, row);
@@ -56,7 +56,7 @@ LSOFTMAX_INLINE void split_gradient(const Arguments<T>& args, double alpha, int6
   Geometry grad = {0, 0, 0};
   if (y >= 0 && has_margin(args.margin, alpha, g.features_sq, g.weights_sq)) {
     const TargetLogit<double> t = target_logit(args.margin, alpha, g.dot, g.features_sq, g.weights_sq);
-    T& entry = args.logits_grad[row * args.classes + y];
+    T& entry = args.products_grad[row * args.classes + y];
     const double upstream = widen(entry);
     assign(entry, 0);
     grad = {upstream * t.d_dot, upstream * t.d_features_sq, upstream * t.d_weights_sq};

@@ -30,14 +30,6 @@ inline int64_t first_bad_label(const Labels& labels, int64_t rows, int64_t class
   return -1;
 }
 
-// Labels to be checked and then used: what they come from may be an array, or a variable's buffer, that another thread writes
-// to in between.
-inline std::vector<int64_t> copy_of(const Labels& labels, int64_t rows) {
-  std::vector<int64_t> copy(rows);
-  for (int64_t i = 0; i < rows; ++i) copy[i] = label_of(labels, i);
-  return copy;
-}
-
 inline std::string about_bad_label(const Labels& labels, int64_t row, int64_t classes) {
   return "labels: expected values in [0, " + std::to_string(classes) +
          "), or -1 for a row without a target, got labels[" + std::to_string(row) +
@@ -54,6 +46,28 @@ inline std::string about_bad_first(const char* argument, int64_t first, int64_t 
   return std::string(argument) + ": expected a column from 0 to " + std::to_string(width - count) + " for a block of " +
          std::to_string(count) + ", got " + std::to_string(first);
 }
+
+// Arguments whose values the host judges before a kernel runs, and its own copies of them: an array, or a variable's buffer,
+// may change between the check and the use.
+template <typename T>
+struct JudgedArguments : Arguments<T> {
+  std::vector<int64_t> own_labels;
+  double own_lam = 0;
+
+  // What is wrong with the labels, each -1 or in [0, classes), and with lambda; empty if nothing is.
+  std::string judge_labels() {
+    own_labels.resize(this->rows);
+    for (int64_t i = 0; i < this->rows; ++i) own_labels[i] = label_of(this->labels, i);
+    this->labels = {own_labels.data(), true};
+    const int64_t row = first_bad_label(this->labels, this->rows, this->classes);
+    return row < 0 ? "" : about_bad_label(this->labels, row, this->classes);
+  }
+  std::string judge_lam() {
+    own_lam = *this->lam;
+    this->lam = &own_lam;
+    return is_good_lambda(own_lam) ? "" : about_bad_lambda(own_lam);
+  }
+};
 
 }  // namespace lsoftmax
 

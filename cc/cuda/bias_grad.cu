@@ -1,4 +1,4 @@
-// bias_grad[c] = sum over the rows i of h_i (logits_grad[i, c] + [y_i = c] target_grad[i]),  h = loss_grad grad_unit
+// bias_grad[c] = sum over the rows i of h_i (products_grad[i, c] + [y_i = c] target_grad[i]),  h = loss_grad grad_unit
 //
 // A block takes 32 columns, a column per lane; each of its warps adds up every 32nd row, and the warps' sums are added in
 // their order. A batch of few classes has few blocks, which is why they are as large as can be.
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) bias_grad_column_per_lane(Arguments<
     for (int n = 0; n < kInFlight<T>; ++n) {
       const int64_t row = first + n * kMaxWarps;
       const bool is_row = row < args.rows;
-      entries[n] = is_row ? widen(args.logits_grad[row * args.classes + column]) : 0;
+      entries[n] = is_row ? widen(args.products_grad[row * args.classes + column]) : 0;
       scales[n] = is_row ? static_cast<Real>(loss_grad_of(args, row)) : 1;
       targets[n] = is_row ? label_of(args.labels, row) : -1;
     }

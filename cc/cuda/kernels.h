@@ -26,37 +26,31 @@ using Status = int;    // a cudaError_t: 0 is success
 // For people.
 const char* message_of(Status status);
 
-// The contracts are those of RowKernels<T>, over all rows. T: float16, bfloat16, float, double.
-template <typename T>
-Status geometry(const Arguments<T>& args, Stream stream);
-template <typename T>
-Status logits(const Arguments<T>& args, Stream stream);
-template <typename T>
-Status logits_grad(const Arguments<T>& args, Stream stream);
-template <typename T>
-Status angles(const Arguments<T>& args, Stream stream);
-template <typename T>
-Status features_grad(const Arguments<T>& args, Stream stream);
+// KERNEL(args, stream) for each kernel, over all rows or classes, with the contract of rows.h and loss.h. T: float16, bfloat16,
+// float, double. `finish` knows the number of classes, beyond which a label is bad, only where there is a bias; where there is
+// none, `geometry` has made that row NaN.
+#define LSOFTMAX_DECLARE(KERNEL) \
+  template <typename T>          \
+  Status KERNEL(const Arguments<T>& args, Stream stream);
+LSOFTMAX_FOR_EACH_KERNEL(LSOFTMAX_DECLARE)
+#undef LSOFTMAX_DECLARE
 
-// `workspace`: device memory of as many bytes, 16-byte aligned, free to use until the stream has passed the kernels.
+template <Kernel kernel, typename T>
+Status run(const Arguments<T>& args, Stream stream) {
+#define LSOFTMAX_RUN(KERNEL) \
+  if constexpr (kernel == Kernel::KERNEL) return KERNEL(args, stream);
+  LSOFTMAX_FOR_EACH_KERNEL(LSOFTMAX_RUN)
+#undef LSOFTMAX_RUN
+}
+
+// The bytes of args.workspace: device memory, 16-byte aligned, free to use until the stream has passed the kernels.
 int64_t weights_grad_workspace(int64_t rows, int64_t depth);
-template <typename T>
-Status weights_grad(const Arguments<T>& args, void* workspace, Stream stream);
-
-// The contracts are those of LossKernels<T>, over all rows or classes. `finish` knows the number of classes, beyond which a
-// label is bad, only where there is a bias; where there is none, `geometry` has made that row NaN.
-// `workspace` as above, of loss_workspace(args.rows, args.classes) bytes.
 int64_t loss_workspace(int64_t rows, int64_t classes);
-template <typename T>
-Status loss(const Arguments<T>& args, void* workspace, Stream stream);
-template <typename T>
-Status sums(const Arguments<T>& args, void* workspace, Stream stream);
-template <typename T>
-Status finish(const Arguments<T>& args, Stream stream);
-template <typename T>
-Status products_grad(const Arguments<T>& args, Stream stream);
-template <typename T>
-Status bias_grad(const Arguments<T>& args, Stream stream);
+inline int64_t workspace_of(Kernel kernel, int64_t rows, int64_t depth, int64_t classes) {
+  if (kernel == Kernel::weights_grad) return weights_grad_workspace(rows, depth);
+  const bool sums_up = kernel == Kernel::loss || kernel == Kernel::geometry_and_loss || kernel == Kernel::sums;
+  return sums_up ? loss_workspace(rows, classes) : 0;
+}
 
 // Copies within device memory.
 Status copy(const void* from, void* to, int64_t bytes, Stream stream);

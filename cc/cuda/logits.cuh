@@ -53,7 +53,7 @@ struct Row {
   __device__ Row(const Arguments<T>& args, int64_t row)
       : products(args.products + row * args.classes),
         bias(args.bias),
-        gradient(args.logits_grad != nullptr ? args.logits_grad + row * args.classes : nullptr),
+        gradient(args.products_grad != nullptr ? args.products_grad + row * args.classes : nullptr),
         classes(args.classes),
         lead(place_in_vector(products)),
         wide_bias(place_in_vector(bias) == lead),

@@ -24,7 +24,7 @@ constexpr int64_t kUnknown = INT64_MAX;
 // `classes`.
 template <typename T>
 __device__ Normalizer finish(const Arguments<T>& args, int64_t row, int64_t classes, const Sums& sums) {
-  const double lambda = *args.lambda;
+  const double lambda = *args.lam;
   const int64_t y = label_of(args.labels, row);
   if (is_good_lambda(lambda) && is_good_label(y, classes)) {
     const double bias = args.bias != nullptr && y >= 0 ? widen(args.bias[y]) : 0;
@@ -175,7 +175,7 @@ int64_t loss_workspace(int64_t rows, int64_t classes) {
 }
 
 template <typename T>
-Status loss(const Arguments<T>& args, void* workspace, Stream stream) {
+Status loss(const Arguments<T>& args, Stream stream) {
   int64_t shared = 0;
   const Status status = shared_memory(&shared);
   if (status != 0) return status;
@@ -192,7 +192,7 @@ Status loss(const Arguments<T>& args, void* workspace, Stream stream) {
     case Mapping::kPartPerBlock:
       break;
   }
-  const Workspace own = lay_out(workspace, args.rows, args.classes);
+  const Workspace own = lay_out(args.workspace, args.rows, args.classes);
   Arguments<T> stages = args;
   stages.sums = own.sums;
   stages.normalizer = own.normalizer;
@@ -203,8 +203,14 @@ Status loss(const Arguments<T>& args, void* workspace, Stream stream) {
 }
 
 template <typename T>
-Status sums(const Arguments<T>& args, void* workspace, Stream stream) {
-  return sum_up(args, lay_out(workspace, args.rows, args.classes).parts, false, stream);
+Status geometry_and_loss(const Arguments<T>& args, Stream stream) {
+  const Status status = geometry(args, stream);
+  return status != 0 ? status : loss(args, stream);
+}
+
+template <typename T>
+Status sums(const Arguments<T>& args, Stream stream) {
+  return sum_up(args, lay_out(args.workspace, args.rows, args.classes).parts, false, stream);
 }
 
 template <typename T>
@@ -217,10 +223,11 @@ Status products_grad(const Arguments<T>& args, Stream stream) {
   return launch(products_grad_part_per_block<T>, args.rows * ceil_div(args.classes, kPart), 1, kBlock, stream, args);
 }
 
-#define LSOFTMAX_INSTANTIATE(T)                                \
-  template Status loss<T>(const Arguments<T>&, void*, Stream); \
-  template Status sums<T>(const Arguments<T>&, void*, Stream); \
-  template Status finish<T>(const Arguments<T>&, Stream);      \
+#define LSOFTMAX_INSTANTIATE(T)                                      \
+  template Status loss<T>(const Arguments<T>&, Stream);              \
+  template Status geometry_and_loss<T>(const Arguments<T>&, Stream); \
+  template Status sums<T>(const Arguments<T>&, Stream);              \
+  template Status finish<T>(const Arguments<T>&, Stream);            \
   template Status products_grad<T>(const Arguments<T>&, Stream)
 LSOFTMAX_FOR_EACH_TYPE(LSOFTMAX_INSTANTIATE);
 

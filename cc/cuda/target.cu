@@ -24,7 +24,7 @@ template <typename T>
 __global__ void __launch_bounds__(kBlock) logits_row_per_thread(Arguments<T> args) {
   const int64_t row = row_of_thread();
   if (row >= args.rows) return;
-  const double lambda = *args.lambda;
+  const double lambda = *args.lam;
   if (can_be_computed(args, lambda, row)) {
     patch_logit(args, margin_share(lambda), row);
   } else {
@@ -36,11 +36,11 @@ template <typename T>
 __global__ void __launch_bounds__(kBlock) logits_grad_row_per_thread(Arguments<T> args) {
   const int64_t row = row_of_thread();
   if (row >= args.rows) return;
-  const double lambda = *args.lambda;
+  const double lambda = *args.lam;
   if (can_be_computed(args, lambda, row)) {
     split_gradient(args, margin_share(lambda), row);
   } else {
-    fill_with_nan(args.logits_grad + row * args.classes, args.classes);
+    fill_with_nan(args.products_grad + row * args.classes, args.classes);
     store(args.geometry_grad, args.rows, row, {NAN, NAN, NAN});
   }
 }

@@ -138,18 +138,19 @@ int64_t weights_grad_workspace(int64_t rows, int64_t depth) {
 }
 
 template <typename T>
-Status weights_grad(const Arguments<T>& args, void* workspace, Stream stream) {
+Status weights_grad(const Arguments<T>& args, Stream stream) {
   if (args.rows == 0) return cudaSuccess;
   LabelOrder order;
-  const Status status = label_order(args.labels, args.rows, args.classes, workspace, &order, stream);
+  const Status status = label_order(args.labels, args.rows, args.classes, args.workspace, &order, stream);
   if (status != 0) return status;
-  double* const after = reinterpret_cast<double*>(static_cast<char*>(workspace) + label_order_workspace(args.rows));
+  char* const after_order = static_cast<char*>(args.workspace) + label_order_workspace(args.rows);
+  double* const after = reinterpret_cast<double*>(after_order);
   const Carry carry = {after, after + ceil_div(args.rows, kChunk) * args.depth};
   return is_wide<T>(args.depth, args.features, args.target_weights) ? add_classes<kWide<T>>(args, order, carry, stream)
                                                                     : add_classes<1>(args, order, carry, stream);
 }
 
-#define LSOFTMAX_INSTANTIATE(T) template Status weights_grad<T>(const Arguments<T>&, void*, Stream)
+#define LSOFTMAX_INSTANTIATE(T) template Status weights_grad<T>(const Arguments<T>&, Stream)
 LSOFTMAX_FOR_EACH_TYPE(LSOFTMAX_INSTANTIATE);
 
 }  // namespace cuda

@@ -10,7 +10,7 @@
 
 #include <string>
 
-#include "core/arguments.h"
+#include "core/arrays.h"
 #include "core/half.h"
 #include "core/margin.h"
 
@@ -22,8 +22,8 @@ struct Call {
   int64_t rows = 0, depth = 0, classes = 0, first_class = 0;
   int margin = 1;
   bool wide_labels = false;
-  uintptr_t labels = 0, lam = 0, workspace = 0;
-#define LSOFTMAX_DECLARE(ARRAY) uintptr_t ARRAY = 0;
+  uintptr_t workspace = 0;
+#define LSOFTMAX_DECLARE(TYPE, NAME, SHAPE) uintptr_t NAME = 0;
   LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_DECLARE)
 #undef LSOFTMAX_DECLARE
 
@@ -35,15 +35,13 @@ struct Call {
     args.classes = classes;
     args.margin = margin;
     args.first_class = first_class;
-    args.labels = labels_of();
-    args.lambda = reinterpret_cast<const double*>(lam);
-#define LSOFTMAX_SET(ARRAY) args.ARRAY = reinterpret_cast<decltype(args.ARRAY)>(ARRAY);
+    args.workspace = reinterpret_cast<void*>(workspace);
+#define LSOFTMAX_SET(TYPE, NAME, SHAPE) point(&args.NAME, reinterpret_cast<void*>(NAME));
     LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_SET)
 #undef LSOFTMAX_SET
+    args.labels.wide = wide_labels;
     return args;
   }
-
-  Labels labels_of() const { return {reinterpret_cast<const void*>(labels), wide_labels}; }
 };
 
 // Calls work(T{}) with the core's type for the data type of that name.
@@ -56,8 +54,7 @@ void dispatch(const std::string& dtype, const Work& work) {
   throw pybind11::type_error("dtype: expected float16, bfloat16, float32 or float64, got " + dtype);
 }
 
-// Backend::Where is where a kernel runs: a number of threads, or a stream. Each of its functions is a template over the
-// data type and takes (call, arguments, where).
+// Backend::Where is where a kernel runs: a number of threads, or a stream. Backend::run<kernel>(arguments, where) runs it.
 template <typename Backend>
 void define_kernels(pybind11::module_& module) {
   namespace py = pybind11;
@@ -72,32 +69,30 @@ void define_kernels(pybind11::module_& module) {
       .def_readwrite("first_class", &Call::first_class)
       .def_readwrite("margin", &Call::margin)
       .def_readwrite("wide_labels", &Call::wide_labels)
-      .def_readwrite("labels", &Call::labels)
-      .def_readwrite("lam", &Call::lam)
-#define LSOFTMAX_DEFINE(ARRAY) .def_readwrite(#ARRAY, &Call::ARRAY)
+#define LSOFTMAX_DEFINE(TYPE, NAME, SHAPE) .def_readwrite(#NAME, &Call::NAME)
           LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_DEFINE)
 #undef LSOFTMAX_DEFINE
       .def_readwrite("workspace", &Call::workspace);
 
-#define LSOFTMAX_DEFINE(KERNEL)                                   \
-  module.def(                                                     \
-      #KERNEL,                                                    \
-      [](const Call& shared, Where where) {                       \
-        const Call call = shared;                                 \
-        const py::gil_scoped_release release;                     \
-        dispatch(call.dtype, [&](auto zero) {                     \
-          using T = decltype(zero);                               \
-          Backend::template KERNEL<T>(call, call.as<T>(), where); \
-        });                                                       \
-      },                                                          \
-      py::arg("call"), py::arg("where"));
+#define LSOFTMAX_DEFINE(KERNEL)                                                                                \
+  module.def(                                                                                                  \
+      #KERNEL,                                                                                                 \
+      [](const Call& shared, Where where) {                                                                    \
+        const Call call = shared;                                                                              \
+        const py::gil_scoped_release release;                                                                  \
+        dispatch(call.dtype, [&](auto zero) {                                                                  \
+          Backend::template run<Kernel::KERNEL>(call.as<decltype(zero)>(), where);                             \
+        });                                                                                                    \
+      },                                                                                                       \
+      py::arg("call"), py::arg("where"));                                                                      \
+  module.def(                                                                                                  \
+      #KERNEL "_workspace",                                                                                    \
+      [](int64_t rows, int64_t depth, int64_t classes) {                                                       \
+        return Backend::workspace_of(Kernel::KERNEL, rows, depth, classes);                                    \
+      },                                                                                                       \
+      py::arg("rows"), py::arg("depth"), py::arg("classes"), "Bytes that `Call.workspace` of " #KERNEL " needs.");
   LSOFTMAX_FOR_EACH_KERNEL(LSOFTMAX_DEFINE)
 #undef LSOFTMAX_DEFINE
-
-  module.def("weights_grad_workspace", &Backend::weights_grad_workspace, py::arg("rows"), py::arg("depth"),
-             "Bytes that `Call.workspace` of weights_grad needs.");
-  module.def("loss_workspace", &Backend::loss_workspace, py::arg("rows"), py::arg("classes"),
-             "Bytes that `Call.workspace` of loss and sums needs.");
 }
 
 }  // namespace lsoftmax

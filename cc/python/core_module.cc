@@ -10,25 +10,24 @@ namespace {
 struct Cpu {
   using Where = int;
 
-#define LSOFTMAX_RUN(KERNEL)                                               \
-  template <typename T>                                                    \
-  static void KERNEL(const Call&, const Arguments<T>& args, int threads) { \
-    KERNEL##_of_batch(args, over(threads));                                \
+  template <Kernel kernel, typename T>
+  static void run(const Arguments<T>& args, int threads) {
+    run_on_batch<kernel>(args, over(threads));
   }
-  LSOFTMAX_FOR_EACH_KERNEL(LSOFTMAX_RUN)
-#undef LSOFTMAX_RUN
-  static int64_t weights_grad_workspace(int64_t, int64_t) { return 0; }
-  static int64_t loss_workspace(int64_t, int64_t) { return 0; }
+  static int64_t workspace_of(Kernel, int64_t, int64_t, int64_t) { return 0; }
 };
+
+int64_t first_bad_label_of(const Call& call) {
+  return first_bad_label(call.as<float>().labels, call.rows, call.classes);
+}
 
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The CPU kernels of lsoftmax_op; lsoftmax_op.arrays is the door to them.";
   define_kernels<Cpu>(module);
-  module.def(
-      "first_bad_label", [](const Call& call) { return first_bad_label(call.labels_of(), call.rows, call.classes); },
-      pybind11::arg("call"), "The first row whose label is neither -1 nor in [0, classes), or -1.");
+  module.def("first_bad_label", first_bad_label_of, pybind11::arg("call"),
+             "The first row whose label is neither -1 nor in [0, classes), or -1.");
   module.def("cpu_variant", cpu_variant);
 }
 

@@ -8,42 +8,16 @@
 namespace lsoftmax {
 namespace {
 
-void require_success(cuda::Status status) {
-  if (status != 0) throw std::runtime_error(std::string("CUDA: ") + cuda::message_of(status));
-}
-
 struct Cuda {
   using Where = uintptr_t;
 
-#define LSOFTMAX_RUN(KERNEL)                                                     \
-  template <typename T>                                                          \
-  static void KERNEL(const Call&, const Arguments<T>& args, uintptr_t stream) {  \
-    require_success(cuda::KERNEL(args, reinterpret_cast<cuda::Stream>(stream))); \
+  template <Kernel kernel, typename T>
+  static void run(const Arguments<T>& args, uintptr_t stream) {
+    const cuda::Status status = cuda::run<kernel>(args, reinterpret_cast<cuda::Stream>(stream));
+    if (status != 0) throw std::runtime_error(std::string("CUDA: ") + cuda::message_of(status));
   }
-  LSOFTMAX_RUN(geometry)
-  LSOFTMAX_RUN(logits)
-  LSOFTMAX_RUN(logits_grad)
-  LSOFTMAX_RUN(angles)
-  LSOFTMAX_RUN(features_grad)
-  LSOFTMAX_RUN(finish)
-  LSOFTMAX_RUN(products_grad)
-  LSOFTMAX_RUN(bias_grad)
-#undef LSOFTMAX_RUN
-
-#define LSOFTMAX_RUN(KERNEL)                                                                                  \
-  template <typename T>                                                                                       \
-  static void KERNEL(const Call& call, const Arguments<T>& args, uintptr_t stream) {                          \
-    require_success(                                                                                          \
-        cuda::KERNEL(args, reinterpret_cast<void*>(call.workspace), reinterpret_cast<cuda::Stream>(stream))); \
-  }
-  LSOFTMAX_RUN(weights_grad)
-  LSOFTMAX_RUN(loss)
-  LSOFTMAX_RUN(sums)
-#undef LSOFTMAX_RUN
-
-  static int64_t loss_workspace(int64_t rows, int64_t classes) { return cuda::loss_workspace(rows, classes); }
-  static int64_t weights_grad_workspace(int64_t rows, int64_t depth) {
-    return cuda::weights_grad_workspace(rows, depth);
+  static int64_t workspace_of(Kernel kernel, int64_t rows, int64_t depth, int64_t classes) {
+    return cuda::workspace_of(kernel, rows, depth, classes);
   }
 };
 

@@ -5,58 +5,51 @@
 #include <algorithm>
 
 #include "core/batch.h"
-#include "core/validate.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tf/inputs.h"
 
 namespace lsoftmax {
 
 struct Cpu {
-  // Values that only the host can judge before the kernel runs: checked as they are copied.
+  // Checks the values that only the host can judge before a kernel runs. Labels are judged where the classes are known.
   template <typename T>
-  static absl::Status read_labels(const tensorflow::Tensor& labels, Inputs<T>* args) {
-    args->own_labels = copy_of(labels_of(labels), args->rows);
-    args->labels = {args->own_labels.data(), true};
-    return check_labels(args->labels, args->rows, args->classes);
-  }
-  template <typename T>
-  static absl::Status read_lambda(const tensorflow::Tensor& lambda, Inputs<T>* args) {
-    args->own_lambda = *data_of<double>(lambda);
-    args->lambda = &args->own_lambda;
-    return check_lambda(args->own_lambda);
+  static absl::Status judge(bool knows_classes, JudgedArguments<T>* args) {
+    if (args->labels.data != nullptr && knows_classes) TF_RETURN_IF_ERROR(status_of(args->judge_labels()));
+    return args->lam != nullptr ? status_of(args->judge_lam()) : absl::Status();
   }
 
-  // Output 0 as a copy of input `index`: the very buffer where nobody else needs it any more.
-  template <typename T>
-  static absl::Status take_or_copy(tensorflow::OpKernelContext* context, int index, tensorflow::Tensor** output) {
-    const tensorflow::TensorShape shape = context->input(index).shape();
-    int taken = -1;
-    TF_RETURN_IF_ERROR(context->forward_input_or_allocate_output({index}, 0, shape, output, &taken));
-    if (taken < 0) {
-      const auto* const from = data_of<T>(context->input(index));
-      auto* const to = data_of<T>(*output);
-      over(context, shape.num_elements(), 1,
-           [&](int64_t begin, int64_t end) { std::copy(from + begin, from + end, to + begin); });
-    }
+  template <Kernel kernel, typename T>
+  static absl::Status run(tensorflow::OpKernelContext* context, Arguments<T>* args) {
+    run_on_batch<kernel>(*args, [context](int64_t total, int64_t cost, const auto& work) {
+      over(context, total, cost, work);
+    });
     return absl::Status();
   }
 
-#define LSOFTMAX_RUN(KERNEL)                                                           \
-  template <typename T>                                                                \
-  static void KERNEL(tensorflow::OpKernelContext* context, const Arguments<T>& args) { \
-    KERNEL##_of_batch(args, threads_of(context));                                      \
+  // An output in the buffer of an input, where nobody else needs that any more, or else in one of its own: a copy, if `copied`.
+  static absl::Status take(tensorflow::OpKernelContext* context, int input, int output, bool copied,
+                           tensorflow::Tensor** tensor) {
+    const tensorflow::TensorShape shape = context->input(input).shape();
+    int taken = -1;
+    TF_RETURN_IF_ERROR(context->forward_input_or_allocate_output({input}, output, shape, tensor, &taken));
+    if (taken >= 0 || !copied || shape.num_elements() == 0) return absl::Status();
+    const auto* const from = static_cast<const char*>(context->input(input).data());
+    auto* const to = static_cast<char*>((*tensor)->data());
+    const int64_t size = (*tensor)->TotalBytes() / shape.num_elements();
+    over(context, shape.num_elements(), 1,
+         [&](int64_t begin, int64_t end) { std::copy(from + begin * size, from + end * size, to + begin * size); });
+    return absl::Status();
   }
-  LSOFTMAX_FOR_EACH_KERNEL(LSOFTMAX_RUN)
-  LSOFTMAX_RUN(geometry_and_loss)
-#undef LSOFTMAX_RUN
 
-  // A dense block [height, count] into columns of a matrix [height, width].
-  template <typename T>
-  static void copy_columns(tensorflow::OpKernelContext* context, const T* block, int64_t count, T* columns,
-                           int64_t width, int64_t height) {
-    over(context, height, count, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) std::copy_n(block + i * count, count, columns + i * width);
+  // A dense block of `height` rows of `width` bytes into rows that begin `pitch` bytes apart.
+  static absl::Status copy_rows(tensorflow::OpKernelContext* context, const void* block, int64_t width, void* rows,
+                                int64_t pitch, int64_t height) {
+    const auto* const from = static_cast<const char*>(block);
+    auto* const to = static_cast<char*>(rows);
+    over(context, height, width / 4, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) std::copy_n(from + i * width, width, to + i * pitch);
     });
+    return absl::Status();
   }
 
  private:
@@ -68,10 +61,6 @@ struct Cpu {
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
     context->device()->tensorflow_cpu_worker_threads()->workers->ParallelFor(total, cost, work);
 #pragma GCC diagnostic pop
-  }
-
-  static auto threads_of(tensorflow::OpKernelContext* context) {
-    return [context](int64_t total, int64_t cost, const auto& work) { over(context, total, cost, work); };
   }
 };
 

@@ -1,12 +1,14 @@
-// LsoftmaxLogits: products X W [N, C], labels [N], geometry [3, N], lam []  ->  margin logits [N, C]
+// The margin logits, and the gradient that goes back through them.
 //
-//   logits[i, y_i] = t(geometry[:, i])     with t from core/margin.h; every other entry stays as it is
+//   Logits       logits[i, y_i] = t(geometry[:, i])      with t of core/margin.h
+//   LogitsGrad   geometry_grad[:, i] = g_i (dt/ds, dt/dA, dt/dB)      products_grad[i, y_i] = 0      with g_i = logits_grad[i, y_i]
 //
-// in the products' own buffer where TensorFlow gives it away. t is computed from the geometry, not from the
-// product: a product in TF32 or bfloat16 does not bend the margin.
-#include "tf/register.h"
+// and every other entry of the products, or of their gradient, stays as it is, in its own buffer where TensorFlow gives it away.
+// t is computed from the geometry, not from the product: a product in TF32 or bfloat16 does not bend the margin.
+#include "tf/kernel_op.h"
 
 namespace lsoftmax {
+namespace {
 
 REGISTER_OP("LsoftmaxLogits")
     .Input("products: T")
@@ -17,15 +19,7 @@ REGISTER_OP("LsoftmaxLogits")
     .Attr("margin: int >= 1")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
-    .SetShapeFn([](InferenceContext* c) {
-      ShapeHandle products, ignored;
-      TF_RETURN_IF_ERROR(merge_input(c, 0, "products", {c->UnknownDim(), c->UnknownDim()}, &products));
-      TF_RETURN_IF_ERROR(merge_input(c, 1, "labels", {c->Dim(products, 0)}, &ignored));
-      TF_RETURN_IF_ERROR(merge_input(c, 2, "geometry", {3, c->Dim(products, 0)}, &ignored));
-      TF_RETURN_IF_ERROR(merge_input(c, 3, "lam", {}, &ignored));
-      c->set_output(0, products);
-      return absl::Status();
-    })
+    .SetShapeFn(infer_shapes)
     .Doc(R"doc(
 The logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6).
 
@@ -37,28 +31,38 @@ margin: m, from 1 (no margin) to 64.
 logits: [N, C], `products` with the target's entry of each row replaced.
 )doc");
 
+REGISTER_OP("LsoftmaxLogitsGrad")
+    .Input("logits_grad: T")
+    .Input("labels: Tlabels")
+    .Input("geometry: double")
+    .Input("lam: double")
+    .Output("products_grad: T")
+    .Output("geometry_grad: double")
+    .Attr("margin: int >= 1")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Tlabels: {int32, int64}")
+    .SetShapeFn(infer_shapes)
+    .Doc(R"doc(
+The gradient of LsoftmaxLogits.
+
+logits_grad: [N, C], the loss's derivative in the margin logits.
+labels: [N].
+geometry: [3, N].
+lam: [], the annealing weight lambda.
+products_grad: [N, C], the loss's derivative in the products: 0 at a target with a margin.
+geometry_grad: [3, N], the loss's derivative in the geometry.
+)doc");
+
+constexpr InPlace kLogits = {"products", "logits", InPlace::kChanged};
+constexpr InPlace kProductsGrad = {"logits_grad", "products_grad", InPlace::kChanged};
+
 template <typename Backend, typename T>
-class LogitsOp : public OpKernel {
- public:
-  explicit LogitsOp(OpKernelConstruction* construction) : OpKernel(construction) {
-    OP_REQUIRES_OK(construction, read_margin(construction, &margin_));
-  }
+using Logits = KernelOp<Backend, T, Kernel::logits, kLogits>;
+template <typename Backend, typename T>
+using LogitsGrad = KernelOp<Backend, T, Kernel::logits_grad, kProductsGrad>;
 
-  void Compute(OpKernelContext* context) override {
-    Inputs<Core<T>> args;
-    args.margin = margin_;
-    OP_REQUIRES_OK(context, read_targets<Backend>(context, "products", &args));
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxLogits", Logits);
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxLogitsGrad", LogitsGrad);
 
-    Tensor* logits = nullptr;
-    OP_REQUIRES_OK(context, Backend::template take_or_copy<T>(context, 0, &logits));
-    args.logits = data_of<T>(logits);
-    Backend::logits(context, args);
-  }
-
- private:
-  int margin_ = 1;
-};
-
-LSOFTMAX_REGISTER_KERNELS("LsoftmaxLogits", LogitsOp);
-
+}  // namespace
 }  // namespace lsoftmax

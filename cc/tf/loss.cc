@@ -1,16 +1,26 @@
-// LsoftmaxLoss: the cross-entropy of the margin logits, and its gradient, in one pass over the products X W [N, C]
+// The fused loss: the cross-entropy of the margin logits z, bias included, and its gradient, in one pass over the products X W.
 //
-//   loss[i]             = log(sum_j exp(z_ij)) - z_{i, y_i}          with z the margin logits, bias included
-//   products_grad[i, j] = dloss[i] / dz_ij                           0 at the target
-//   target_grad[i]      = dloss[i] / dz_{i, y_i}
-//   geometry_grad[:, i] = target_grad[i] dt / d(geometry[:, i])      core/softmax.h has the formulas
+//   Loss        loss[i]             = log(sum_j exp(z_ij)) - z_{i, y_i}
+//               products_grad[i, j] = dloss[i] / dz_ij                           0 at the target
+//               target_grad[i]      = dloss[i] / dz_{i, y_i}
+//               geometry_grad[:, i] = target_grad[i] dt / d(geometry[:, i])      core/softmax.h has the formulas
+//               the last three, of float16, in units of grad_unit[i] (core/grad_unit.h): divided by it
+//   BiasGrad    bias_grad[c] = sum_i loss_grad[i] grad_unit[i] (products_grad[i, c] + [y_i = c] target_grad[i])
 //
-// the last three, of float16, in units of grad_unit[i] (core/grad_unit.h): divided by it.
+// The products' gradient is in their own buffer where TensorFlow gives it away. BiasGrad takes all classes or a block of them.
 //
-// The products' gradient is in their own buffer where TensorFlow gives it away.
-#include "tf/register.h"
+// Two ops are there for their gradients alone (lsoftmax_op/gradients.py); what they are of passes through uncopied.
+//
+//   LossWithGradient   a loss, as a function of features, weights and bias. Its gradient is that of the whole layer, X W included,
+//                      so that the upstream gradient, one number a row, is folded into N x D arrays and no further pass over N x C
+//                      is made. Were it Loss itself, TensorFlow would hand its gradient zeros for the other seven outputs: eagerly,
+//                      as dense as these are.
+//   LossGradient       one of the loss's gradients, as a function of them. So its own gradient, the loss's second derivatives, can be
+//                      told without the products.
+#include "tf/kernel_op.h"
 
 namespace lsoftmax {
+namespace {
 
 REGISTER_OP("LsoftmaxLoss")
     .Input("products: T")
@@ -30,17 +40,7 @@ REGISTER_OP("LsoftmaxLoss")
     .Attr("margin: int >= 1")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
-    .SetShapeFn([](InferenceContext* c) {
-      ShapeHandle products, features, weights, labels;
-      TF_RETURN_IF_ERROR(merge_layer(c, 1, &features, &weights, &labels));
-      TF_RETURN_IF_ERROR(merge_input(c, 0, "products", {c->Dim(labels, 0), c->Dim(weights, 1)}, &products));
-      const ShapeHandle geometry = c->Matrix(3, c->Dim(labels, 0));
-      int output = 0;
-      for (const ShapeHandle& shape : {labels, products, geometry, geometry, labels, features, labels, labels}) {
-        c->set_output(output++, shape);
-      }
-      return absl::Status();
-    })
+    .SetShapeFn(infer_shapes)
     .Doc(R"doc(
 The softmax cross-entropy of Large-Margin Softmax (Liu et al., ICML 2016, equations 3 to 6), and its gradient.
 
@@ -61,46 +61,144 @@ predicted: [N], the class of the largest logit without the margin.
 grad_unit: [N], 1 but for float16, whose units are powers of two.
 )doc");
 
+REGISTER_OP("LsoftmaxLossWithGradient")
+    .Input("features: T")
+    .Input("weights: T")
+    .Input("labels: Tlabels")
+    .Input("bias: T")
+    .Input("lam: double")
+    .Input("loss: T")
+    .Input("whole_products_grad: T")
+    .Input("geometry_grad: double")
+    .Input("target_grad: double")
+    .Input("target_weights: T")
+    .Input("normalizer_of_blocks: double")
+    .Input("grad_unit: float")
+    .Output("same_loss: T")
+    .Attr("margin: int >= 1")
+    .Attr("class_block_size: int >= 0 = 0")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Tlabels: {int32, int64}")
+    .SetShapeFn(infer_shapes)
+    .Doc(R"doc(
+The loss of LsoftmaxLoss, or of LsoftmaxFinish, differentiable.
+
+features: [N, D].
+weights: [D, C].
+labels: [N].
+bias: [C], or [0] for none.
+lam: [], the annealing weight lambda.
+loss: [N], of the above.
+whole_products_grad: [N, C], of LsoftmaxLoss; [0, 0] where the gradient is made block by block.
+geometry_grad: [3, N], of LsoftmaxLoss or LsoftmaxFinish.
+target_grad: [N], of LsoftmaxLoss or LsoftmaxFinish.
+target_weights: [N, D], of LsoftmaxLoss; [0, 0] where the gradient is made block by block.
+normalizer_of_blocks: [2, N], of LsoftmaxFinish; [0, 0] where LsoftmaxLoss made the gradient.
+grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish.
+class_block_size: the classes of a block; 0 where LsoftmaxLoss made the gradient.
+same_loss: `loss`, the same buffer.
+)doc");
+
+// Of LsoftmaxLossGradient, the arrays whose shape depends on what the gradient is of.
+template <typename Context>
+absl::Status gradient_and_same(Context* context, std::vector<Array>* arrays) {
+  std::string of;
+  TF_RETURN_IF_ERROR(context->GetAttr("of", &of));
+  const char* const shape = kArrays[number_of(of + "_grad")].shape;
+  *arrays = {{"gradient", shape, Element::kReal}, {"same_gradient", shape, Element::kReal}};
+  return absl::Status();
+}
+
+REGISTER_OP("LsoftmaxLossGradient")
+    .Input("gradient: T")
+    .Input("features: T")
+    .Input("weights: T")
+    .Input("labels: Tlabels")
+    .Input("bias: T")
+    .Input("lam: double")
+    .Input("loss_grad: T")
+    .Output("same_gradient: T")
+    .Attr("margin: int >= 1")
+    .Attr("of: {'features', 'weights', 'bias'} = 'features'")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Tlabels: {int32, int64}")
+    .SetShapeFn([](InferenceContext* context) {
+      std::vector<Array> own;
+      TF_RETURN_IF_ERROR(gradient_and_same(context, &own));
+      return infer_shapes_with(own, context);
+    })
+    .Doc(R"doc(
+The gradient of LsoftmaxLossWithGradient in one of its arguments, differentiable.
+
+gradient: [N, D], in the features; [D, C] if `of` is weights, [C] if it is bias.
+features: [N, D].
+weights: [D, C].
+labels: [N].
+bias: [C], or [0] for none.
+lam: [], the annealing weight lambda.
+loss_grad: [N], the upstream gradient of the loss.
+of: the argument that it is the gradient in.
+same_gradient: `gradient`, the same buffer.
+)doc");
+
+REGISTER_OP("LsoftmaxBiasGrad")
+    .Input("products_grad: T")
+    .Input("labels: Tlabels")
+    .Input("first_class: int64")
+    .Input("loss_grad: T")
+    .Input("target_grad: double")
+    .Input("grad_unit: float")
+    .Output("bias_grad: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Tlabels: {int32, int64}")
+    .SetShapeFn(infer_shapes)
+    .Doc(R"doc(
+The gradient of a loss in the bias of its logits.
+
+products_grad: [N, B], of LsoftmaxLoss or LsoftmaxProductsGrad.
+labels: [N], global class indices; -1 for a row without a target.
+first_class: [], the class of the first column, >= 0. Under XLA, where nothing can raise an error, another makes NaNs.
+loss_grad: [N], the upstream gradient of the loss; [0] for 1 in every row.
+target_grad: [N], of LsoftmaxLoss or LsoftmaxFinish.
+grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish, what products_grad and target_grad are multiples of; [0] for 1.
+bias_grad: [B].
+)doc");
+
+constexpr InPlace kProductsGrad = {"products", "products_grad", InPlace::kOverwritten};
+
 template <typename Backend, typename T>
-class LossOp : public OpKernel {
+using Loss = KernelOp<Backend, T, Kernel::geometry_and_loss, kProductsGrad>;
+template <typename Backend, typename T>
+using BiasGrad = KernelOp<Backend, T, Kernel::bias_grad, kNowhere>;
+
+// Hands on the input that its output is the same as.
+template <typename Backend, typename T>
+class SameOp : public OpKernel {
  public:
-  explicit LossOp(OpKernelConstruction* construction) : OpKernel(construction) {
-    OP_REQUIRES_OK(construction, read_margin(construction, &margin_));
+  explicit SameOp(OpKernelConstruction* construction) : OpKernel(construction), signature_(*this) {
+    if (!construction->HasAttr("of")) return;
+    std::vector<Array> own;
+    OP_REQUIRES_OK(construction, gradient_and_same(construction, &own));
+    signature_ = Signature(*this, own);
   }
 
   void Compute(OpKernelContext* context) override {
-    const Tensor& products = context->input(0);
-    Inputs<Core<T>> args;
-    args.margin = margin_;
-    OP_REQUIRES_OK(context, read_layer<Backend, T>(context, 1, &args));
-    OP_REQUIRES_OK(context, check_shape("products", products, {args.rows, args.classes}));
-    args.products = data_of<T>(products);
-
-    Tensor *loss, *products_grad, *geometry, *geometry_grad, *target_grad, *target_weights, *predicted, *grad_unit;
-    const TensorShape rows({args.rows}), triples({3, args.rows});
-    OP_REQUIRES_OK(context, context->allocate_output(0, rows, &loss));
-    OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0}, 1, products.shape(), &products_grad));
-    OP_REQUIRES_OK(context, context->allocate_output(2, triples, &geometry));
-    OP_REQUIRES_OK(context, context->allocate_output(3, triples, &geometry_grad));
-    OP_REQUIRES_OK(context, context->allocate_output(4, rows, &target_grad));
-    OP_REQUIRES_OK(context, context->allocate_output(5, {args.rows, args.depth}, &target_weights));
-    OP_REQUIRES_OK(context, context->allocate_output(6, rows, &predicted));
-    OP_REQUIRES_OK(context, context->allocate_output(7, rows, &grad_unit));
-    args.loss = data_of<T>(loss);
-    args.logits_grad = data_of<T>(products_grad);
-    args.geometry = data_of<double>(geometry);
-    args.geometry_grad = data_of<double>(geometry_grad);
-    args.target_grad = data_of<double>(target_grad);
-    args.target_weights = data_of<T>(target_weights);
-    args.predicted = data_of<int64_t>(predicted);
-    args.grad_unit = data_of<float>(grad_unit);
-    Backend::geometry_and_loss(context, args);
+    Sizes sizes;
+    const auto shape_of = [context](int input) { return context->input(input).shape(); };
+    OP_REQUIRES_OK(context, signature_.check(shape_of, &sizes));
+    context->set_output(0, context->input(signature_.outputs()[0].same));
   }
 
+  bool IsExpensive() override { return false; }  // not worth another thread
+
  private:
-  int margin_ = 1;
+  Signature signature_;
 };
 
-LSOFTMAX_REGISTER_KERNELS("LsoftmaxLoss", LossOp);
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxLoss", Loss);
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxLossWithGradient", SameOp);
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxLossGradient", SameOp);
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxBiasGrad", BiasGrad, .HostMemory("first_class"));
 
+}  // namespace
 }  // namespace lsoftmax

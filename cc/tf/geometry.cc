@@ -1,0 +1,108 @@
+// What the margin needs to know of a sample, and the gradients that go back through it.
+//
+//   TargetGeometry   geometry[:, i] = (x_i . w_{y_i}, |x_i|^2, |w_{y_i}|^2)
+//   FeaturesGrad     features_grad[i]   = h_i (products_features_grad[i] + g_s w_{y_i} + 2 g_A x_i)
+//   WeightsGrad      weights_grad[:, y] = products_weights_grad[:, y] + sum over the rows i of class y of
+//                                         h_i (g_s x_i + 2 g_B w_y)
+//
+// with (g_s, g_A, g_B) = geometry_grad[:, i] and h = loss_grad grad_unit: of a loss; else 1.
+//
+// Features and weights pass through TargetGeometry uncopied, so that the gradient of this op meets those of the matrix product X W
+// and can complete them in place. Only the columns of the batch's own classes are touched, and no matrix beside the product's is
+// made.
+#include "tf/kernel_op.h"
+
+namespace lsoftmax {
+namespace {
+
+REGISTER_OP("LsoftmaxTargetGeometry")
+    .Input("features: T")
+    .Input("weights: T")
+    .Input("labels: Tlabels")
+    .Output("same_features: T")
+    .Output("same_weights: T")
+    .Output("geometry: double")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Tlabels: {int32, int64}")
+    .SetShapeFn(infer_shapes)
+    .Doc(R"doc(
+The geometry of every sample and the weight column of its class.
+
+features: [N, D].
+weights: [D, C], a column for every class.
+labels: [N], each in [0, C), or -1 for a sample without a target, whose geometry is 0.
+same_features: `features`, the same buffer. Multiply these ...
+same_weights: ... with these, and the product's gradients are completed in place.
+geometry: [3, N], the inner product of the sample and its class's weights, and both squared norms.
+)doc");
+
+REGISTER_OP("LsoftmaxFeaturesGrad")
+    .Input("products_features_grad: T")
+    .Input("features: T")
+    .Input("weights: T")
+    .Input("labels: Tlabels")
+    .Input("geometry_grad: double")
+    .Input("loss_grad: T")
+    .Input("grad_unit: float")
+    .Input("target_weights: T")
+    .Output("features_grad: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Tlabels: {int32, int64}")
+    .SetShapeFn(infer_shapes)
+    .Doc(R"doc(
+The gradient of LsoftmaxTargetGeometry, and with it of LsoftmaxLossWithGradient, in its features.
+
+products_features_grad: [N, D], the gradient that reached `same_features`.
+features: [N, D].
+weights: [D, C].
+labels: [N].
+geometry_grad: [3, N], the gradient that reached `geometry`.
+loss_grad: [N], the upstream gradient of a loss, by which the two above are still to be multiplied; [0] for none.
+grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish, what the two above are multiples of; [0] for none.
+target_weights: [N, D], of LsoftmaxLoss, or [0, 0]: the columns are read from `weights`.
+features_grad: [N, D], their sum.
+)doc");
+
+REGISTER_OP("LsoftmaxWeightsGrad")
+    .Input("products_weights_grad: T")
+    .Input("features: T")
+    .Input("weights: T")
+    .Input("labels: Tlabels")
+    .Input("geometry_grad: double")
+    .Input("loss_grad: T")
+    .Input("grad_unit: float")
+    .Input("target_weights: T")
+    .Output("weights_grad: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Tlabels: {int32, int64}")
+    .SetShapeFn(infer_shapes)
+    .Doc(R"doc(
+The gradient of LsoftmaxTargetGeometry, and with it of LsoftmaxLossWithGradient, in its weights.
+
+products_weights_grad: [D, C], the gradient that reached `same_weights`.
+features: [N, D].
+weights: [D, C].
+labels: [N].
+geometry_grad: [3, N], the gradient that reached `geometry`.
+loss_grad: [N], the upstream gradient of a loss, by which `geometry_grad` is still to be multiplied; [0] for none.
+grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish, what `geometry_grad` is a multiple of; [0] for none.
+target_weights: [N, D], of LsoftmaxLoss, or [0, 0]: the columns are read from `weights`.
+weights_grad: [D, C], their sum.
+)doc");
+
+constexpr InPlace kFeaturesGrad = {"products_features_grad", "features_grad", InPlace::kChanged};
+constexpr InPlace kWeightsGrad = {"products_weights_grad", "weights_grad", InPlace::kChanged};
+
+template <typename Backend, typename T>
+using TargetGeometry = KernelOp<Backend, T, Kernel::geometry, kNowhere>;
+template <typename Backend, typename T>
+using FeaturesGrad = KernelOp<Backend, T, Kernel::features_grad, kFeaturesGrad>;
+template <typename Backend, typename T>
+using WeightsGrad = KernelOp<Backend, T, Kernel::weights_grad, kWeightsGrad>;
+
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxTargetGeometry", TargetGeometry);
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxFeaturesGrad", FeaturesGrad);
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxWeightsGrad", WeightsGrad);
+
+}  // namespace
+}  // namespace lsoftmax

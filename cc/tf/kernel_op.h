@@ -1,0 +1,89 @@
+// An op that is one kernel of the core: its inputs and outputs are arrays of the kernel's Arguments, found by their names.
+#ifndef LSOFTMAX_TF_KERNEL_OP_H_
+#define LSOFTMAX_TF_KERNEL_OP_H_
+
+#include <algorithm>
+
+#include "tf/register.h"
+
+namespace lsoftmax {
+
+// An output that takes the buffer of an input, where TensorFlow gives it away.
+struct InPlace {
+  enum Content { kOverwritten, kChanged };  // a kernel that changes it begins with the input's values
+  const char* input;
+  const char* output;
+  Content content = kOverwritten;
+};
+inline constexpr InPlace kNowhere = {"", ""};
+
+template <typename Backend, typename T, Kernel kernel, const InPlace& kInPlace>
+class KernelOp : public OpKernel {
+ public:
+  explicit KernelOp(OpKernelConstruction* construction)
+      : OpKernel(construction),
+        signature_(*this),
+        taken_input_(signature_.input(kInPlace.input)),
+        taking_output_(signature_.output(kInPlace.output)),
+        first_class_(signature_.input("first_class")),
+        depth_(signature_.input("depth")) {
+    if (construction->HasAttr("margin")) OP_REQUIRES_OK(construction, read_margin(construction, &margin_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    JudgedArguments<Core<T>> args;
+    Sizes sizes;
+    args.margin = margin_;
+    OP_REQUIRES_OK(context, read_inputs(context, &sizes, &args));
+    OP_REQUIRES_OK(context, make_outputs(context, sizes, &args));
+    OP_REQUIRES_OK(context, Backend::template run<kernel>(context, &args));
+  }
+
+ private:
+  absl::Status read_inputs(OpKernelContext* context, Sizes* sizes, JudgedArguments<Core<T>>* args) {
+    const auto shape_of = [context](int input) { return context->input(input).shape(); };
+    TF_RETURN_IF_ERROR(signature_.check(shape_of, sizes));
+    args->rows = sizes->rows;
+    args->depth = sizes->depth;
+    args->classes = std::max<int64_t>(0, sizes->classes);
+    for (const auto& [array, number, index, same] : signature_.inputs()) {
+      const Tensor& input = context->input(index);
+      const bool is_unit = number == number_of("grad_unit") && !kHasGradUnit<Core<T>>;
+      const bool is_none = array.may_be_none() && input.NumElements() == 0;
+      if (number < 0 || is_unit || is_none) continue;
+      point(static_cast<Arguments<Core<T>>*>(args), number, input.data());
+      if (number == number_of("labels")) args->labels.wide = input.dtype() == tensorflow::DT_INT64;
+    }
+    if (depth_ >= 0) args->depth = *data_of<int64_t>(context->input(depth_));
+    if (first_class_ >= 0) {
+      args->first_class = *data_of<int64_t>(context->input(first_class_));
+      return check_first("first_class", args->first_class, args->classes, std::numeric_limits<int64_t>::max());
+    }
+    return Backend::judge(/*knows_classes=*/sizes->classes >= 0, args);
+  }
+
+  absl::Status make_outputs(OpKernelContext* context, Sizes sizes, Arguments<Core<T>>* args) {
+    for (const auto& [array, number, index, same] : signature_.outputs()) {
+      if (same >= 0) {
+        context->set_output(index, context->input(same));
+        continue;
+      }
+      Tensor* output = nullptr;
+      if (index == taking_output_) {
+        TF_RETURN_IF_ERROR(Backend::take(context, taken_input_, index, kInPlace.content == InPlace::kChanged, &output));
+      } else {
+        TF_RETURN_IF_ERROR(context->allocate_output(index, shape_in(array, sizes), &output));
+      }
+      point(args, number, output->data());
+    }
+    return absl::Status();
+  }
+
+  const Signature signature_;
+  const int taken_input_, taking_output_, first_class_, depth_;
+  int margin_ = 1;
+};
+
+}  // namespace lsoftmax
+
+#endif  // LSOFTMAX_TF_KERNEL_OP_H_
