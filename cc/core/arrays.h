@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "core/arguments.h"
+#include "core/grad_unit.h"
 
 namespace lsoftmax {
 
@@ -70,6 +71,16 @@ void point(Arguments<T>* args, int number, void* data) {
 #undef LSOFTMAX_SET
   };
   set[number](args, data);
+}
+
+// The same of an input: one that is none stays null.
+template <typename T>
+void take(Arguments<T>* args, int number, void* data, int64_t elements, bool wide_labels) {
+  const bool is_none = kArrays[number].may_be_none() && elements == 0;
+  const bool is_one = number == number_of("grad_unit") && !kHasGradUnit<T>;
+  if (is_none || is_one) return;
+  point(args, number, data);
+  if (number == number_of("labels")) args->labels.wide = wide_labels;
 }
 
 // Calls visit(letter or digit) for each dimension of a shape.

@@ -9,8 +9,11 @@
 #include <vector>
 
 #include "core/arguments.h"
+#include "core/margin.h"
 
 namespace lsoftmax {
+
+LSOFTMAX_INLINE bool is_good_margin(int64_t margin) { return 1 <= margin && margin <= kMaxMargin; }
 
 LSOFTMAX_INLINE bool is_good_label(int64_t label, int64_t classes) { return -1 <= label && label < classes; }
 
@@ -42,6 +45,10 @@ inline std::string about_bad_lambda(double lambda) {
   return std::string("lam: expected a number >= 0, got ") + number;
 }
 
+inline std::string about_bad_margin(int64_t margin) {
+  return "margin: expected an integer from 1 to " + std::to_string(kMaxMargin) + ", got " + std::to_string(margin);
+}
+
 inline std::string about_bad_first(const char* argument, int64_t first, int64_t count, int64_t width) {
   return std::string(argument) + ": expected a column from 0 to " + std::to_string(width - count) + " for a block of " +
          std::to_string(count) + ", got " + std::to_string(first);
@@ -54,7 +61,11 @@ struct JudgedArguments : Arguments<T> {
   std::vector<int64_t> own_labels;
   double own_lam = 0;
 
-  // What is wrong with the labels, each -1 or in [0, classes), and with lambda; empty if nothing is.
+  // What is wrong with the labels, each -1 or in [0, classes), and with lambda, if they are there; empty if nothing is.
+  std::string judge() {
+    const std::string wrong = this->labels.data == nullptr ? "" : judge_labels();
+    return wrong.empty() && this->lam != nullptr ? judge_lam() : wrong;
+  }
   std::string judge_labels() {
     own_labels.resize(this->rows);
     for (int64_t i = 0; i < this->rows; ++i) own_labels[i] = label_of(this->labels, i);

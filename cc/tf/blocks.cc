@@ -120,12 +120,11 @@ using ProductsGradOp = KernelOp<Backend, T, Kernel::products_grad, kProductsGrad
 template <typename Backend, typename T>
 class SetColumnsOp : public OpKernel {
  public:
-  explicit SetColumnsOp(OpKernelConstruction* construction) : OpKernel(construction), signature_(*this) {}
+  explicit SetColumnsOp(OpKernelConstruction* construction) : OpKernel(construction), signature_(*this, construction) {}
 
   void Compute(OpKernelContext* context) override {
     Sizes sizes;
-    const auto shape_of = [context](int input) { return context->input(input).shape(); };
-    OP_REQUIRES_OK(context, signature_.check(shape_of, &sizes));
+    OP_REQUIRES_OK(context, signature_.check(context, &sizes));
     const int64_t first = *data_of<int64_t>(context->input(2));
     OP_REQUIRES_OK(context, check_first("first_column", first, sizes.block, sizes.classes));
 

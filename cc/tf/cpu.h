@@ -14,8 +14,7 @@ struct Cpu {
   // Checks the values that only the host can judge before a kernel runs. Labels are judged where the classes are known.
   template <typename T>
   static absl::Status judge(bool knows_classes, JudgedArguments<T>* args) {
-    if (args->labels.data != nullptr && knows_classes) TF_RETURN_IF_ERROR(status_of(args->judge_labels()));
-    return args->lam != nullptr ? status_of(args->judge_lam()) : absl::Status();
+    return status_of(knows_classes ? args->judge() : args->lam != nullptr ? args->judge_lam() : "");
   }
 
   template <Kernel kernel, typename T>

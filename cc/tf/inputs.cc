@@ -4,7 +4,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "core/margin.h"
 
 namespace lsoftmax {
 
@@ -34,6 +33,15 @@ constexpr Array kAfter[] = {
     {"block", "[D, B]", Element::kReal},
     {"first_column", "[]", Element::kInt64},
 };
+
+// Of LsoftmaxLossGradient: the gradient has the shape of what it is `of`.
+template <typename Context>
+std::vector<Array> own_arrays(Context* context) {
+  std::string of;
+  if (!context->GetAttr("of", &of).ok()) return {};
+  const char* const shape = kArrays[number_of(of + "_grad")].shape;
+  return {{"gradient", shape, Element::kReal}, {"same_gradient", shape, Element::kReal}};
+}
 
 template <typename Visit>
 void for_each_array(const std::vector<Array>& own, const Visit& visit) {
@@ -71,8 +79,8 @@ bool may_be_none(const Array& array, InferenceContext* context, ShapeHandle shap
 
 }  // namespace
 
-Signature::Signature(const tensorflow::OpKernel& kernel, const std::vector<Array>& own) {
-  for_each_array(own, [&](const Array& array) {
+Signature::Signature(const tensorflow::OpKernel& kernel, tensorflow::OpKernelConstruction* construction) {
+  for_each_array(own_arrays(construction), [&](const Array& array) {
     int begin = 0, end = 0;
     const int number = number_of(array.name);
     if (kernel.InputRange(array.name, &begin, &end).ok()) inputs_.push_back({array, number, begin, -1});
@@ -106,9 +114,8 @@ TensorShape shape_in(const Array& array, Sizes sizes) {
   return shape;
 }
 
-absl::Status infer_shapes(InferenceContext* context) { return infer_shapes_with({}, context); }
-
-absl::Status infer_shapes_with(const std::vector<Array>& own, InferenceContext* context) {
+absl::Status infer_shapes(InferenceContext* context) {
+  const std::vector<Array> own = own_arrays(context);
   Dimensions known = {context->UnknownDim(), context->UnknownDim(), context->UnknownDim(), context->UnknownDim()};
   absl::Status status;
   for_each_array(own, [&](const Array& array) {
@@ -141,9 +148,7 @@ absl::Status infer_shapes_with(const std::vector<Array>& own, InferenceContext* 
 
 absl::Status read_margin(tensorflow::OpKernelConstruction* construction, int* margin) {
   TF_RETURN_IF_ERROR(construction->GetAttr("margin", margin));
-  if (1 <= *margin && *margin <= kMaxMargin) return absl::Status();
-  return absl::InvalidArgumentError(
-      absl::StrCat("margin: expected an integer from 1 to ", kMaxMargin, ", got ", *margin));
+  return status_of(is_good_margin(*margin) ? "" : about_bad_margin(*margin));
 }
 
 }  // namespace lsoftmax

@@ -10,7 +10,6 @@
 
 #include "absl/functional/function_ref.h"
 #include "core/arrays.h"
-#include "core/grad_unit.h"
 #include "core/half.h"
 #include "core/validate.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -51,8 +50,7 @@ class Signature {
     int same;    // of output "same_NAME": input NAME; else -1
   };
 
-  // `own`: arrays of this op alone.
-  explicit Signature(const tensorflow::OpKernel& kernel, const std::vector<Array>& own = {});
+  Signature(const tensorflow::OpKernel& kernel, tensorflow::OpKernelConstruction* construction);
 
   // The input or output of that name, or -1.
   int input(const char* name) const { return find(inputs_, name); }
@@ -63,6 +61,9 @@ class Signature {
 
   // Whether the inputs have the shapes that they are to have, and the sizes that these tell.
   absl::Status check(absl::FunctionRef<tensorflow::TensorShape(int input)> shape_of, Sizes* sizes) const;
+  absl::Status check(tensorflow::OpKernelContext* context, Sizes* sizes) const {
+    return check([context](int input) { return context->input(input).shape(); }, sizes);
+  }
 
  private:
   static int find(const std::vector<Place>& places, const char* name);
@@ -75,7 +76,6 @@ tensorflow::TensorShape shape_in(const Array& array, Sizes sizes);
 
 // The shape function of every op whose inputs and outputs are arrays.
 absl::Status infer_shapes(tensorflow::shape_inference::InferenceContext* context);
-absl::Status infer_shapes_with(const std::vector<Array>& own, tensorflow::shape_inference::InferenceContext* context);
 
 inline absl::Status status_of(const std::string& wrong) {
   return wrong.empty() ? absl::Status() : absl::InvalidArgumentError(wrong);

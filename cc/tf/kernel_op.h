@@ -22,7 +22,7 @@ class KernelOp : public OpKernel {
  public:
   explicit KernelOp(OpKernelConstruction* construction)
       : OpKernel(construction),
-        signature_(*this),
+        signature_(*this, construction),
         taken_input_(signature_.input(kInPlace.input)),
         taking_output_(signature_.output(kInPlace.output)),
         first_class_(signature_.input("first_class")),
@@ -41,18 +41,15 @@ class KernelOp : public OpKernel {
 
  private:
   absl::Status read_inputs(OpKernelContext* context, Sizes* sizes, JudgedArguments<Core<T>>* args) {
-    const auto shape_of = [context](int input) { return context->input(input).shape(); };
-    TF_RETURN_IF_ERROR(signature_.check(shape_of, sizes));
+    TF_RETURN_IF_ERROR(signature_.check(context, sizes));
     args->rows = sizes->rows;
     args->depth = sizes->depth;
     args->classes = std::max<int64_t>(0, sizes->classes);
-    for (const auto& [array, number, index, same] : signature_.inputs()) {
-      const Tensor& input = context->input(index);
-      const bool is_unit = number == number_of("grad_unit") && !kHasGradUnit<Core<T>>;
-      const bool is_none = array.may_be_none() && input.NumElements() == 0;
-      if (number < 0 || is_unit || is_none) continue;
-      point(static_cast<Arguments<Core<T>>*>(args), number, input.data());
-      if (number == number_of("labels")) args->labels.wide = input.dtype() == tensorflow::DT_INT64;
+    for (const Signature::Place& place : signature_.inputs()) {
+      if (place.number < 0) continue;
+      const Tensor& input = context->input(place.index);
+      const bool wide = input.dtype() == tensorflow::DT_INT64;
+      take<Core<T>>(args, place.number, input.data(), input.NumElements(), wide);
     }
     if (depth_ >= 0) args->depth = *data_of<int64_t>(context->input(depth_));
     if (first_class_ >= 0) {

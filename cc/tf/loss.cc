@@ -99,16 +99,6 @@ class_block_size: the classes of a block; 0 where LsoftmaxLoss made the gradient
 same_loss: `loss`, the same buffer.
 )doc");
 
-// Of LsoftmaxLossGradient, the arrays whose shape depends on what the gradient is of.
-template <typename Context>
-absl::Status gradient_and_same(Context* context, std::vector<Array>* arrays) {
-  std::string of;
-  TF_RETURN_IF_ERROR(context->GetAttr("of", &of));
-  const char* const shape = kArrays[number_of(of + "_grad")].shape;
-  *arrays = {{"gradient", shape, Element::kReal}, {"same_gradient", shape, Element::kReal}};
-  return absl::Status();
-}
-
 REGISTER_OP("LsoftmaxLossGradient")
     .Input("gradient: T")
     .Input("features: T")
@@ -122,11 +112,7 @@ REGISTER_OP("LsoftmaxLossGradient")
     .Attr("of: {'features', 'weights', 'bias'} = 'features'")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
-    .SetShapeFn([](InferenceContext* context) {
-      std::vector<Array> own;
-      TF_RETURN_IF_ERROR(gradient_and_same(context, &own));
-      return infer_shapes_with(own, context);
-    })
+    .SetShapeFn(infer_shapes)
     .Doc(R"doc(
 The gradient of LsoftmaxLossWithGradient in one of its arguments, differentiable.
 
@@ -175,24 +161,19 @@ using BiasGrad = KernelOp<Backend, T, Kernel::bias_grad, kNowhere>;
 template <typename Backend, typename T>
 class SameOp : public OpKernel {
  public:
-  explicit SameOp(OpKernelConstruction* construction) : OpKernel(construction), signature_(*this) {
-    if (!construction->HasAttr("of")) return;
-    std::vector<Array> own;
-    OP_REQUIRES_OK(construction, gradient_and_same(construction, &own));
-    signature_ = Signature(*this, own);
-  }
+  explicit SameOp(OpKernelConstruction* construction)
+      : OpKernel(construction), signature_(*this, construction) {}
 
   void Compute(OpKernelContext* context) override {
     Sizes sizes;
-    const auto shape_of = [context](int input) { return context->input(input).shape(); };
-    OP_REQUIRES_OK(context, signature_.check(shape_of, &sizes));
+    OP_REQUIRES_OK(context, signature_.check(context, &sizes));
     context->set_output(0, context->input(signature_.outputs()[0].same));
   }
 
   bool IsExpensive() override { return false; }  // not worth another thread
 
  private:
-  Signature signature_;
+  const Signature signature_;
 };
 
 LSOFTMAX_REGISTER_KERNELS("LsoftmaxLoss", Loss);

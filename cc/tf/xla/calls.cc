@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "absl/strings/str_cat.h"
+#include "tf/xla/handlers.h"
 
 namespace lsoftmax {
 
@@ -13,103 +14,90 @@ using ::xla::Shape;
 using ::xla::ShapeUtil;
 
 // Operands and results lie in memory as they do for every other kernel: row by row.
-Shape dense(const Shape& shape) {
-  return ShapeUtil::MakeShapeWithDescendingLayout(shape.element_type(), shape.dimensions());
+Shape dense(::xla::PrimitiveType type, absl::Span<const int64_t> dimensions) {
+  return ShapeUtil::MakeShapeWithDescendingLayout(type, dimensions);
 }
 
-// Calls the handler `name` of the first operand's data type. Output `in_place` takes the first operand's buffer.
-XlaOp call(const char* name, const std::vector<XlaOp>& operands, const std::vector<Shape>& outputs, int64_t in_place,
-           const std::string& attributes) {
+::xla::PrimitiveType type_of(const Array& array, ::xla::PrimitiveType real) {
+  switch (array.element) {
+    case Element::kDouble:
+      return ::xla::F64;
+    case Element::kFloat:
+      return ::xla::F32;
+    case Element::kInt64:
+      return ::xla::S64;
+    case Element::kInt32:
+      return ::xla::S32;
+    default:
+      return real;
+  }
+}
+
+// A handler's results, as a tuple. The first one takes the first operand's buffer.
+XlaOp call(const std::string& handler, const std::vector<XlaOp>& operands, const std::vector<Shape>& results,
+           const std::string& attributes, bool in_place) {
   ::xla::XlaBuilder* const builder = operands[0].builder();
   std::vector<Shape> shapes;
-  for (const XlaOp operand : operands) shapes.push_back(dense(builder->GetShape(operand).value()));
-  const bool one = outputs.size() == 1;
-  const ::xla::ShapeIndex output = one ? ::xla::ShapeIndex{} : ::xla::ShapeIndex{in_place};
-  return ::xla::CustomCallWithLayout(
-      builder, absl::StrCat(name, "_", ::xla::PrimitiveType_Name(shapes[0].element_type())), operands,
-      one ? outputs[0] : ShapeUtil::MakeTupleShape(outputs), shapes, attributes,
-      /*has_side_effect=*/false, {{output, {0, {}}}}, /*literal=*/nullptr, ::xla::CustomCallSchedule::SCHEDULE_NONE,
-      ::xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
+  for (const XlaOp operand : operands) {
+    const Shape shape = builder->GetShape(operand).value();
+    shapes.push_back(dense(shape.element_type(), shape.dimensions()));
+  }
+  std::vector<std::pair<::xla::ShapeIndex, std::pair<int64_t, ::xla::ShapeIndex>>> aliases;
+  if (in_place) aliases.push_back({{0}, {0, {}}});
+  return ::xla::CustomCallWithLayout(builder, handler, operands, ShapeUtil::MakeTupleShape(results), shapes, attributes,
+                                     /*has_side_effect=*/false, aliases, /*literal=*/nullptr,
+                                     ::xla::CustomCallSchedule::SCHEDULE_NONE,
+                                     ::xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
 }
 
-absl::Status call_grad(XlaOpKernelContext* context, const char* name, const char* products, bool of_features) {
-  Layer layer;
-  XlaOp gradient, loss_grad, geometry_grad, grad_unit;
-  TF_RETURN_IF_ERROR(read_layer(context, &layer));
-  const Batch& batch = layer.batch;
-  const int64_t rows = batch.targets.rows, depth = batch.depth;
-  const int64_t height = of_features ? rows : depth, width = of_features ? depth : batch.targets.classes;
-  TF_RETURN_IF_ERROR(read(context, products, {height, width}, &gradient));
-  TF_RETURN_IF_ERROR(read(context, "loss_grad", {rows}, &loss_grad));
-  TF_RETURN_IF_ERROR(read(context, "geometry_grad", {3, rows}, &geometry_grad));
-  TF_RETURN_IF_ERROR(read(context, "grad_unit", {rows}, &grad_unit));
-  const XlaOp target_weights = context->Input("target_weights");
-  TF_RETURN_IF_ERROR(check_target_weights(context->InputShape("target_weights"), rows, depth));
-  const std::vector<XlaOp> operands = {gradient,  batch.features, batch.weights,  context->Input("labels"),
-                                       loss_grad, geometry_grad,  target_weights, grad_unit};
-  const Shape shape = ShapeUtil::MakeShapeWithDescendingLayout(context->input_xla_type(0), {height, width});
-  context->SetOutput(0, call(name, operands, {shape}, 0, /*attributes=*/""));
+absl::Status call(const Node& node, const Call& what) {
+  std::vector<XlaOp> operands = {node.context->Input(0)};  // which the op calls by another name
+  for (size_t i = 1; i < what.operands.size() && what.operands[i] != nullptr; ++i) {
+    operands.push_back(node.in(what.operands[i]));
+  }
+  const ::xla::PrimitiveType real = node.context->input_xla_type(0);
+  std::vector<Shape> results;
+  for (const char* const name : what.results) {
+    if (name == nullptr) break;
+    const Array& array = kArrays[number_of(name)];
+    results.push_back(dense(type_of(array, real), shape_in(array, node.sizes).dim_sizes()));
+  }
+  const std::string handler = absl::StrCat(what.handler, "_", ::xla::PrimitiveType_Name(real));
+  const XlaOp all =
+      call(handler, operands, results, absl::StrCat("{margin = ", node.margin, " : i64}"), /*in_place=*/true);
+  for (size_t i = 0; i < results.size(); ++i) node.out(what.results[i], ::xla::GetTupleElement(all, i));
   return absl::Status();
 }
 
 }  // namespace
 
-bool can_call(XlaOpKernelContext* context) {
+bool can_call(const Node& node) {
 #ifdef LSOFTMAX_XLA_HANDLERS
   const char* const calls = getenv("LSOFTMAX_XLA_CALLS");
   if (calls != nullptr && strcmp(calls, "OFF") == 0) return false;
-  for (int i = 0; i < context->num_inputs(); ++i) {
-    const auto shape = context->builder()->GetShape(context->Input(i));
+  for (int i = 0; i < node.context->num_inputs(); ++i) {
+    const auto shape = node.context->builder()->GetShape(node.context->Input(i));
     if (!shape.ok() || !shape->is_static()) return false;
   }
   return true;
 #else
+  (void)node;
   return false;
 #endif
 }
 
-absl::Status call_loss(XlaOpKernelContext* context, int margin) {
-  Layer layer;
-  XlaOp products;
-  TF_RETURN_IF_ERROR(read_layer(context, &layer));
-  const Batch& batch = layer.batch;
-  const int64_t rows = batch.targets.rows, classes = batch.targets.classes;
-  TF_RETURN_IF_ERROR(read(context, "products", {rows, classes}, &products));
-
-  const ::xla::PrimitiveType type = context->input_xla_type(0);
-  const auto shape = [](::xla::PrimitiveType type, std::initializer_list<int64_t> sizes) {
-    return ShapeUtil::MakeShapeWithDescendingLayout(type, sizes);
-  };
-  const std::vector<Shape> outputs = {shape(type, {rows}),          shape(type, {rows, classes}),
-                                      shape(::xla::F64, {3, rows}), shape(::xla::F64, {3, rows}),
-                                      shape(::xla::F64, {rows}),    shape(type, {rows, batch.depth}),
-                                      shape(::xla::S64, {rows}),    shape(::xla::F32, {rows})};
-  const std::vector<XlaOp> operands = {products,          batch.features, batch.weights, context->Input("labels"),
-                                       layer.bias.values, layer.lambda};
-  const XlaOp results = call("lsoftmax_loss", operands, outputs, 1, absl::StrCat("{margin = ", margin, " : i64}"));
-  for (size_t i = 0; i < outputs.size(); ++i) context->SetOutput(i, ::xla::GetTupleElement(results, i));
-  return absl::Status();
-}
-
-absl::Status call_features_grad(XlaOpKernelContext* context, int) {
-  return call_grad(context, "lsoftmax_features_grad", "products_features_grad", true);
-}
-
-absl::Status call_weights_grad(XlaOpKernelContext* context, int) {
-  return call_grad(context, "lsoftmax_weights_grad", "products_weights_grad", false);
-}
+absl::Status call_loss(const Node& node) { return call(node, kLossCall); }
+absl::Status call_features_grad(const Node& node) { return call(node, kFeaturesGradCall); }
+absl::Status call_weights_grad(const Node& node) { return call(node, kWeightsGradCall); }
 
 // XLA's own update in place, at a column that a call has checked.
-absl::Status call_set_columns(XlaOpKernelContext* context, int) {
-  Columns columns;
-  TF_RETURN_IF_ERROR(read_columns(context, &columns));
-  const Shape scalar = ShapeUtil::MakeShape(::xla::S64, {});
-  const XlaOp first = ::xla::CustomCallWithLayout(
-      columns.first.builder(), "lsoftmax_first_column", {columns.first}, scalar, {scalar},
-      absl::StrCat("{count = ", columns.count, " : i64, width = ", columns.width, " : i64}"),
-      /*has_side_effect=*/false, {}, /*literal=*/nullptr, ::xla::CustomCallSchedule::SCHEDULE_NONE,
-      ::xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
-  context->SetOutput(0, ::xla::DynamicUpdateSlice(columns.matrix, columns.block, {number(first, 0), first}));
+absl::Status call_set_columns(const Node& node) {
+  if (node.sizes.block > node.sizes.classes) return check_first("first_column", 0, node.sizes.block, node.sizes.classes);
+  const std::string attributes =
+      absl::StrCat("{count = ", node.sizes.block, " : i64, width = ", node.sizes.classes, " : i64}");
+  const XlaOp first = ::xla::GetTupleElement(
+      call(kFirstColumnHandler, {node.in("first_column")}, {dense(::xla::S64, {})}, attributes, /*in_place=*/false), 0);
+  node.out("new_matrix", ::xla::DynamicUpdateSlice(node.in("matrix"), node.in("block"), {number(first, 0), first}));
   return absl::Status();
 }
 

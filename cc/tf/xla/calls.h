@@ -13,18 +13,18 @@ namespace lsoftmax {
 
 // Whether the op in hand can be a call: the build has the interface (TensorFlow before 2.20 comes without its header), all shapes
 // are known, since XLA bounds those of formulas alone, and the environment variable LSOFTMAX_XLA_CALLS is not OFF.
-bool can_call(XlaOpKernelContext* context);
+bool can_call(const Node& node);
 
 // Each writes the call of its op, all outputs included.
-absl::Status call_loss(XlaOpKernelContext* context, int margin);
-absl::Status call_features_grad(XlaOpKernelContext* context, int margin);
-absl::Status call_weights_grad(XlaOpKernelContext* context, int margin);
-absl::Status call_set_columns(XlaOpKernelContext* context, int margin);
+absl::Status call_loss(const Node& node);
+absl::Status call_features_grad(const Node& node);
+absl::Status call_weights_grad(const Node& node);
+absl::Status call_set_columns(const Node& node);
 
 // A call where it can be one, else the formula.
-template <absl::Status (*kCall)(XlaOpKernelContext*, int), absl::Status (*kFormula)(XlaOpKernelContext*, int)>
-absl::Status call_or_formula(XlaOpKernelContext* context, int margin) {
-  return can_call(context) ? kCall(context, margin) : kFormula(context, margin);
+template <absl::Status (*kCall)(const Node&), absl::Status (*kFormula)(const Node&)>
+absl::Status call_or_formula(const Node& node) {
+  return can_call(node) ? kCall(node) : kFormula(node);
 }
 
 }  // namespace lsoftmax

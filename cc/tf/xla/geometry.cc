@@ -1,6 +1,4 @@
-// TargetGeometry, the gradients that go back through it, and TargetAngles in HLO; the formulas are in the ops' own files.
-#include <limits>
-
+// TargetGeometry and the gradients that go back through it in HLO; the formulas are in the ops' own file.
 #include "tf/xla/calls.h"
 #include "tf/xla/margin.h"
 
@@ -8,99 +6,60 @@ namespace lsoftmax {
 namespace hlo {
 namespace {
 
-absl::Status target_geometry(XlaOpKernelContext* context, int) {
-  Batch batch;
-  TF_RETURN_IF_ERROR(read_batch(context, &batch));
-  const XlaOp w = column_at(batch.targets, batch.weights, batch.depth);
-  context->SetOutput(0, batch.features);
-  context->SetOutput(1, batch.weights);
-  context->SetOutput(2, matrix_of(geometry_between(batch.targets, batch.features, w), batch.targets.rows));
+absl::Status target_geometry(const Node& node) {
+  const Targets targets = node.targets();
+  const XlaOp w = column_at(targets, node.in("weights"), node.sizes.depth);
+  node.out("same_features", node.in("features"));
+  node.out("same_weights", node.in("weights"));
+  node.out("geometry", matrix_of(geometry_between(targets, node.in("features"), w), node.sizes.rows));
   return absl::Status();
 }
 
-absl::Status target_angles(XlaOpKernelContext* context, int margin) {
-  XlaOp labels, geometry;
-  TF_RETURN_IF_ERROR(read(context, "labels", {-1}, &labels));
-  const int64_t rows = context->InputShape("labels").dim_size(0);
-  TF_RETURN_IF_ERROR(read(context, "geometry", {3, rows}, &geometry));
-  const XlaOp has_target = ::xla::Ge(labels, number(labels, 0));
-  const XlaOp c = cos_theta(geometry_of(geometry, rows));
-  const XlaOp segment = ::xla::ConvertElementType(psi(margin, c).segment, ::xla::S32);
-  context->SetOutput(0, where(has_target, c, std::numeric_limits<double>::quiet_NaN()));
-  context->SetOutput(1, where(has_target, segment, -1));
-  return absl::Status();
-}
-
-// What comes down to a batch's geometry, times what comes down to its loss, and the weights that it is about.
+// The upstream gradient of a batch's geometry and of its loss, and the weights that they are about.
 struct Upstream {
-  Geometry geometry;
-  XlaOp loss;            // [N], or [] without a loss: 1
-  XlaOp target_weights;  // [N, D]
-};
+  explicit Upstream(const Node& node)
+      : targets(node.targets()),
+        h(to_double(node.upstream())),
+        geometry(h * geometry_of(node.in("geometry_grad"), node.sizes.rows)),
+        target_weights(node.has("target_weights") ? node.in("target_weights")
+                                                  : column_at(targets, node.in("weights"), node.sizes.depth)) {}
 
-absl::Status read_upstream(XlaOpKernelContext* context, const Batch& batch, bool of_loss, Upstream* upstream) {
-  const int64_t rows = batch.targets.rows;
-  XlaOp geometry_grad, loss_grad = ::xla::ConstantR0<double>(context->builder(), 1);
-  TF_RETURN_IF_ERROR(read(context, "geometry_grad", {3, rows}, &geometry_grad));
-  if (of_loss) TF_RETURN_IF_ERROR(read_loss_grad(context, rows, &loss_grad));
-  upstream->loss = to_double(loss_grad);
-  upstream->geometry = upstream->loss * geometry_of(geometry_grad, rows);
-  if (of_loss) {
-    Layer layer;
-    TF_RETURN_IF_ERROR(read_layer(context, &layer));
-    TF_RETURN_IF_ERROR(check_target_weights(context->InputShape("target_weights"), rows, batch.depth));
-    upstream->target_weights = context->Input("target_weights");
-    if (context->InputShape("target_weights") == tensorflow::TensorShape({rows, batch.depth})) return absl::Status();
-  }
-  upstream->target_weights = column_at(batch.targets, batch.weights, batch.depth);
-  return absl::Status();
-}
+  const Targets targets;
+  const XlaOp h;  // [N], or []: 1
+  const Geometry geometry;
+  const XlaOp target_weights;  // [N, D]
+};
 
 // factor a, row by row, in double.
 XlaOp times(XlaOp a, XlaOp factor) { return ::xla::Mul(to_double(a), factor, kByRow); }
 
-template <bool kOfLoss>
-absl::Status features_grad(XlaOpKernelContext* context, int) {
-  Batch batch;
-  XlaOp products;
-  Upstream upstream;
-  TF_RETURN_IF_ERROR(read_batch(context, &batch));
-  const Targets& targets = batch.targets;
-  TF_RETURN_IF_ERROR(read(context, "products_features_grad", {targets.rows, batch.depth}, &products));
-  TF_RETURN_IF_ERROR(read_upstream(context, batch, kOfLoss, &upstream));
+absl::Status features_grad(const Node& node) {
+  const Upstream upstream(node);
   const Geometry& g = upstream.geometry;
-  const XlaOp share = times(upstream.target_weights, g.dot) + times(batch.features, g.features_sq + g.features_sq);
-  const XlaOp scaled = kOfLoss ? times(products, upstream.loss) : to_double(products);
-  const XlaOp here = as_columns(targets.here, targets.rows, batch.depth);
-  context->SetOutput(0, where(here, to_type_of(products, scaled + share), to_type_of(products, scaled)));
+  const XlaOp products = node.in("products_features_grad");
+  const XlaOp share = times(upstream.target_weights, g.dot) + times(node.in("features"), g.features_sq + g.features_sq);
+  const XlaOp scaled = node.has("loss_grad") ? times(products, upstream.h) : to_double(products);
+  const XlaOp here = as_columns(upstream.targets.here, node.sizes.rows, node.sizes.depth);
+  node.out("features_grad", where(here, to_type_of(products, scaled + share), to_type_of(products, scaled)));
   return absl::Status();
 }
 
-template <bool kOfLoss>
-absl::Status weights_grad(XlaOpKernelContext* context, int) {
-  Batch batch;
-  XlaOp products;
-  Upstream upstream;
-  TF_RETURN_IF_ERROR(read_batch(context, &batch));
-  const Targets& targets = batch.targets;
-  TF_RETURN_IF_ERROR(read(context, "products_weights_grad", {batch.depth, targets.classes}, &products));
-  TF_RETURN_IF_ERROR(read_upstream(context, batch, kOfLoss, &upstream));
+absl::Status weights_grad(const Node& node) {
+  const Upstream upstream(node);
   const Geometry& g = upstream.geometry;
-  const XlaOp share = times(batch.features, g.dot) + times(upstream.target_weights, g.weights_sq + g.weights_sq);
-  const XlaOp here = as_columns(targets.here, targets.rows, batch.depth);
+  const XlaOp products = node.in("products_weights_grad");
+  const XlaOp share = times(node.in("features"), g.dot) + times(upstream.target_weights, g.weights_sq + g.weights_sq);
+  const XlaOp here = as_columns(upstream.targets.here, node.sizes.rows, node.sizes.depth);
   const XlaOp rows = to_type_of(widen(products), where(here, share, 0));
-  context->SetOutput(0, add_to_columns(targets, products, rows, batch.depth));
+  node.out("weights_grad", add_to_columns(upstream.targets, products, rows, node.sizes.depth));
   return absl::Status();
 }
 
 LSOFTMAX_REGISTER_XLA("LsoftmaxTargetGeometry", target_geometry);
-LSOFTMAX_REGISTER_XLA("LsoftmaxTargetAngles", target_angles);
-LSOFTMAX_REGISTER_XLA("LsoftmaxFeaturesGrad", features_grad<false>);
-LSOFTMAX_REGISTER_XLA("LsoftmaxWeightsGrad", weights_grad<false>);
-LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxLossFeaturesGrad", call_or_formula<call_features_grad, features_grad<true>>);
-LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxLossFeaturesGrad", features_grad<true>);
-LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxLossWeightsGrad", call_or_formula<call_weights_grad, weights_grad<true>>);
-LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxLossWeightsGrad", weights_grad<true>);
+LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxFeaturesGrad", call_or_formula<call_features_grad, features_grad>);
+LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxFeaturesGrad", features_grad);
+LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxWeightsGrad", call_or_formula<call_weights_grad, weights_grad>);
+LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxWeightsGrad", weights_grad);
 
 }  // namespace
 }  // namespace hlo

@@ -9,11 +9,13 @@
 #include <string>
 #include <vector>
 
+#include "core/arrays.h"
 #include "core/batch.h"
 #include "core/grad_unit.h"
 #include "core/half.h"
 #include "core/margin.h"
 #include "core/validate.h"
+#include "tf/xla/handlers.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace lsoftmax {
@@ -21,7 +23,6 @@ namespace {
 
 namespace ffi = ::xla::ffi;
 using Any = ffi::AnyBuffer;
-using Result = ffi::Result<Any>;
 
 // Ranges that threads take one after the other. The caller takes part, and in the end waits for ranges that others have
 // begun, never for a thread to come: it may itself be the last one of its pool.
@@ -68,28 +69,6 @@ auto over(ffi::ThreadPool* pool) {
   };
 }
 
-// The data of operands for a kernel that writes `result`. XLA gives the result the buffer of one operand; where the same value
-// is another operand, too, that one lies there as well, and is copied.
-class Operands {
- public:
-  explicit Operands(Result result) : begin_(bytes_of(*result)), end_(begin_ + result->size_bytes()) {}
-
-  template <typename T>
-  T* data_of(Any operand) {
-    char* const begin = bytes_of(operand);
-    if (begin >= end_ || begin + operand.size_bytes() <= begin_) return reinterpret_cast<T*>(begin);
-    copies_.emplace_back(begin, begin + operand.size_bytes());
-    return reinterpret_cast<T*>(copies_.back().data());
-  }
-
- private:
-  static char* bytes_of(Any buffer) { return static_cast<char*>(buffer.untyped_data()); }
-
-  char* const begin_;
-  char* const end_;
-  std::list<std::vector<char>> copies_;
-};
-
 template <typename T>
 constexpr ffi::DataType kType = ffi::F32;
 template <>
@@ -99,200 +78,158 @@ constexpr ffi::DataType kType<bfloat16> = ffi::BF16;
 template <>
 constexpr ffi::DataType kType<double> = ffi::F64;
 
-// An operand or a result, and what it has to be; -1 is any size.
-struct Expected {
-  const char* name;
-  Any buffer;
-  ffi::DataType type;
-  std::vector<int64_t> sizes;
+template <typename T>
+ffi::DataType type_of(Element element, ffi::DataType got) {
+  switch (element) {
+    case Element::kDouble:
+      return ffi::F64;
+    case Element::kFloat:
+      return ffi::F32;
+    case Element::kInt32:
+      return ffi::S32;
+    case Element::kInt64:
+      return ffi::S64;
+    case Element::kLabel:
+      return got == ffi::S32 ? ffi::S32 : ffi::S64;
+    default:
+      return kType<T>;
+  }
+}
+
+// What is wrong with a buffer; empty if nothing is. Calls that calls.cc writes fit. A program that comes from somebody else
+// may hold others.
+template <typename T>
+std::string misfit(const Array& array, Any buffer, Sizes* sizes) {
+  const ffi::DataType got = buffer.element_type(), expected = type_of<T>(array.element, got);
+  const auto dimensions = buffer.dimensions();
+  if (got == expected) return misfit(array, dimensions.begin(), static_cast<int>(dimensions.size()), sizes);
+  return std::string(array.name) + ": expected data type " + std::to_string(static_cast<int>(expected)) +
+         " of XLA, got " + std::to_string(static_cast<int>(got));
+}
+
+char* data_of(Any buffer) { return static_cast<char*>(buffer.untyped_data()); }
+
+// The data of operands for a kernel that writes `result`. XLA gives the result the buffer of the first operand; where the same
+// value is another operand, too, that one lies there as well, and is copied.
+class OtherOperands {
+ public:
+  explicit OtherOperands(Any result) : begin_(lsoftmax::data_of(result)), end_(begin_ + result.size_bytes()) {}
+
+  char* data_of(Any operand) {
+    char* const begin = lsoftmax::data_of(operand);
+    if (begin >= end_ || begin + operand.size_bytes() <= begin_) return begin;
+    copies_.emplace_back(begin, begin + operand.size_bytes());
+    return copies_.back().data();
+  }
+
+ private:
+  char* const begin_;
+  char* const end_;
+  std::list<std::vector<char>> copies_;
 };
 
-template <typename Sizes>
-std::string text_of(const Sizes& sizes) {
-  std::string text;
-  for (const int64_t size : sizes) text += (text.empty() ? "" : ",") + (size < 0 ? "?" : std::to_string(size));
-  return "[" + text + "]";
-}
-
-// Calls that calls.cc writes fit. A program that comes from somebody else may hold others.
-ffi::Error check(const std::vector<Expected>& buffers) {
-  for (const auto& [name, buffer, type, sizes] : buffers) {
-    const auto got = buffer.dimensions();
-    const auto fits = [](int64_t size, int64_t expected) { return expected < 0 || size == expected; };
-    if (buffer.element_type() != type) {
-      return ffi::Error::InvalidArgument(std::string(name) + ": expected data type " +
-                                         std::to_string(static_cast<int>(type)) + " of XLA, got " +
-                                         std::to_string(static_cast<int>(buffer.element_type())));
-    }
-    if (got.size() != sizes.size() || !std::equal(got.begin(), got.end(), sizes.begin(), fits)) {
-      return ffi::Error::InvalidArgument(std::string(name) + ": expected shape " + text_of(sizes) + ", got " +
-                                         text_of(got));
-    }
+// Runs the kernel of a call; the error, or nothing.
+template <typename T, const Call& kCall>
+std::string run(ffi::ThreadPool* pool, const std::vector<Any>& operands, const std::vector<Any>& results,
+                int64_t margin) {
+  JudgedArguments<T> args;
+  OtherOperands others(results[0]);
+  Sizes sizes;
+  for (size_t i = 0; i < operands.size(); ++i) {
+    const int number = number_of(kCall.operands[i]);
+    const std::string wrong = misfit<T>(kArrays[number], operands[i], &sizes);
+    if (!wrong.empty()) return wrong;
+    char* const data = i == 0 ? data_of(operands[i]) : others.data_of(operands[i]);
+    take<T>(&args, number, data, operands[i].element_count(), operands[i].element_type() == ffi::S64);
   }
-  return ffi::Error::Success();
-}
-
-bool is_none(Any buffer) { return buffer.element_count() == 0; }
-
-// The inputs "features", "weights" and "labels"; the labels are good, and of the caller's own, since others may write to where
-// they came from.
-template <typename T>
-ffi::Error read_batch(Any features, Any weights, Any labels, Operands* operands, std::vector<int64_t>* own_labels,
-                      Arguments<T>* args) {
-  ffi::Error error = check({{"features", features, kType<T>, {-1, -1}}, {"weights", weights, kType<T>, {-1, -1}}});
-  if (error.failure()) return error;
-  args->rows = features.dimensions()[0];
-  args->depth = features.dimensions()[1];
-  args->classes = weights.dimensions()[1];
-  const bool wide = labels.element_type() == ffi::S64;
-  error = check({{"weights", weights, kType<T>, {args->depth, -1}},
-                 {"labels", labels, wide ? ffi::S64 : ffi::S32, {args->rows}}});
-  if (error.failure()) return error;
-  args->features = operands->data_of<T>(features);
-  args->weights = operands->data_of<T>(weights);
-  *own_labels = copy_of({labels.untyped_data(), wide}, args->rows);
-  args->labels = {own_labels->data(), true};
-  const int64_t row = first_bad_label(args->labels, args->rows, args->classes);
-  if (row < 0) return ffi::Error::Success();
-  return ffi::Error::InvalidArgument(about_bad_label(args->labels, row, args->classes));
-}
-
-template <typename T>
-T* data_of(Result buffer) {
-  return static_cast<T*>(buffer->untyped_data());
-}
-
-template <typename T>
-ffi::Error loss(ffi::ThreadPool pool, Any products, Any features, Any weights, Any labels, Any bias, Any lambda,
-                Result loss, Result products_grad, Result geometry, Result geometry_grad, Result target_grad,
-                Result target_weights, Result predicted, Result grad_unit, int64_t margin) {
-  Arguments<T> args;
-  Operands operands(products_grad);
-  std::vector<int64_t> own_labels;
-  ffi::Error error = read_batch(features, weights, labels, &operands, &own_labels, &args);
-  if (error.failure()) return error;
-  const int64_t rows = args.rows, classes = args.classes;
-  error = check({{"products", products, kType<T>, {rows, classes}},
-                 {"bias", bias, kType<T>, {is_none(bias) ? 0 : classes}},
-                 {"lam", lambda, ffi::F64, {}},
-                 {"loss", *loss, kType<T>, {rows}},
-                 {"products_grad", *products_grad, kType<T>, {rows, classes}},
-                 {"geometry", *geometry, ffi::F64, {3, rows}},
-                 {"geometry_grad", *geometry_grad, ffi::F64, {3, rows}},
-                 {"target_grad", *target_grad, ffi::F64, {rows}},
-                 {"target_weights", *target_weights, kType<T>, {rows, args.depth}},
-                 {"predicted", *predicted, ffi::S64, {rows}},
-                 {"grad_unit", *grad_unit, ffi::F32, {rows}}});
-  if (error.failure()) return error;
-  if (margin < 1 || margin > kMaxMargin)
-    return ffi::Error::InvalidArgument("margin: expected an integer from 1 to 64, got " + std::to_string(margin));
-  const double own_lambda = *static_cast<const double*>(lambda.untyped_data());
-  if (!is_good_lambda(own_lambda)) return ffi::Error::InvalidArgument(about_bad_lambda(own_lambda));
-  args.lambda = &own_lambda;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const int number = number_of(kCall.results[i]);
+    const std::string wrong = misfit<T>(kArrays[number], results[i], &sizes);
+    if (!wrong.empty()) return wrong;
+    point<T>(&args, number, results[i].element_count() > 0 ? data_of(results[i]) : nullptr);
+  }
+  args.rows = sizes.rows;
+  args.depth = sizes.depth;
+  args.classes = sizes.classes;
+  if (!is_good_margin(margin)) return about_bad_margin(margin);
   args.margin = static_cast<int>(margin);
-  args.products = static_cast<const T*>(products.untyped_data());
-  if (!is_none(bias)) args.bias = operands.data_of<T>(bias);
-  args.loss = data_of<T>(loss);
-  args.logits_grad = data_of<T>(products_grad);
-  args.geometry = data_of<double>(geometry);
-  args.geometry_grad = data_of<double>(geometry_grad);
-  args.target_grad = data_of<double>(target_grad);
-  args.target_weights = data_of<T>(target_weights);
-  args.predicted = data_of<int64_t>(predicted);
-  args.grad_unit = data_of<float>(grad_unit);
-  geometry_and_loss_of_batch(args, over(&pool));
-  return ffi::Error::Success();
+  const std::string wrong = args.judge();
+  if (!wrong.empty()) return wrong;
+  const bool changes = std::string_view(kCall.operands[0]) == kCall.results[0];
+  if (changes && data_of(operands[0]) != data_of(results[0])) {
+    std::copy_n(data_of(operands[0]), operands[0].size_bytes(), data_of(results[0]));
+  }
+  run_on_batch<kCall.kernel, T>(args, over(pool));
+  return "";
 }
 
-// The product and `result` have one buffer in calls that calls.cc writes.
-template <typename T, bool kOfFeatures>
-ffi::Error grad(ffi::ThreadPool pool, Any product, Any features, Any weights, Any labels, Any loss_grad,
-                Any geometry_grad, Any target_weights, Any grad_unit, Result result) {
-  Arguments<T> args;
-  Operands operands(result);
-  std::vector<int64_t> own_labels;
-  ffi::Error error = read_batch(features, weights, labels, &operands, &own_labels, &args);
-  if (error.failure()) return error;
-  const int64_t rows = args.rows, depth = args.depth;
-  const int64_t height = kOfFeatures ? rows : depth, width = kOfFeatures ? depth : args.classes;
-  const bool copied = !is_none(target_weights);
-  error = check({{"product", product, kType<T>, {height, width}},
-                 {"loss_grad", loss_grad, kType<T>, {rows}},
-                 {"geometry_grad", geometry_grad, ffi::F64, {3, rows}},
-                 {"target_weights", target_weights, kType<T>, {copied ? rows : -1, copied ? depth : -1}},
-                 {"grad_unit", grad_unit, ffi::F32, {rows}},
-                 {"result", *result, kType<T>, {height, width}}});
-  if (error.failure()) return error;
-  const auto* const from = static_cast<const char*>(product.untyped_data());
-  if (from != result->untyped_data()) std::copy_n(from, product.size_bytes(), data_of<char>(result));
-  args.loss_grad = operands.data_of<T>(loss_grad);
-  args.geometry_grad = operands.data_of<double>(geometry_grad);
-  if (copied) args.target_weights = operands.data_of<T>(target_weights);
-  if (kHasGradUnit<T>) args.grad_unit = operands.data_of<float>(grad_unit);
-  if constexpr (kOfFeatures) {
-    args.features_grad = data_of<T>(result);
-    features_grad_of_batch(args, over(&pool));
-  } else {
-    args.weights_grad = data_of<T>(result);
-    weights_grad_of_batch(args, over(&pool));
+constexpr size_t count_of(const std::array<const char*, 8>& names) {
+  size_t count = 0;
+  while (count < names.size() && names[count] != nullptr) ++count;
+  return count;
+}
+
+template <typename T, const Call& kCall>
+ffi::Error handle(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t margin) {
+  constexpr size_t kOperands = count_of(kCall.operands), kResults = count_of(kCall.results);
+  if (args.size() != kOperands || rets.size() != kResults) {
+    return ffi::Error::InvalidArgument(std::string(kCall.handler) + ": expected " + std::to_string(kOperands) +
+                                       " operands and " + std::to_string(kResults) + " results, got " +
+                                       std::to_string(args.size()) + " and " + std::to_string(rets.size()));
   }
-  return error;
+  std::vector<Any> operands, results;
+  for (size_t i = 0; i < kOperands; ++i) operands.push_back(args.get<Any>(i).value());
+  for (size_t i = 0; i < kResults; ++i) results.push_back(*rets.get<Any>(i).value());
+  const std::string wrong = run<T, kCall>(&pool, operands, results, margin);
+  return wrong.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(wrong);
 }
 
 // Hands on the place of the first of `count` columns among `width`, if it is one.
-ffi::Error first_column(Any first, Result same, int64_t count, int64_t width) {
-  const ffi::Error error = check({{"first_column", first, ffi::S64, {}}, {"first_column", *same, ffi::S64, {}}});
-  if (error.failure()) return error;
+ffi::Error first_column(Any first, ffi::Result<Any> same, int64_t count, int64_t width) {
+  constexpr Array kFirst = {"first_column", "[]", Element::kInt64};
+  Sizes none;
+  for (const Any buffer : {first, *same}) {
+    const std::string wrong = misfit<float>(kFirst, buffer, &none);
+    if (!wrong.empty()) return ffi::Error::InvalidArgument(wrong);
+  }
   const int64_t value = *static_cast<const int64_t*>(first.untyped_data());
   if (!is_good_first(value, count, width)) {
     return ffi::Error::InvalidArgument(about_bad_first("first_column", value, count, width));
   }
-  *data_of<int64_t>(same) = value;
+  *static_cast<int64_t*>(same->untyped_data()) = value;
   return ffi::Error::Success();
 }
 
-void register_handler(const std::string& name, XLA_FFI_Handler* handler) {
+bool register_handler(const std::string& name, XLA_FFI_Handler* handler) {
   ffi::Ffi::RegisterStaticHandler(XLA_FFI_GetApi(), name, "Host", handler);
+  return true;
 }
 
-// The threads, and the first five operands of any call.
-auto operands() {
-  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Any>().Arg<Any>().Arg<Any>().Arg<Any>().Arg<Any>();
-}
-
-// Under the names that calls.cc gives them: of the op, and of XLA's word for the data type.
-template <typename T>
-bool register_handlers(const std::string& type) {
-  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_loss, loss<T>,
-                                  operands()
-                                      .Arg<Any>()
-                                      .Ret<Any>()
-                                      .Ret<Any>()
-                                      .Ret<Any>()
-                                      .Ret<Any>()
-                                      .Ret<Any>()
-                                      .Ret<Any>()
-                                      .Ret<Any>()
-                                      .Ret<Any>()
+template <typename T, const Call& kCall>
+bool register_call(const char* type) {
+  XLA_FFI_DEFINE_HANDLER_EXPLICIT(handler, (handle<T, kCall>),
+                                  ffi::Ffi::Bind()
+                                      .Ctx<ffi::ThreadPool>()
+                                      .RemainingArgs()
+                                      .RemainingRets()
                                       .Attr<int64_t>("margin"));
-  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_features, (grad<T, true>), operands().Arg<Any>().Arg<Any>().Arg<Any>().Ret<Any>());
-  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_weights, (grad<T, false>), operands().Arg<Any>().Arg<Any>().Arg<Any>().Ret<Any>());
-  register_handler("lsoftmax_loss_" + type, of_loss);
-  register_handler("lsoftmax_features_grad_" + type, of_features);
-  register_handler("lsoftmax_weights_grad_" + type, of_weights);
-  return true;
+  return register_handler(std::string(kCall.handler) + "_" + type, handler);
 }
 
-bool register_untyped_handler() {
-  XLA_FFI_DEFINE_HANDLER_EXPLICIT(of_first_column, first_column,
+template <const Call& kCall>
+bool register_call() {
+  return register_call<float16, kCall>("F16") && register_call<bfloat16, kCall>("BF16") &&
+         register_call<float, kCall>("F32") && register_call<double, kCall>("F64");
+}
+
+bool register_first_column() {
+  XLA_FFI_DEFINE_HANDLER_EXPLICIT(handler, first_column,
                                   ffi::Ffi::Bind().Arg<Any>().Ret<Any>().Attr<int64_t>("count").Attr<int64_t>("width"));
-  register_handler("lsoftmax_first_column", of_first_column);
-  return true;
+  return register_handler(kFirstColumnHandler, handler);
 }
 
-[[maybe_unused]] const bool kRegistered = register_untyped_handler() && register_handlers<float16>("F16") &&
-                                          register_handlers<bfloat16>("BF16") && register_handlers<float>("F32") &&
-                                          register_handlers<double>("F64");
+[[maybe_unused]] const bool kRegistered = register_call<kLossCall>() && register_call<kFeaturesGradCall>() &&
+                                          register_call<kWeightsGradCall>() && register_first_column();
 
 }  // namespace
 }  // namespace lsoftmax

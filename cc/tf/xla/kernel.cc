@@ -4,93 +4,45 @@
 
 namespace lsoftmax {
 
-namespace {
-
-int64_t size_of(XlaOpKernelContext* context, const char* argument, int dim) {
-  return context->InputShape(argument).dim_size(dim);
+absl::Status Node::check() {
+  return signature_->check([this](int input) { return shape_of(input); }, &sizes);
 }
 
-}  // namespace
-
-absl::Status read(XlaOpKernelContext* context, const char* argument, std::initializer_list<int64_t> expected,
-                  XlaOp* input) {
-  TF_RETURN_IF_ERROR(check_shape(argument, context->InputShape(argument), expected));
-  *input = context->Input(argument);
-  return absl::Status();
+tensorflow::TensorShape Node::shape_of(int input) const {
+  // Deprecated in TensorFlow 2.21 for shapes that are not known, of which this gives the bounds.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  return context->InputShape(input);
+#pragma GCC diagnostic pop
 }
 
-absl::Status read_batch(XlaOpKernelContext* context, Batch* batch) {
-  XlaOp labels;
-  TF_RETURN_IF_ERROR(read(context, "features", {-1, -1}, &batch->features));
-  const int64_t rows = size_of(context, "features", 0);
-  batch->depth = size_of(context, "features", 1);
-  TF_RETURN_IF_ERROR(read(context, "weights", {batch->depth, -1}, &batch->weights));
-  TF_RETURN_IF_ERROR(check_classes(context->InputShape("weights")));
-  TF_RETURN_IF_ERROR(read(context, "labels", {rows}, &labels));
-  batch->targets = targets_of(labels, rows, size_of(context, "weights", 1));
-  return absl::Status();
+Targets Node::targets() const { return targets_of(in("labels"), sizes.rows, sizes.classes); }
+
+Targets Node::targets_of_block() const {
+  return lsoftmax::targets_of(in("labels"), sizes.rows, sizes.classes, in("first_class"));
 }
 
-absl::Status read_rows(XlaOpKernelContext* context, const char* argument, Rows* rows) {
-  XlaOp labels;
-  TF_RETURN_IF_ERROR(read(context, argument, {-1, -1}, &rows->matrix));
-  const int64_t size = size_of(context, argument, 0);
-  TF_RETURN_IF_ERROR(read(context, "labels", {size}, &labels));
-  rows->targets = targets_of(labels, size, size_of(context, argument, 1));
-  return absl::Status();
+XlaOp Node::block(const char* name) const {
+  const XlaOp fits = is_first(in("first_class"), sizes.classes, std::numeric_limits<int64_t>::max());
+  return where(fits, in(name), std::numeric_limits<double>::quiet_NaN());
 }
 
-absl::Status read_block(XlaOpKernelContext* context, const char* argument, Rows* rows) {
-  XlaOp first_class;
-  TF_RETURN_IF_ERROR(read_rows(context, argument, rows));
-  TF_RETURN_IF_ERROR(read(context, "first_class", {}, &first_class));
-  const int64_t classes = rows->targets.classes;
-  rows->targets = targets_of(context->Input("labels"), rows->targets.rows, classes, first_class);
-  rows->matrix = where(is_first(first_class, classes, std::numeric_limits<int64_t>::max()), rows->matrix,
-                       std::numeric_limits<double>::quiet_NaN());
-  return absl::Status();
+XlaOp Node::plain_logits(XlaOp products) const {
+  return has("bias") ? ::xla::Add(widen(products), widen(in("bias")), {1}) : widen(products);
 }
 
-absl::Status read_bias(XlaOpKernelContext* context, int64_t classes, Bias* bias) {
-  const tensorflow::TensorShape shape = context->InputShape("bias");
-  TF_RETURN_IF_ERROR(check_bias(shape, classes));
-  bias->is_there = shape.num_elements() > 0;
-  bias->values = context->Input("bias");
-  return absl::Status();
+XlaOp Node::target_bias(const Targets& targets) const {
+  return has("bias") ? to_double(element_at(targets, in("bias"))) : constant(0);
 }
 
-absl::Status read_layer(XlaOpKernelContext* context, Layer* layer) {
-  TF_RETURN_IF_ERROR(read_batch(context, &layer->batch));
-  TF_RETURN_IF_ERROR(read_bias(context, layer->batch.targets.classes, &layer->bias));
-  return read(context, "lam", {}, &layer->lambda);
+bool Node::has_grad_unit() const {
+  tensorflow::DataType type;
+  return GetNodeAttr(context->op_kernel_context()->op_kernel().def(), "T", &type).ok() && type == tensorflow::DT_HALF;
 }
 
-absl::Status read_loss_grad(XlaOpKernelContext* context, int64_t rows, XlaOp* loss_grad) {
-  TF_RETURN_IF_ERROR(read(context, "loss_grad", {rows}, loss_grad));
-  *loss_grad = widen(*loss_grad);
-  XlaOp grad_unit;
-  TF_RETURN_IF_ERROR(read(context, "grad_unit", {rows}, &grad_unit));
-  if (context->input_type(0) == tensorflow::DT_HALF) *loss_grad = *loss_grad * grad_unit;
-  return absl::Status();
-}
-
-absl::Status read_columns(XlaOpKernelContext* context, Columns* columns) {
-  TF_RETURN_IF_ERROR(read(context, "matrix", {-1, -1}, &columns->matrix));
-  TF_RETURN_IF_ERROR(read(context, "block", {size_of(context, "matrix", 0), -1}, &columns->block));
-  TF_RETURN_IF_ERROR(read(context, "first_column", {}, &columns->first));
-  columns->count = size_of(context, "block", 1);
-  columns->width = size_of(context, "matrix", 1);
-  // A block that is too wide fits nowhere.
-  return columns->count <= columns->width ? absl::Status()
-                                          : check_first("first_column", 0, columns->count, columns->width);
-}
-
-XlaOp Bias::added_to(XlaOp products) const {
-  return is_there ? ::xla::Add(widen(products), widen(values), {1}) : widen(products);
-}
-
-XlaOp Bias::of_target(const Targets& targets) const {
-  return is_there ? to_double(element_at(targets, values)) : ::xla::ConstantR0<double>(targets.column.builder(), 0);
+XlaOp Node::upstream() const {
+  if (!has("loss_grad")) return constant(1);
+  return has("grad_unit") && has_grad_unit() ? widen(in("loss_grad")) * in("grad_unit") : widen(in("loss_grad"));
 }
 
 }  // namespace lsoftmax

@@ -1,4 +1,4 @@
-// An XLA kernel is a function of its inputs that writes HLO. Here they are read, as tf/inputs.h does for the other devices.
+// An XLA kernel is a function of its op in hand that writes HLO.
 #ifndef LSOFTMAX_TF_XLA_KERNEL_H_
 #define LSOFTMAX_TF_XLA_KERNEL_H_
 
@@ -8,73 +8,66 @@
 
 namespace lsoftmax {
 
-using tensorflow::XlaOpKernelContext;
+// An op in hand: its inputs and outputs by their names. The inputs have been checked, as tf/inputs.h does everywhere.
+class Node {
+ public:
+  Node(tensorflow::XlaOpKernelContext* context, const Signature* signature, int margin)
+      : margin(margin), context(context), signature_(signature) {}
+  absl::Status check();
 
-// The input that the op calls so; -1 in `expected` is any size.
-absl::Status read(XlaOpKernelContext* context, const char* argument, std::initializer_list<int64_t> expected,
-                  XlaOp* input);
+  // An input; and whether it is there: of those that may be none.
+  XlaOp in(const char* name) const { return context->Input(name); }
+  bool has(const char* name) const { return shape_of(signature_->input(name)).num_elements() > 0; }
+  void out(const char* name, XlaOp value) const { context->SetOutput(signature_->output(name), value); }
+  const Signature& signature() const { return *signature_; }
 
-// The inputs "features", "weights" and "labels".
-struct Batch {
-  XlaOp features, weights;
-  Targets targets;
-  int64_t depth;
+  // Where the labels point, among all classes; or among those from the input "first_class" on.
+  Targets targets() const;
+  Targets targets_of_block() const;
+
+  // A matrix of a block of classes; NaN where its first class is none.
+  XlaOp block(const char* name) const;
+
+  // The products, and the bias where there is one: the plain logits, in the type that they are computed in.
+  XlaOp plain_logits(XlaOp products) const;
+
+  // The bias of each row's target, [N], F64.
+  XlaOp target_bias(const Targets& targets) const;
+
+  // Whether gradients of the op's data type have units (core/grad_unit.h).
+  bool has_grad_unit() const;
+
+  // loss_grad times grad_unit, [N], in the type that halves are computed in; [], 1 if it is none.
+  XlaOp upstream() const;
+
+  XlaOp constant(double value) const { return ::xla::ConstantR0<double>(context->builder(), value); }
+
+  const int margin;
+  Sizes sizes;
+  tensorflow::XlaOpKernelContext* const context;
+
+ private:
+  tensorflow::TensorShape shape_of(int input) const;
+
+  const Signature* signature_;
 };
-absl::Status read_batch(XlaOpKernelContext* context, Batch* batch);
 
-// The shapes of the inputs, for the checks of tf/inputs.h.
-inline auto shapes_of(XlaOpKernelContext* context) {
-  return [context](int index) { return context->InputShape(index); };
-}
-
-// A matrix [N, C] of the given name, and the input "labels".
-struct Rows {
-  XlaOp matrix;
-  Targets targets;
-};
-absl::Status read_rows(XlaOpKernelContext* context, const char* argument, Rows* rows);
-
-// The same of a block of classes, from the input "first_class" on. Where that is no class, the matrix is NaN.
-absl::Status read_block(XlaOpKernelContext* context, const char* argument, Rows* rows);
-
-// The input "bias", [C], which may also be [0] for none.
-struct Bias {
-  bool is_there = false;
-  XlaOp values;
-
-  XlaOp added_to(XlaOp products) const;           // the plain logits, in the type that they are computed in
-  XlaOp of_target(const Targets& targets) const;  // [N], F64
-};
-absl::Status read_bias(XlaOpKernelContext* context, int64_t classes, Bias* bias);
-
-// The inputs "features", "weights", "labels", "bias" and "lam".
-struct Layer {
-  Batch batch;
-  Bias bias;
-  XlaOp lambda;
-};
-absl::Status read_layer(XlaOpKernelContext* context, Layer* layer);
-
-// The inputs "loss_grad" times "grad_unit", both [N], in the type that halves are computed in.
-absl::Status read_loss_grad(XlaOpKernelContext* context, int64_t rows, XlaOp* loss_grad);
-
-// The inputs "matrix" [D, width], "block" [D, count] and "first_column".
-struct Columns {
-  XlaOp matrix, block, first;
-  int64_t count, width;
-};
-absl::Status read_columns(XlaOpKernelContext* context, Columns* columns);
-
-template <absl::Status (*kCompile)(XlaOpKernelContext*, int margin)>
+template <absl::Status (*kCompile)(const Node&)>
 class XlaKernel : public tensorflow::XlaOpKernel {
  public:
-  explicit XlaKernel(tensorflow::OpKernelConstruction* construction) : XlaOpKernel(construction) {
+  explicit XlaKernel(tensorflow::OpKernelConstruction* construction)
+      : XlaOpKernel(construction), signature_(*this, construction) {
     if (construction->HasAttr("margin")) OP_REQUIRES_OK(construction, read_margin(construction, &margin_));
   }
 
-  void Compile(XlaOpKernelContext* context) override { OP_REQUIRES_OK(context, kCompile(context, margin_)); }
+  void Compile(tensorflow::XlaOpKernelContext* context) override {
+    Node node(context, &signature_, margin_);
+    OP_REQUIRES_OK(context, node.check());
+    OP_REQUIRES_OK(context, kCompile(node));
+  }
 
  private:
+  const Signature signature_;
   int margin_ = 1;
 };
 

@@ -1,4 +1,4 @@
-// Logits and its gradient in HLO; the formulas are in the ops' own files.
+// Logits and its gradient in HLO; the formulas are in the ops' own file.
 #include <limits>
 
 #include "tf/xla/kernel.h"
@@ -10,47 +10,37 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-struct Inputs {
-  Rows rows;
-  TargetLogit target;
-  XlaOp is_lost;
+struct Rows {
+  explicit Rows(const Node& node)
+      : targets(node.targets()),
+        target(target_logit(node.margin, node.in("lam"), geometry_of(node.in("geometry"), node.sizes.rows))),
+        lost(is_lost(targets, node.in("lam"))) {}
+
+  // The matrix with `values` [N] at the targets that have a margin, and NaN in the rows that are lost.
+  XlaOp patched(XlaOp matrix, XlaOp values) const {
+    const auto in_row = [this](XlaOp vector) { return as_columns(vector, targets.rows, targets.classes); };
+    const XlaOp replaced = ::xla::And(is_target(targets), target.has_margin, kByRow);
+    const XlaOp rows = where(replaced, in_row(to_type_of(matrix, values)), matrix);
+    return where(in_row(lost), kNan, rows);
+  }
+
+  const Targets targets;
+  const TargetLogit target;
+  const XlaOp lost;
 };
 
-absl::Status read_inputs(XlaOpKernelContext* context, const char* matrix, int margin, Inputs* inputs) {
-  XlaOp geometry, lambda;
-  TF_RETURN_IF_ERROR(read_rows(context, matrix, &inputs->rows));
-  const Targets& targets = inputs->rows.targets;
-  TF_RETURN_IF_ERROR(read(context, "geometry", {3, targets.rows}, &geometry));
-  TF_RETURN_IF_ERROR(read(context, "lam", {}, &lambda));
-  inputs->target = target_logit(margin, lambda, geometry_of(geometry, targets.rows));
-  inputs->is_lost = is_lost(targets, lambda);
+absl::Status logits(const Node& node) {
+  const Rows rows(node);
+  node.out("logits", rows.patched(node.in("products"), rows.target.value));
   return absl::Status();
 }
 
-// The matrix with `values` [N] at the targets that have a margin, and NaN in the rows that are lost.
-XlaOp patched(const Inputs& inputs, XlaOp values) {
-  const auto& [matrix, targets] = inputs.rows;
-  const auto in_row = [&, n = targets.rows, c = targets.classes](XlaOp vector) { return as_columns(vector, n, c); };
-  const XlaOp replaced = ::xla::And(is_target(targets), inputs.target.has_margin, kByRow);
-  const XlaOp rows = where(replaced, in_row(to_type_of(matrix, values)), matrix);
-  return where(in_row(inputs.is_lost), kNan, rows);
-}
-
-absl::Status logits(XlaOpKernelContext* context, int margin) {
-  Inputs inputs;
-  TF_RETURN_IF_ERROR(read_inputs(context, "products", margin, &inputs));
-  context->SetOutput(0, patched(inputs, inputs.target.value));
-  return absl::Status();
-}
-
-absl::Status logits_grad(XlaOpKernelContext* context, int margin) {
-  Inputs inputs;
-  TF_RETURN_IF_ERROR(read_inputs(context, "logits_grad", margin, &inputs));
-  const auto& [gradient, targets] = inputs.rows;
-  const XlaOp own = to_double(entry_at(targets, gradient));
-  const XlaOp upstream = where(inputs.is_lost, kNan, where(inputs.target.has_margin, own, 0));
-  context->SetOutput(0, patched(inputs, ::xla::Broadcast(number(own, 0), {targets.rows})));
-  context->SetOutput(1, matrix_of(upstream * inputs.target.slope, targets.rows));
+absl::Status logits_grad(const Node& node) {
+  const Rows rows(node);
+  const XlaOp gradient = node.in("logits_grad"), own = to_double(entry_at(rows.targets, gradient));
+  const XlaOp upstream = where(rows.lost, kNan, where(rows.target.has_margin, own, 0));
+  node.out("products_grad", rows.patched(gradient, ::xla::Broadcast(number(own, 0), {node.sizes.rows})));
+  node.out("geometry_grad", matrix_of(upstream * rows.target.slope, node.sizes.rows));
   return absl::Status();
 }
 

@@ -141,6 +141,29 @@ XlaOp grad_lift(XlaOp largest, XlaOp rest, XlaOp features_sq, XlaOp depth, int64
   return where(Gt(lift, number(x, 0)), bounded, 1);
 }
 
+Finished finish(const Targets& targets, int margin, XlaOp lambda, const Geometry& geometry, XlaOp depth,
+                XlaOp target_bias, const Sums& sums, bool has_grad_unit) {
+  const XlaOp lost = is_lost(targets, lambda);
+  const TargetLogit t = target_logit(margin, lambda, geometry);
+  const CrossEntropy h = cross_entropy(sums, t.value + target_bias);
+  const auto of_row = [&](XlaOp value) { return where(lost, kNan, where(targets.none, 0, value)); };
+  XlaOp lift = where(targets.none, 1, number(h.slope, 1));  // 1 in every row
+  if (has_grad_unit) {
+    const XlaOp wanted = grad_lift(h.scale, -h.slope, geometry.features_sq, depth, targets.rows);
+    lift = where(Or(lost, targets.none), 1, wanted);
+  }
+  const XlaOp slope = of_row(h.slope * lift);
+  const Geometry grad = slope * t.slope;
+  return {of_row(h.loss),
+          {of_row(grad.dot), of_row(grad.features_sq), of_row(grad.weights_sq)},
+          slope,
+          of_row(h.max),
+          of_row(h.scale * lift),
+          ::xla::ConvertElementType(number(lift, 1) / lift, ::xla::F32)};
+}
+
+XlaOp class_of(const Sums& sums) { return ::xla::ConvertElementType(sums.predicted, ::xla::S64); }
+
 XlaOp products_grad(const Targets& targets, XlaOp exponentials, XlaOp scale) {
   scale = to_type_of(exponentials, scale);
   const XlaOp nothing = as_columns(Eq(scale, number(scale, 0)), targets.rows, targets.classes);

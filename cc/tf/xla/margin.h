@@ -59,6 +59,18 @@ CrossEntropy cross_entropy(const Sums& others, XlaOp target);
 // 1 / u of core/grad_unit.h, from the largest of the other classes' probabilities and their sum; `depth` is F64 [].
 XlaOp grad_lift(XlaOp largest, XlaOp rest, XlaOp features_sq, XlaOp depth, int64_t rows);
 
+// finish_row of core/softmax.h: what a loss and its gradient are made of, from the sums; `depth` is F64 [].
+struct Finished {
+  XlaOp loss;
+  Geometry geometry_grad;
+  XlaOp target_grad, max, scale, grad_unit;
+};
+Finished finish(const Targets& targets, int margin, XlaOp lambda, const Geometry& geometry, XlaOp depth,
+                XlaOp target_bias, const Sums& sums, bool has_grad_unit);
+
+// The class of the largest plain logit, S64.
+XlaOp class_of(const Sums& sums);
+
 // The exponentials times the row's scale, 0 where that is 0.
 XlaOp products_grad(const Targets& targets, XlaOp exponentials, XlaOp scale);
 

@@ -1,0 +1,66 @@
+// The ops of the fused loss over blocks of classes in HLO; the formulas are in core/softmax.h and in the ops' own file.
+#include <limits>
+
+#include "tf/xla/calls.h"
+#include "tf/xla/margin.h"
+
+namespace lsoftmax {
+namespace hlo {
+namespace {
+
+absl::Status sums(const Node& node) {
+  Sums sums = sum_up(node.targets_of_block(), node.plain_logits(node.block("products")));
+  sums.predicted = sums.predicted + to_double(node.in("first_class"));
+  const Sums all = merge(sums_of(node.in("sums_before"), node.sizes.rows), sums);
+  node.out("sums", matrix_of(all, node.sizes.rows));
+  return absl::Status();
+}
+
+absl::Status finish(const Node& node) {
+  const int64_t rows = node.sizes.rows;
+  // Without a bias nothing tells the number of classes; a label beyond them has made its geometry NaN.
+  const int64_t classes = node.has("bias") ? node.sizes.classes : std::numeric_limits<int32_t>::max();
+  const Targets targets = targets_of(node.in("labels"), rows, classes);
+  const Sums sums = sums_of(node.in("sums"), rows);
+  const Geometry geometry = geometry_of(node.in("geometry"), rows);
+  const Finished row = hlo::finish(targets, node.margin, node.in("lam"), geometry, to_double(node.in("depth")),
+                                   node.target_bias(targets), sums, node.has_grad_unit());
+  node.out("loss", ::xla::ConvertElementType(row.loss, node.context->output_xla_type(0)));
+  node.out("normalizer", lsoftmax::matrix_of({row.max, row.scale}, rows));
+  node.out("geometry_grad", matrix_of(row.geometry_grad, rows));
+  node.out("target_grad", row.target_grad);
+  node.out("predicted", class_of(sums));
+  node.out("grad_unit", row.grad_unit);
+  return absl::Status();
+}
+
+absl::Status products_grad(const Node& node) {
+  const Targets targets = node.targets_of_block();
+  const XlaOp products = node.block("products"), plain = node.plain_logits(products);
+  const XlaOp max = row_of(node.in("normalizer"), 0, targets.rows);
+  const XlaOp scale = row_of(node.in("normalizer"), 1, targets.rows);
+  const XlaOp e = exponentials(targets, plain, to_type_of(plain, max));
+  node.out("products_grad", to_type_of(products, hlo::products_grad(targets, e, scale)));
+  return absl::Status();
+}
+
+// A block that does not fit goes as near to its place as XLA finds room, as NaNs.
+absl::Status set_columns(const Node& node) {
+  const int64_t count = node.sizes.block, width = node.sizes.classes;
+  if (count > width) return check_first("first_column", 0, count, width);  // it fits nowhere
+  const XlaOp first = node.in("first_column");
+  const XlaOp block =
+      where(is_first(first, count, width), node.in("block"), std::numeric_limits<double>::quiet_NaN());
+  node.out("new_matrix", ::xla::DynamicUpdateSlice(node.in("matrix"), block, {number(first, 0), first}));
+  return absl::Status();
+}
+
+LSOFTMAX_REGISTER_XLA("LsoftmaxSums", sums);
+LSOFTMAX_REGISTER_XLA("LsoftmaxFinish", finish);
+LSOFTMAX_REGISTER_XLA("LsoftmaxProductsGrad", products_grad);
+LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxSetColumns", call_or_formula<call_set_columns, set_columns>);
+LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxSetColumns", set_columns);
+
+}  // namespace
+}  // namespace hlo
+}  // namespace lsoftmax
