@@ -88,7 +88,8 @@ class _Gradients:
         if loss_grad.shape[0] != 0:
             own = self.ops.lsoftmax_features_grad(base, features, weights, labels, geometry_grad, *no_loss)
             for_loss_grad = _of_loss_grad(_inner(upstream, own, axis=1), loss_grad, unit)
-            upstream = blocks.scale_rows(upstream, loss_grad, unit)
+            h = _upstream(loss_grad, unit)[:, None]
+            upstream = tf.cast(tf.cast(upstream, h.dtype) * h, upstream.dtype)
         has_target = tf.cast(labels >= 0, tf.float64)
         g_s, g_A, _ = tf.unstack(geometry_grad * has_target, num=3)
         none = tf.zeros_like(g_s)
@@ -242,9 +243,9 @@ def _no_loss(dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 
 
 def _upstream(loss_grad: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
-    """h = loss_grad times grad_unit, [N], in float64."""
+    """h = loss_grad times grad_unit, which is 1 but for float16; [N], in float64."""
     h = tf.cast(loss_grad, tf.float64)
-    return h if unit.shape[0] == 0 else h * tf.cast(unit, tf.float64)
+    return h * tf.cast(unit, h.dtype) if loss_grad.dtype == tf.float16 and unit.shape[0] != 0 else h
 
 
 def _of_loss_grad(of_h: tf.Tensor, loss_grad: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:

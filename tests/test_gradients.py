@@ -86,6 +86,25 @@ def test_second_order_is_finite_at_poles_and_zero_norms():
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("of_loss", [False, True])
+@pytest.mark.parametrize("name", ["features", "weights"])
+def test_the_gradients_of_gradients_numerically(name, of_loss):
+    """Of the raw ops that complete the gradients, in all that they depend on."""
+    ops = tf.load_op_library(lsoftmax_op.library_path())
+    batch = random_batch((5, 4, 3), "float64", seed=1)
+    batch.labels[:] = [1, 0, 1, -1, 2]
+    base = batch.features if name == "features" else batch.weights
+    geometry_grad = batch.features.T[:3]
+    arguments = [tf.constant(a) for a in (base, batch.features, batch.weights, geometry_grad, batch.loss_grad)]
+
+    def complete(base, features, weights, geometry_grad, loss_grad=tf.zeros([0], tf.float64)):
+        op = getattr(ops, f"lsoftmax_{name}_grad")
+        unit, no_copies = tf.ones(loss_grad.shape), tf.zeros([0, 0], tf.float64)
+        return op(base, features, weights, batch.labels, geometry_grad, loss_grad, unit, no_copies)
+
+    assert gradient_error(complete, arguments if of_loss else arguments[:-1]) < 1e-7
+
+
 def raw_logits(ops, batch, margin, lam):
     """The raw ops, put together as their documentation says."""
     features, weights, geometry = ops.lsoftmax_target_geometry(
