@@ -83,9 +83,9 @@ def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, block_size: int) -> tup
 def scale_rows(matrix: tf.Tensor, loss_grad: tf.Tensor, grad_unit: tf.Tensor) -> tf.Tensor:
     """Returns diag(loss_grad grad_unit) times a matrix [N, .], in its dtype, rounded once."""
     if matrix.dtype != tf.float16:  # the unit is 1
-        return matrix * loss_grad[:, None]
+        return matrix * tf.expand_dims(loss_grad, 1)
     scale = tf.cast(loss_grad, grad_unit.dtype) * grad_unit
-    return tf.cast(tf.cast(matrix, scale.dtype) * scale[:, None], matrix.dtype)
+    return tf.cast(tf.cast(matrix, scale.dtype) * tf.expand_dims(scale, 1), matrix.dtype)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tensorflow as tf
 
 from lsoftmax_op import _checks, blocks, formula, library
-from lsoftmax_op.gradients import LossInputs
+from lsoftmax_op.gradients import LossInputs, none
 
 if TYPE_CHECKING:
     from tensorflow.types.experimental import TensorLike
@@ -215,7 +215,7 @@ def loss_layer(
     margin, lam = _margin(margin, lam)
     batch = _batch(features, weights, labels)
     features, weights, labels = batch
-    bias = tf.zeros([0], weights.dtype) if bias is None else _bias(bias, weights)
+    bias = none(weights.dtype) if bias is None else _bias(bias, weights)
     ops = library.load()
     if class_block_size is None:
         block_size = 0
@@ -223,15 +223,14 @@ def loss_layer(
         of_products = {
             "whole_products_grad": state.products_grad,
             "target_weights": state.target_weights,
-            "normalizer_of_blocks": tf.zeros([0, 0], tf.float64),
+            "normalizer_of_blocks": none(tf.float64),
         }
     else:
         block_size = _checks.positive_integer(class_block_size, "class_block_size")
         state = blocks.loss(ops, *batch, bias, lam, margin, block_size)
-        none = tf.zeros([0, 0], weights.dtype)
         of_products = {
-            "whole_products_grad": none,
-            "target_weights": none,
+            "whole_products_grad": none(weights.dtype),
+            "target_weights": none(weights.dtype),
             "normalizer_of_blocks": state.normalizer,
         }
     inputs = LossInputs(

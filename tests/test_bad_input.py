@@ -218,7 +218,7 @@ def test_batch_size_known_at_run_time():
 
 
 def test_raw_ops_check_for_themselves():
-    no_loss = tf.zeros([0]), tf.zeros([0]), tf.zeros([0, 0])
+    no_loss = [tf.zeros([0])] * 3
     ops = tf.load_op_library(lsoftmax_op.library_path())
     geometry, sums, loss = tf.zeros([3, 3], tf.float64), tf.zeros([4, 3], tf.float64), ops.lsoftmax_loss
     for call, message in (

@@ -99,7 +99,7 @@ def test_the_gradients_of_gradients_numerically(name, of_loss):
 
     def complete(base, features, weights, geometry_grad, loss_grad=tf.zeros([0], tf.float64)):
         op = getattr(ops, f"lsoftmax_{name}_grad")
-        unit, no_copies = tf.ones(loss_grad.shape), tf.zeros([0, 0], tf.float64)
+        unit, no_copies = tf.ones(loss_grad.shape), tf.zeros([0], tf.float64)
         return op(base, features, weights, batch.labels, geometry_grad, loss_grad, unit, no_copies)
 
     assert gradient_error(complete, arguments if of_loss else arguments[:-1]) < 1e-7
@@ -168,7 +168,7 @@ for shape in ((130, 19, 6), (700, 65, 9)):
     b = random_batch(shape, "float32")
     g, x, w = (tf.constant(v) for v in (b.grad, b.features, b.weights))
     ops = tf.load_op_library(lsoftmax_op.library_path())
-    no_loss = tf.zeros([0]), tf.zeros([0]), tf.zeros([0, 0])
+    no_loss = [tf.zeros([0])] * 3
     same_x, same_w, geometry = ops.lsoftmax_target_geometry(x, w, b.labels)
     p, geometry_grad = ops.lsoftmax_logits_grad(g, b.labels, geometry, 0.5, margin=4)
     results = [geometry, ops.lsoftmax_logits(g, b.labels, geometry, 0.5, margin=4), p, geometry_grad,

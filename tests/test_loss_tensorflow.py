@@ -282,7 +282,7 @@ def test_the_feature_gradient_of_rows_without_a_target_is_scaled_as_others(dtype
     ops = tf.load_op_library(lsoftmax_op.library_path())
     rows, depth, classes = 3, 40, 4
     features = np.full((rows, depth), np.inf)  # does not matter
-    target_weights = np.zeros((rows, depth) if copies else (0, 0))
+    target_weights = np.zeros((rows, depth) if copies else 0)
     x, w, h, t = (
         tf.cast(v, dtype) for v in (features, np.ones((depth, classes)), np.full(rows, 2), target_weights)
     )

@@ -24,7 +24,7 @@ LSOFTMAX_INLINE int64_t label_of(const Labels& labels, int64_t row) {
 // X(TYPE, NAME, SHAPE): every array, with N = rows, D = depth, C = classes. An array that may be none may be null, too.
 #define LSOFTMAX_FOR_EACH_ARRAY(X)                                                                               \
   X(const T*, features, "[N, D]")                                                                                \
-  X(const T*, weights, "[D, C]")                                                                                 \
+  X(const T*, weights, "[D, C > 0]")                                                                             \
   X(const T*, products, "[N, C]")    /* X W; may be the same array as products_grad */                           \
   X(T*, products_grad, "[N, C]")     /* the loss's derivative in them */                                         \
   X(T*, logits, "[N, C]")                                                                                        \

@@ -5,7 +5,6 @@
 #define LSOFTMAX_CORE_ARRAYS_H_
 
 #include <stdint.h>
-#include <string.h>
 
 #include <string>
 #include <string_view>
@@ -18,12 +17,29 @@ namespace lsoftmax {
 
 enum class Element { kReal, kDouble, kFloat, kInt32, kInt64, kLabel };  // kReal: of type T; kLabel: int32 or int64
 
+// The sizes of a shape: numbers, or letters, the L-th of which is -1 - L.
+constexpr std::string_view kLetters = "NDCB";
+constexpr int kMaxRank = 2;
+
 struct Array {
   const char* name;
   const char* shape;
   Element element;
+  int rank;
+  int sizes[kMaxRank];
+  bool may_be_none;   // "[...] or none", which has the shape [0]
+  bool may_be_empty;  // not "[..., C > 0]": it has a class
 
-  bool may_be_none() const { return strstr(shape, "or none") != nullptr; }
+  constexpr Array(const char* name, const char* shape, Element element)
+      : name(name), shape(shape), element(element), rank(0), sizes{}, may_be_none(false), may_be_empty(true) {
+    for (; *shape != ']'; ++shape) {
+      const size_t letter = kLetters.find(*shape);
+      if ('1' <= *shape && *shape <= '9') sizes[rank++] = *shape - '0';
+      if (letter != kLetters.npos) sizes[rank++] = -1 - static_cast<int>(letter);
+      if (*shape == '>') may_be_empty = false;
+    }
+    may_be_none = std::string_view(shape) == "] or none";
+  }
 };
 
 struct Real {};  // stands in for T
@@ -65,73 +81,66 @@ void point(Value** array, void* data) {
 // Points the array kArrays[number] of `args` to `data`.
 template <typename T>
 void point(Arguments<T>* args, int number, void* data) {
-  void (*const set[])(Arguments<T>*, void*) = {
+  static constexpr void (*kSet[])(Arguments<T>*, void*) = {
 #define LSOFTMAX_SET(TYPE, NAME, SHAPE) [](Arguments<T>* args, void* data) { point(&args->NAME, data); },
       LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_SET)
 #undef LSOFTMAX_SET
   };
-  set[number](args, data);
+  kSet[number](args, data);
 }
 
 // The same of an input: one that is none stays null.
 template <typename T>
 void take(Arguments<T>* args, int number, void* data, int64_t elements, bool wide_labels) {
-  const bool is_none = kArrays[number].may_be_none() && elements == 0;
+  const bool is_none = kArrays[number].may_be_none && elements == 0;
   const bool is_one = number == number_of("grad_unit") && !kHasGradUnit<T>;
   if (is_none || is_one) return;
   point(args, number, data);
   if (number == number_of("labels")) args->labels.wide = wide_labels;
 }
 
-// Calls visit(letter or digit) for each dimension of a shape.
-template <typename Visit>
-void for_each_dimension(const char* shape, const Visit& visit) {
-  for (; *shape != ']'; ++shape) {
-    if (strchr("[, ", *shape) == nullptr) visit(*shape);
-  }
-}
-
-constexpr int kMaxRank = 2;  // of an array
-
 // What the letters of the shapes stand for; -1 where that is not known yet.
 struct Sizes {
-  int64_t rows = -1, depth = -1, classes = -1, block = -1;
+  int64_t of_letter[kLetters.size()] = {-1, -1, -1, -1};
 
-  int64_t& of(char letter) {
-    return letter == 'N' ? rows : letter == 'D' ? depth : letter == 'C' ? classes : block;
-  }
+  int64_t rows() const { return of_letter[0]; }
+  int64_t depth() const { return of_letter[1]; }
+  int64_t classes() const { return of_letter[2]; }
+  int64_t block() const { return of_letter[3]; }
+  int64_t operator[](int size) const { return size < 0 ? of_letter[-1 - size] : size; }
 };
 
-inline std::string text_of(const int64_t* dimensions, int rank) {
-  std::string text = "[";
+// Whether an array has the shape that it is to have, `rank` dimensions of which dimension(d) tells the size, or is none. Sizes that
+// are not known yet are taken from it.
+template <typename Dimension>
+bool fits(const Array& array, int rank, const Dimension& dimension, Sizes* sizes) {
+  if (array.may_be_none && rank == 1 && dimension(0) == 0) return true;
+  if (rank != array.rank) return false;
+  bool fits = true, has_class = true;
   for (int d = 0; d < rank; ++d) {
-    text += (d == 0 ? "" : ",") + (dimensions[d] < 0 ? "?" : std::to_string(dimensions[d]));
+    const int64_t expected = (*sizes)[array.sizes[d]], got = dimension(d);
+    fits = fits && (expected < 0 || expected == got);
+    has_class = got > 0;
   }
-  return text + "]";
+  for (int d = 0; fits && d < rank; ++d) {
+    if (array.sizes[d] < 0) sizes->of_letter[-1 - array.sizes[d]] = dimension(d);
+  }
+  return fits && (has_class || array.may_be_empty);
 }
 
-// What is wrong with an array of these dimensions; empty if nothing is. Sizes that are not known yet are taken from it.
-inline std::string misfit(const Array& array, const int64_t* dimensions, int rank, Sizes* sizes) {
-  int64_t expected[kMaxRank];
-  int count = 0;
-  for_each_dimension(array.shape, [&](char c) { expected[count++] = c <= '9' ? c - '0' : sizes->of(c); });
-  bool fits = rank == count, is_none = fits && array.may_be_none();
-  for (int d = 0; d < count && d < rank; ++d) {
-    fits = fits && (expected[d] < 0 || expected[d] == dimensions[d]);
-    is_none = is_none && dimensions[d] == 0;
+// What is wrong with an array that does not fit.
+template <typename Dimension>
+std::string about_misfit(const Array& array, int rank, const Dimension& dimension, const Sizes& sizes) {
+  std::string expected, got;
+  for (int d = 0; d < array.rank; ++d) {
+    const int64_t size = sizes[array.sizes[d]];
+    expected += (d == 0 ? "" : ",") + (size < 0 ? "?" : std::to_string(size));
   }
-  if (is_none) return "";
-  const auto message = [&](const std::string& expected, const char* got) {
-    return array.name + (": expected " + expected + ", got ") + got + text_of(dimensions, rank);
-  };
-  if (!fits) return message("shape " + text_of(expected, count), "");
-  const int64_t* next = dimensions;
-  for_each_dimension(array.shape, [&](char c) {
-    if (c > '9') sizes->of(c) = *next;
-    ++next;
-  });
-  const bool is_weights = strcmp(array.name, "weights") == 0;
-  return is_weights && sizes->classes == 0 ? message("at least one class", "shape ") : "";
+  for (int d = 0; d < rank; ++d) got += (d == 0 ? "" : ",") + std::to_string(dimension(d));
+  if (rank == array.rank && !array.may_be_empty && dimension(rank - 1) == 0) {
+    return std::string(array.name) + ": expected at least one class, got shape [" + got + "]";
+  }
+  return std::string(array.name) + ": expected shape [" + expected + "], got [" + got + "]";
 }
 
 }  // namespace lsoftmax

@@ -126,14 +126,14 @@ class SetColumnsOp : public OpKernel {
     Sizes sizes;
     OP_REQUIRES_OK(context, signature_.check(context, &sizes));
     const int64_t first = *data_of<int64_t>(context->input(2));
-    OP_REQUIRES_OK(context, check_first("first_column", first, sizes.block, sizes.classes));
+    OP_REQUIRES_OK(context, check_first("first_column", first, sizes.block(), sizes.classes()));
 
     Tensor* matrix = nullptr;
     OP_REQUIRES_OK(context, Backend::take(context, 0, 0, /*copied=*/true, &matrix));
     const int64_t size = sizeof(T);
-    OP_REQUIRES_OK(context, Backend::copy_rows(context, context->input(1).data(), sizes.block * size,
-                                               static_cast<T*>(matrix->data()) + first, sizes.classes * size,
-                                               sizes.depth));
+    OP_REQUIRES_OK(context, Backend::copy_rows(context, context->input(1).data(), sizes.block() * size,
+                                               static_cast<T*>(matrix->data()) + first, sizes.classes() * size,
+                                               sizes.depth()));
   }
 
  private:

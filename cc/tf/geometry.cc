@@ -59,7 +59,7 @@ labels: [N].
 geometry_grad: [3, N], the gradient that reached `geometry`.
 loss_grad: [N], the upstream gradient of a loss, by which the two above are still to be multiplied; [0] for none.
 grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish, what the two above are multiples of; [0] for none.
-target_weights: [N, D], of LsoftmaxLoss, or [0, 0]: the columns are read from `weights`.
+target_weights: [N, D], of LsoftmaxLoss, or [0]: the columns are read from `weights`.
 features_grad: [N, D], their sum.
 )doc");
 
@@ -86,7 +86,7 @@ labels: [N].
 geometry_grad: [3, N], the gradient that reached `geometry`.
 loss_grad: [N], the upstream gradient of a loss, by which `geometry_grad` is still to be multiplied; [0] for none.
 grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish, what `geometry_grad` is a multiple of; [0] for none.
-target_weights: [N, D], of LsoftmaxLoss, or [0, 0]: the columns are read from `weights`.
+target_weights: [N, D], of LsoftmaxLoss, or [0]: the columns are read from `weights`.
 weights_grad: [D, C], their sum.
 )doc");
 

@@ -1,6 +1,6 @@
 #include "tf/inputs.h"
 
-#include <iterator>
+#include <array>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -51,30 +51,21 @@ void for_each_array(const std::vector<Array>& own, const Visit& visit) {
   for (const Array& array : own) visit(array);
 }
 
-// The handles that stand for the letters of the shapes.
-struct Dimensions {
-  DimensionHandle rows, depth, classes, block;
+using Dimensions = std::array<DimensionHandle, kLetters.size()>;  // what the letters of the shapes stand for
 
-  DimensionHandle& of(char letter) {
-    return letter == 'N' ? rows : letter == 'D' ? depth : letter == 'C' ? classes : block;
-  }
-};
-
-ShapeHandle shape_of(const Array& array, InferenceContext* context, Dimensions* dimensions) {
+ShapeHandle shape_of(const Array& array, InferenceContext* context, const Dimensions& known) {
   std::vector<DimensionHandle> sizes;
-  for_each_dimension(array.shape, [&](char c) {
-    sizes.push_back(c <= '9' ? context->MakeDim(c - '0') : dimensions->of(c));
-  });
+  for (int d = 0; d < array.rank; ++d) {
+    const int size = array.sizes[d];
+    sizes.push_back(size < 0 ? known[-1 - size] : context->MakeDim(size));
+  }
   return context->MakeShape(sizes);
 }
 
-bool may_be_none(const Array& array, InferenceContext* context, ShapeHandle shape, int rank) {
-  if (!array.may_be_none() || !context->RankKnown(shape) || context->Rank(shape) != rank) return false;
-  for (int d = 0; d < rank; ++d) {
-    const DimensionHandle size = context->Dim(shape, d);
-    if (context->ValueKnown(size) && context->Value(size) != 0) return false;
-  }
-  return true;
+bool may_be_none(const Array& array, InferenceContext* context, ShapeHandle shape) {
+  if (!array.may_be_none || !context->RankKnown(shape) || context->Rank(shape) != 1) return false;
+  const DimensionHandle size = context->Dim(shape, 0);
+  return !context->ValueKnown(size) || context->Value(size) == 0;
 }
 
 }  // namespace
@@ -99,49 +90,38 @@ int Signature::find(const std::vector<Place>& places, const char* name) {
   return -1;
 }
 
-absl::Status Signature::check(absl::FunctionRef<TensorShape(int)> shape_of, Sizes* sizes) const {
-  for (const Place& place : inputs_) {
-    const TensorShape shape = shape_of(place.index);
-    const auto dimensions = shape.dim_sizes();
-    TF_RETURN_IF_ERROR(status_of(misfit(place.array, dimensions.data(), shape.dims(), sizes)));
-  }
-  return absl::Status();
-}
-
-TensorShape shape_in(const Array& array, Sizes sizes) {
+TensorShape shape_in(const Array& array, const Sizes& sizes) {
   TensorShape shape;
-  for_each_dimension(array.shape, [&](char c) { shape.AddDim(c <= '9' ? c - '0' : sizes.of(c)); });
+  for (int d = 0; d < array.rank; ++d) shape.AddDim(sizes[array.sizes[d]]);
   return shape;
 }
 
 absl::Status infer_shapes(InferenceContext* context) {
   const std::vector<Array> own = own_arrays(context);
-  Dimensions known = {context->UnknownDim(), context->UnknownDim(), context->UnknownDim(), context->UnknownDim()};
+  Dimensions known;
+  for (DimensionHandle& size : known) size = context->UnknownDim();
   absl::Status status;
   for_each_array(own, [&](const Array& array) {
     std::vector<ShapeHandle> inputs;
-    if (!status.ok() || !context->input(array.name, &inputs).ok()) return;
-    const ShapeHandle got = inputs[0], expected = shape_of(array, context, &known);
-    if (may_be_none(array, context, got, context->Rank(expected))) return;
+    if (!status.ok() || !context->input(array.name, &inputs).ok() || may_be_none(array, context, inputs[0])) return;
+    const ShapeHandle expected = shape_of(array, context, known);
     ShapeHandle merged;
-    if (!context->Merge(got, expected, &merged).ok()) {
+    if (!context->Merge(inputs[0], expected, &merged).ok()) {
       status = absl::InvalidArgumentError(absl::StrCat(array.name, ": expected shape ", context->DebugString(expected),
-                                                       ", got ", context->DebugString(got)));
+                                                       ", got ", context->DebugString(inputs[0])));
       return;
     }
-    int d = 0;
-    for_each_dimension(array.shape, [&](char c) {
-      if (c > '9') known.of(c) = context->Dim(merged, d);
-      ++d;
-    });
-    if (absl::string_view(array.name) == "weights" && context->Value(known.classes) == 0) {
+    for (int d = 0; d < array.rank; ++d) {
+      if (array.sizes[d] < 0) known[-1 - array.sizes[d]] = context->Dim(merged, d);
+    }
+    if (!array.may_be_empty && context->Value(context->Dim(merged, array.rank - 1)) == 0) {
       status = absl::InvalidArgumentError(
-          absl::StrCat("weights: expected at least one class, got shape ", context->DebugString(merged)));
+          absl::StrCat(array.name, ": expected at least one class, got shape ", context->DebugString(merged)));
     }
   });
   TF_RETURN_IF_ERROR(status);
   for_each_array(own, [&](const Array& array) {
-    context->set_output(array.name, {shape_of(array, context, &known)}).IgnoreError();  // that there is none of this name
+    context->set_output(array.name, {shape_of(array, context, known)}).IgnoreError();  // that there is none of this name
   });
   return status;
 }

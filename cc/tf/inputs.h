@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
 #include "core/arrays.h"
 #include "core/half.h"
 #include "core/validate.h"
@@ -60,9 +59,18 @@ class Signature {
   const std::vector<Place>& outputs() const { return outputs_; }
 
   // Whether the inputs have the shapes that they are to have, and the sizes that these tell.
-  absl::Status check(absl::FunctionRef<tensorflow::TensorShape(int input)> shape_of, Sizes* sizes) const;
+  template <typename ShapeOf>
+  absl::Status check(const ShapeOf& shape_of, Sizes* sizes) const {
+    for (const Place& place : inputs_) {
+      const tensorflow::TensorShape& shape = shape_of(place.index);
+      const auto dimension = [&shape](int d) { return shape.dim_size(d); };
+      if (fits(place.array, shape.dims(), dimension, sizes)) continue;
+      return absl::InvalidArgumentError(about_misfit(place.array, shape.dims(), dimension, *sizes));
+    }
+    return absl::Status();
+  }
   absl::Status check(tensorflow::OpKernelContext* context, Sizes* sizes) const {
-    return check([context](int input) { return context->input(input).shape(); }, sizes);
+    return check([context](int i) -> const tensorflow::TensorShape& { return context->input(i).shape(); }, sizes);
   }
 
  private:
@@ -72,7 +80,7 @@ class Signature {
 };
 
 // The shape that an array has in a batch of these sizes.
-tensorflow::TensorShape shape_in(const Array& array, Sizes sizes);
+tensorflow::TensorShape shape_in(const Array& array, const Sizes& sizes);
 
 // The shape function of every op whose inputs and outputs are arrays.
 absl::Status infer_shapes(tensorflow::shape_inference::InferenceContext* context);

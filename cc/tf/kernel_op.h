@@ -42,9 +42,9 @@ class KernelOp : public OpKernel {
  private:
   absl::Status read_inputs(OpKernelContext* context, Sizes* sizes, JudgedArguments<Core<T>>* args) {
     TF_RETURN_IF_ERROR(signature_.check(context, sizes));
-    args->rows = sizes->rows;
-    args->depth = sizes->depth;
-    args->classes = std::max<int64_t>(0, sizes->classes);
+    args->rows = sizes->rows();
+    args->depth = sizes->depth();
+    args->classes = std::max<int64_t>(0, sizes->classes());
     for (const Signature::Place& place : signature_.inputs()) {
       if (place.number < 0) continue;
       const Tensor& input = context->input(place.index);
@@ -56,10 +56,10 @@ class KernelOp : public OpKernel {
       args->first_class = *data_of<int64_t>(context->input(first_class_));
       return check_first("first_class", args->first_class, args->classes, std::numeric_limits<int64_t>::max());
     }
-    return Backend::judge(/*knows_classes=*/sizes->classes >= 0, args);
+    return Backend::judge(/*knows_classes=*/sizes->classes() >= 0, args);
   }
 
-  absl::Status make_outputs(OpKernelContext* context, Sizes sizes, Arguments<Core<T>>* args) {
+  absl::Status make_outputs(OpKernelContext* context, const Sizes& sizes, Arguments<Core<T>>* args) {
     for (const auto& [array, number, index, same] : signature_.outputs()) {
       if (same >= 0) {
         context->set_output(index, context->input(same));

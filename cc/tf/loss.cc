@@ -89,11 +89,11 @@ labels: [N].
 bias: [C], or [0] for none.
 lam: [], the annealing weight lambda.
 loss: [N], of the above.
-whole_products_grad: [N, C], of LsoftmaxLoss; [0, 0] where the gradient is made block by block.
+whole_products_grad: [N, C], of LsoftmaxLoss; [0] where the gradient is made block by block.
 geometry_grad: [3, N], of LsoftmaxLoss or LsoftmaxFinish.
 target_grad: [N], of LsoftmaxLoss or LsoftmaxFinish.
-target_weights: [N, D], of LsoftmaxLoss; [0, 0] where the gradient is made block by block.
-normalizer_of_blocks: [2, N], of LsoftmaxFinish; [0, 0] where LsoftmaxLoss made the gradient.
+target_weights: [N, D], of LsoftmaxLoss; [0] where the gradient is made block by block.
+normalizer_of_blocks: [2, N], of LsoftmaxFinish; [0] where LsoftmaxLoss made the gradient.
 grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish.
 class_block_size: the classes of a block; 0 where LsoftmaxLoss made the gradient.
 same_loss: `loss`, the same buffer.

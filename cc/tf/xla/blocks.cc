@@ -11,15 +11,15 @@ namespace {
 absl::Status sums(const Node& node) {
   Sums sums = sum_up(node.targets_of_block(), node.plain_logits(node.block("products")));
   sums.predicted = sums.predicted + to_double(node.in("first_class"));
-  const Sums all = merge(sums_of(node.in("sums_before"), node.sizes.rows), sums);
-  node.out("sums", matrix_of(all, node.sizes.rows));
+  const Sums all = merge(sums_of(node.in("sums_before"), node.sizes.rows()), sums);
+  node.out("sums", matrix_of(all, node.sizes.rows()));
   return absl::Status();
 }
 
 absl::Status finish(const Node& node) {
-  const int64_t rows = node.sizes.rows;
+  const int64_t rows = node.sizes.rows();
   // Without a bias nothing tells the number of classes; a label beyond them has made its geometry NaN.
-  const int64_t classes = node.has("bias") ? node.sizes.classes : std::numeric_limits<int32_t>::max();
+  const int64_t classes = node.has("bias") ? node.sizes.classes() : std::numeric_limits<int32_t>::max();
   const Targets targets = targets_of(node.in("labels"), rows, classes);
   const Sums sums = sums_of(node.in("sums"), rows);
   const Geometry geometry = geometry_of(node.in("geometry"), rows);
@@ -46,7 +46,7 @@ absl::Status products_grad(const Node& node) {
 
 // A block that does not fit goes as near to its place as XLA finds room, as NaNs.
 absl::Status set_columns(const Node& node) {
-  const int64_t count = node.sizes.block, width = node.sizes.classes;
+  const int64_t count = node.sizes.block(), width = node.sizes.classes();
   if (count > width) return check_first("first_column", 0, count, width);  // it fits nowhere
   const XlaOp first = node.in("first_column");
   const XlaOp block =

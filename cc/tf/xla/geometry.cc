@@ -8,10 +8,10 @@ namespace {
 
 absl::Status target_geometry(const Node& node) {
   const Targets targets = node.targets();
-  const XlaOp w = column_at(targets, node.in("weights"), node.sizes.depth);
+  const XlaOp w = column_at(targets, node.in("weights"), node.sizes.depth());
   node.out("same_features", node.in("features"));
   node.out("same_weights", node.in("weights"));
-  node.out("geometry", matrix_of(geometry_between(targets, node.in("features"), w), node.sizes.rows));
+  node.out("geometry", matrix_of(geometry_between(targets, node.in("features"), w), node.sizes.rows()));
   return absl::Status();
 }
 
@@ -20,9 +20,9 @@ struct Upstream {
   explicit Upstream(const Node& node)
       : targets(node.targets()),
         h(to_double(node.upstream())),
-        geometry(h * geometry_of(node.in("geometry_grad"), node.sizes.rows)),
+        geometry(h * geometry_of(node.in("geometry_grad"), node.sizes.rows())),
         target_weights(node.has("target_weights") ? node.in("target_weights")
-                                                  : column_at(targets, node.in("weights"), node.sizes.depth)) {}
+                                                  : column_at(targets, node.in("weights"), node.sizes.depth())) {}
 
   const Targets targets;
   const XlaOp h;  // [N], or []: 1
@@ -39,7 +39,7 @@ absl::Status features_grad(const Node& node) {
   const XlaOp products = node.in("products_features_grad");
   const XlaOp share = times(upstream.target_weights, g.dot) + times(node.in("features"), g.features_sq + g.features_sq);
   const XlaOp scaled = node.has("loss_grad") ? times(products, upstream.h) : to_double(products);
-  const XlaOp here = as_columns(upstream.targets.here, node.sizes.rows, node.sizes.depth);
+  const XlaOp here = as_columns(upstream.targets.here, node.sizes.rows(), node.sizes.depth());
   node.out("features_grad", where(here, to_type_of(products, scaled + share), to_type_of(products, scaled)));
   return absl::Status();
 }
@@ -49,9 +49,9 @@ absl::Status weights_grad(const Node& node) {
   const Geometry& g = upstream.geometry;
   const XlaOp products = node.in("products_weights_grad");
   const XlaOp share = times(node.in("features"), g.dot) + times(upstream.target_weights, g.weights_sq + g.weights_sq);
-  const XlaOp here = as_columns(upstream.targets.here, node.sizes.rows, node.sizes.depth);
+  const XlaOp here = as_columns(upstream.targets.here, node.sizes.rows(), node.sizes.depth());
   const XlaOp rows = to_type_of(widen(products), where(here, share, 0));
-  node.out("weights_grad", add_to_columns(upstream.targets, products, rows, node.sizes.depth));
+  node.out("weights_grad", add_to_columns(upstream.targets, products, rows, node.sizes.depth()));
   return absl::Status();
 }
 

@@ -101,8 +101,11 @@ ffi::DataType type_of(Element element, ffi::DataType got) {
 template <typename T>
 std::string misfit(const Array& array, Any buffer, Sizes* sizes) {
   const ffi::DataType got = buffer.element_type(), expected = type_of<T>(array.element, got);
-  const auto dimensions = buffer.dimensions();
-  if (got == expected) return misfit(array, dimensions.begin(), static_cast<int>(dimensions.size()), sizes);
+  if (got == expected) {
+    const auto dimension = [sizes = buffer.dimensions()](int d) { return sizes[d]; };
+    const int rank = static_cast<int>(buffer.dimensions().size());
+    return fits(array, rank, dimension, sizes) ? "" : about_misfit(array, rank, dimension, *sizes);
+  }
   return std::string(array.name) + ": expected data type " + std::to_string(static_cast<int>(expected)) +
          " of XLA, got " + std::to_string(static_cast<int>(got));
 }
@@ -148,9 +151,9 @@ std::string run(ffi::ThreadPool* pool, const std::vector<Any>& operands, const s
     if (!wrong.empty()) return wrong;
     point<T>(&args, number, results[i].element_count() > 0 ? data_of(results[i]) : nullptr);
   }
-  args.rows = sizes.rows;
-  args.depth = sizes.depth;
-  args.classes = sizes.classes;
+  args.rows = sizes.rows();
+  args.depth = sizes.depth();
+  args.classes = sizes.classes();
   if (!is_good_margin(margin)) return about_bad_margin(margin);
   args.margin = static_cast<int>(margin);
   const std::string wrong = args.judge();

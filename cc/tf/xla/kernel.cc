@@ -16,14 +16,14 @@ tensorflow::TensorShape Node::shape_of(int input) const {
 #pragma GCC diagnostic pop
 }
 
-Targets Node::targets() const { return targets_of(in("labels"), sizes.rows, sizes.classes); }
+Targets Node::targets() const { return targets_of(in("labels"), sizes.rows(), sizes.classes()); }
 
 Targets Node::targets_of_block() const {
-  return lsoftmax::targets_of(in("labels"), sizes.rows, sizes.classes, in("first_class"));
+  return lsoftmax::targets_of(in("labels"), sizes.rows(), sizes.classes(), in("first_class"));
 }
 
 XlaOp Node::block(const char* name) const {
-  const XlaOp fits = is_first(in("first_class"), sizes.classes, std::numeric_limits<int64_t>::max());
+  const XlaOp fits = is_first(in("first_class"), sizes.classes(), std::numeric_limits<int64_t>::max());
   return where(fits, in(name), std::numeric_limits<double>::quiet_NaN());
 }
 

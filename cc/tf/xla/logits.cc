@@ -13,7 +13,7 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 struct Rows {
   explicit Rows(const Node& node)
       : targets(node.targets()),
-        target(target_logit(node.margin, node.in("lam"), geometry_of(node.in("geometry"), node.sizes.rows))),
+        target(target_logit(node.margin, node.in("lam"), geometry_of(node.in("geometry"), node.sizes.rows()))),
         lost(is_lost(targets, node.in("lam"))) {}
 
   // The matrix with `values` [N] at the targets that have a margin, and NaN in the rows that are lost.
@@ -39,8 +39,8 @@ absl::Status logits_grad(const Node& node) {
   const Rows rows(node);
   const XlaOp gradient = node.in("logits_grad"), own = to_double(entry_at(rows.targets, gradient));
   const XlaOp upstream = where(rows.lost, kNan, where(rows.target.has_margin, own, 0));
-  node.out("products_grad", rows.patched(gradient, ::xla::Broadcast(number(own, 0), {node.sizes.rows})));
-  node.out("geometry_grad", matrix_of(upstream * rows.target.slope, node.sizes.rows));
+  node.out("products_grad", rows.patched(gradient, ::xla::Broadcast(number(own, 0), {node.sizes.rows()})));
+  node.out("geometry_grad", matrix_of(upstream * rows.target.slope, node.sizes.rows()));
   return absl::Status();
 }
 
