@@ -272,7 +272,7 @@ def while_kernels_run(change, kernels):
     return wrapper
 
 
-@pytest.mark.parametrize("kernel", ["geometry", "loss", "features_grad", "weights_grad", "bias_grad"])
+@pytest.mark.parametrize("kernel", ["geometry_and_loss", "features_grad", "weights_grad", "bias_grad"])
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.int8])
 def test_labels_are_used_as_they_were_checked(kernel, dtype):
     arguments = given("arrays.loss_grad")
@@ -299,7 +299,7 @@ def test_lambda_and_shapes_are_used_as_they_were_checked():
         for name in ARGUMENTS:
             arguments[name].shape = (arguments[name].size, 1)
 
-    with mock.patch.object(core, "geometry", while_kernels_run(change, core.geometry)):
+    with mock.patch.object(core, "geometry_and_loss", while_kernels_run(change, core.geometry_and_loss)):
         got = outcome("arrays.loss_grad", arguments)
     for one, want in zip(got, expected, strict=True):
         np.testing.assert_array_equal(one, want)

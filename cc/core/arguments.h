@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#include "core/inline.h"
+#include "core/margin.h"
 
 namespace lsoftmax {
 
@@ -52,7 +52,7 @@ struct Arguments {
   int64_t rows = 0;     // N, samples
   int64_t depth = 0;    // D, features of a sample
   int64_t classes = 0;  // C
-  int margin = 1;       // m, 1 <= m <= 64
+  Margin margin;
 
   // Where only the classes first_class .. first_class + C - 1 of more are at hand, labels are global class indices.
   int64_t first_class = 0;

@@ -15,11 +15,10 @@
 #ifndef LSOFTMAX_CORE_GRAD_UNIT_H_
 #define LSOFTMAX_CORE_GRAD_UNIT_H_
 
-#include <math.h>
 #include <stdint.h>
-#include <string.h>
 
 #include "core/half.h"
+#include "core/words.h"
 
 namespace lsoftmax {
 
@@ -31,20 +30,16 @@ constexpr bool kHasGradUnit<float16> = true;
 
 constexpr double kFeatureRange = 4096, kProductRange = 256, kMinLift = 0x1p-6, kMaxLift = 0x1p40;
 
-// 1 / u, which the row's gradients are multiplied by. `largest`, `rest`: p and r.
-LSOFTMAX_INLINE double grad_lift(double largest, double rest, double features_sq, int64_t depth, int64_t rows) {
-  const double x = sqrt(features_sq / static_cast<double>(depth));
-  const double fits = x / largest, keeps = kFeatureRange * x / static_cast<double>(rows), bound = kProductRange / rest;
-  const double wanted = fits > keeps ? fits : keeps, lift = wanted < bound ? wanted : bound;
-  if (!(lift > 0)) return 1;  // no features to keep the digits of, or NaN
-  if (lift < kMinLift) return kMinLift;
-  if (lift > kMaxLift) return kMaxLift;
-  uint64_t bits;
-  memcpy(&bits, &lift, sizeof bits);
-  bits &= 0x7ff0000000000000u;  // the exponent alone: a power of two
-  double power;
-  memcpy(&power, &bits, sizeof power);
-  return power;
+// 1 / u, which the row's gradients are multiplied by; 1 without features to keep the digits of, or with a NaN. `largest`, `rest`: p
+// and r.
+template <typename Real>
+LSOFTMAX_INLINE Real grad_lift(Real largest, Real rest, Real features_sq, Real depth, int64_t rows) {
+  const Real x = root(features_sq / depth), least = number(x, kMinLift), most = number(x, kMaxLift);
+  const Real fits = x / largest, keeps = number(x, kFeatureRange) * x / number(x, static_cast<double>(rows));
+  const Real wanted = where(less(keeps, fits), fits, keeps), bound = number(x, kProductRange) / rest;
+  const Real lift = where(less(wanted, bound), wanted, bound);
+  const Real bounded = where(less(lift, least), least, where(less(most, lift), most, power_of_two_below(lift)));
+  return where(less(number(x, 0), lift), bounded, number(x, 1));
 }
 
 }  // namespace lsoftmax

@@ -6,7 +6,7 @@
 #include "core/loss.h"
 
 #include "core/exponential.h"
-#include "core/softmax.h"
+#include "core/target.h"
 
 namespace lsoftmax {
 namespace {
@@ -114,7 +114,7 @@ LSOFTMAX_INLINE double sum_of_exponentials(const Logits<T, kBias>& z, int64_t be
 // The sums over the row's classes at hand. Where `kept` is not null, exp(z - m) is left there of every class but the
 // target.
 template <typename T, bool kBias>
-LSOFTMAX_INLINE Sums sum_row(const Arguments<T>& args, int64_t row, Real<T>* kept) {
+LSOFTMAX_INLINE Sums<double> sum_row(const Arguments<T>& args, int64_t row, Real<T>* kept) {
   const Logits<T, kBias> z = {args.products + row * args.classes, args.bias};
   const int64_t y = label_of(args.labels, row) - args.first_class;
   const bool has_target = 0 <= y && y < args.classes;
@@ -122,7 +122,7 @@ LSOFTMAX_INLINE Sums sum_row(const Arguments<T>& args, int64_t row, Real<T>* kep
 
   const Real<T> max_before = largest(z, 0, before), max_after = largest(z, after, args.classes);
   const Real<T> max = max_after > max_before ? max_after : max_before;
-  Sums sums = no_sums();
+  Sums<double> sums = no_sums();
   sums.max = sums.best = max;
   if (has_target && z[y] > max) {
     sums.best = z[y];
@@ -143,7 +143,7 @@ LSOFTMAX_INLINE Sums sum_row(const Arguments<T>& args, int64_t row, Real<T>* kep
 // gradient[c] = exp(z[c] - max) scale for every class; 0 at the target, and everywhere in a row without one. Only the
 // target's logit may be above `max`: whatever comes of it is replaced.
 template <typename T, bool kBias>
-LSOFTMAX_INLINE void differentiate_row(const Arguments<T>& args, int64_t row, const Normalizer& normalizer) {
+LSOFTMAX_INLINE void differentiate_row(const Arguments<T>& args, int64_t row, const Normalizer<double>& normalizer) {
   T* const gradient = args.products_grad + row * args.classes;
   const int64_t label = label_of(args.labels, row), y = label - args.first_class;
   const Logits<T, kBias> z = {args.products + row * args.classes, args.bias};
@@ -159,7 +159,7 @@ LSOFTMAX_INLINE void differentiate_row(const Arguments<T>& args, int64_t row, co
 
 // The same from the exponentials exp(z[c] - max), which are in the gradient's place.
 template <typename R>
-LSOFTMAX_INLINE void scale_row(const Arguments<R>& args, int64_t row, const Normalizer& normalizer) {
+LSOFTMAX_INLINE void scale_row(const Arguments<R>& args, int64_t row, const Normalizer<double>& normalizer) {
   R* const gradient = args.products_grad + row * args.classes;
   const int64_t y = label_of(args.labels, row);
   const R scale = static_cast<R>(normalizer.scale);
@@ -183,10 +183,10 @@ void loss_rows(const Arguments<T>& args, int64_t begin, int64_t end) {
   const double alpha = margin_share(*args.lam);
   for (int64_t i = begin; i < end; ++i) {
     if constexpr (kKeepsExponentials<T>) {
-      const Sums sums = sum_row<T, kBias>(args, i, args.products_grad + i * args.classes);
+      const Sums<double> sums = sum_row<T, kBias>(args, i, args.products_grad + i * args.classes);
       scale_row(args, i, finish_row(args, alpha, i, target_bias(args, i), sums));
     } else {
-      const Sums sums = sum_row<T, kBias>(args, i, nullptr);
+      const Sums<double> sums = sum_row<T, kBias>(args, i, nullptr);
       differentiate_row<T, kBias>(args, i, finish_row(args, alpha, i, target_bias(args, i), sums));
     }
   }
@@ -200,7 +200,7 @@ void loss(const Arguments<T>& args, int64_t begin, int64_t end) {
 template <typename T>
 void sums(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const Sums block = args.bias != nullptr ? sum_row<T, true>(args, i, nullptr) : sum_row<T, false>(args, i, nullptr);
+    const Sums<double> block = args.bias != nullptr ? sum_row<T, true>(args, i, nullptr) : sum_row<T, false>(args, i, nullptr);
     store(args, i, merge(sums_of(args, i), block));
   }
 }
@@ -209,7 +209,7 @@ template <typename T>
 void finish(const Arguments<T>& args, int64_t begin, int64_t end) {
   const double alpha = margin_share(*args.lam);
   for (int64_t i = begin; i < end; ++i) {
-    const Normalizer normalizer = finish_row(args, alpha, i, target_bias(args, i), sums_of(args, i));
+    const Normalizer<double> normalizer = finish_row(args, alpha, i, target_bias(args, i), sums_of(args, i));
     args.normalizer[i] = normalizer.max;
     args.normalizer[args.rows + i] = normalizer.scale;
   }
@@ -218,7 +218,7 @@ void finish(const Arguments<T>& args, int64_t begin, int64_t end) {
 template <typename T>
 void products_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const Normalizer normalizer = {args.normalizer[i], args.normalizer[args.rows + i]};
+    const Normalizer<double> normalizer = {args.normalizer[i], args.normalizer[args.rows + i]};
     (args.bias != nullptr ? differentiate_row<T, true> : differentiate_row<T, false>)(args, i, normalizer);
   }
 }

@@ -13,6 +13,9 @@
 //   dt/dA  = alpha (psi - c psi') sqrt(B/A) / 2
 //   dt/dB  = alpha (psi - c psi') sqrt(A/B) / 2
 //
+// Whatever a row's values are, target_logit gives the dense layer's x . w, with its derivatives, where the margin changes nothing: where
+// m = 1, alpha = 0 or a norm is zero.
+//
 // T and U are the Chebyshev polynomials of the first and second kind, from one recurrence:
 // U_{j+1} = 2c U_j - U_{j-1} and T_m = c U_{m-1} - U_{m-2}. The recurrence also tells the segment. The roots of U_{m-1} are the
 // segments' edges cos(j pi / m), and U_0 .. U_{m-1} is a Sturm sequence: it changes sign once for every root
@@ -21,79 +24,87 @@
 #ifndef LSOFTMAX_CORE_MARGIN_H_
 #define LSOFTMAX_CORE_MARGIN_H_
 
-#include <math.h>
-
-#include "core/inline.h"
+#include "core/words.h"
 
 namespace lsoftmax {
 
 constexpr int kMaxMargin = 64;
 
+// psi(theta) = cos(m theta + shift) - offset, continued so that it falls. Other shifts and offsets than 0 are refused where
+// arguments are checked.
+struct Margin {
+  int m = 1;  // 1 <= m <= kMaxMargin
+  double shift = 0, offset = 0;
+};
+
+// What the margin needs to know of a row; or the derivatives of something in it.
+template <typename Real>
+struct Geometry {
+  Real dot, features_sq, weights_sq;  // s, A and B
+};
+
 // psi and its derivative in c at one angle, and the segment of that angle.
 template <typename Real>
 struct Psi {
-  Real value;
-  Real slope;
-  int segment;
+  Real value, slope, segment;
 };
 
-// Requires 1 <= margin and -1 <= c <= 1; a NaN gives NaN on segment 0.
+// Requires -1 <= c <= 1; a NaN gives NaN on segment 0.
 template <typename Real>
-LSOFTMAX_INLINE Psi<Real> psi(int margin, Real c) {
-  Real before = 0, u = 1;  // U_{j-1} and U_j, from j = 0
-  int segment = 0;
-  bool negative = false;
-  for (int j = 1; j < margin; ++j) {
-    const Real next = 2 * c * u - before;
+LSOFTMAX_INLINE Psi<Real> psi(const Margin& margin, Real c) {
+  const Real zero = number(c, 0), one = number(c, 1), two = number(c, 2);
+  Real before = zero, u = one;  // U_{j-1} and U_j, from j = 0
+  Real segment = zero, sign = one;
+  for (int j = 1; j < margin.m; ++j) {
+    const Real next = two * c * u - before;
     before = u;
     u = next;
-    if (negative ? u > 0 : u < 0) {
-      negative = !negative;
-      ++segment;
-    }
+    const auto changes = less(sign * u, zero);
+    segment = where(changes, segment + one, segment);
+    sign = where(changes, -sign, sign);  // (-1)^k
   }
-  const Real sign = negative ? -1 : 1;  // (-1)^k
-  return {sign * (c * u - before) - 2 * segment, sign * margin * u, segment};
+  return {sign * (c * u - before) - two * segment, sign * number(c, margin.m) * u, segment};
 }
 
 // cos(theta), clamped: rounding may carry s / r past a pole. 0 where a norm is zero; a NaN stays one.
 template <typename Real>
-LSOFTMAX_INLINE Real cos_theta(Real s, Real A, Real B) {
-  if (A == 0 || B == 0) return 0;
-  const Real c = s / sqrt(A) / sqrt(B);
-  return c < -1 ? Real(-1) : c > 1 ? Real(1) : c;
+LSOFTMAX_INLINE Real cos_theta(const Geometry<Real>& g) {
+  const Real zero = number(g.dot, 0), one = number(g.dot, 1);
+  const Real c = g.dot / root(g.features_sq) / root(g.weights_sq);
+  const Real clamped = where(less(c, -one), -one, where(less(one, c), one, c));
+  return where(either(is_zero(g.features_sq), is_zero(g.weights_sq)), zero, clamped);
 }
 
 // alpha = 1 / (1 + lambda): how much of the margin counts. 0 where lambda is infinite.
 template <typename Real>
 LSOFTMAX_INLINE Real margin_share(Real lambda) {
-  return 1 / (1 + lambda);
+  return number(lambda, 1) / (number(lambda, 1) + lambda);
 }
 
-// Whether the margin changes this sample at all. Where it does not, the logit and its gradient are the dense
-// layer's own and are left untouched, to the last bit.
+// Whether the margin changes nothing: logit and gradient are the dense layer's own and are left untouched, to the last bit.
 template <typename Real>
-LSOFTMAX_INLINE bool has_margin(int margin, Real alpha, Real A, Real B) {
-  return margin > 1 && alpha != 0 && A != 0 && B != 0;
+LSOFTMAX_INLINE auto is_dense(const Margin& margin, Real alpha, const Geometry<Real>& g) {
+  const auto no_margin = either(is_zero(number(alpha, margin.m - 1)), is_zero(alpha));
+  return either(no_margin, either(is_zero(g.features_sq), is_zero(g.weights_sq)));
 }
 
-// The target logit t and its derivatives in s, A and B.
+// The target logit t and its derivatives in the geometry.
 template <typename Real>
 struct TargetLogit {
   Real value;
-  Real d_dot;
-  Real d_features_sq;
-  Real d_weights_sq;
+  Geometry<Real> slope;
 };
 
-// Requires has_margin(margin, alpha, A, B).
 template <typename Real>
-LSOFTMAX_INLINE TargetLogit<Real> target_logit(int margin, Real alpha, Real s, Real A, Real B) {
-  const Real a = sqrt(A), b = sqrt(B);
-  const Real c = cos_theta(s, A, B);
+LSOFTMAX_INLINE TargetLogit<Real> target_logit(const Margin& margin, Real alpha, const Geometry<Real>& g) {
+  const Real zero = number(g.dot, 0), one = number(g.dot, 1), s = g.dot;
+  const Real a = root(g.features_sq), b = root(g.weights_sq), c = cos_theta(g);
   const Psi<Real> p = psi(margin, c);
-  const Real q = alpha * (p.value - c * p.slope) / 2;
-  return {s + alpha * (a * b * p.value - s), 1 + alpha * (p.slope - 1), q * b / a, q * a / b};
+  const Real q = alpha * (p.value - c * p.slope) / number(s, 2);
+  const auto dense = is_dense(margin, alpha, g);
+  return {where(dense, s, s + alpha * (a * b * p.value - s)),
+          {where(dense, one, one + alpha * (p.slope - one)), where(dense, zero, q * b / a),
+           where(dense, zero, q * a / b)}};
 }
 
 }  // namespace lsoftmax

@@ -133,7 +133,7 @@ void angles(const Arguments<T>& args, int64_t begin, int64_t end) {
 
 // gradient[0 .. width) = scale (gradient + along_w w + along_x x), where w is strided.
 template <typename T>
-LSOFTMAX_INLINE void add_row(const T* __restrict x, const T* __restrict w, int64_t stride, const Geometry& grad,
+LSOFTMAX_INLINE void add_row(const T* __restrict x, const T* __restrict w, int64_t stride, const Geometry<double>& grad,
                              double scale, int64_t width, T* __restrict gradient) {
   const double along_w = scale * grad.dot, along_x = scale * 2 * grad.features_sq;
   for (int64_t l = 0; l < width; ++l) {
@@ -172,7 +172,7 @@ void features_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
       const int64_t width = smaller(kTile, args.depth - d);
       for (int64_t i = first; i < last; ++i) {
         const int64_t y = label_of(args.labels, i);
-        const Geometry grad = geometry_grad_of(args, i);
+        const Geometry<double> grad = geometry_grad_of(args, i);
         const double scale = loss_grad_of(args, i);
         T* gradient = args.features_grad + i * args.depth + d;
         if (y < 0) scale_row(scale, width, gradient);

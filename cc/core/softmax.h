@@ -19,96 +19,80 @@
 #define LSOFTMAX_CORE_SOFTMAX_H_
 
 #include "core/grad_unit.h"
-#include "core/target.h"
+#include "core/margin.h"
 
 namespace lsoftmax {
 
+template <typename Real>
 struct Sums {
-  double max, sum;         // m and S, of the classes but the target
-  double best, predicted;  // the largest plain logit, of all classes, and where it is first
+  Real max, sum;         // m and S, of the classes but the target
+  Real best, predicted;  // the largest plain logit, of all classes, and where it is first
 };
-
-LSOFTMAX_INLINE Sums no_sums() { return {-static_cast<double>(INFINITY), 0, -static_cast<double>(INFINITY), 0}; }
-
-template <typename T>
-LSOFTMAX_INLINE Sums sums_of(const Arguments<T>& args, int64_t row) {
-  return {args.sums[row], args.sums[args.rows + row], args.sums[2 * args.rows + row], args.sums[3 * args.rows + row]};
-}
-
-template <typename T>
-LSOFTMAX_INLINE void store(const Arguments<T>& args, int64_t row, const Sums& sums) {
-  args.sums[row] = sums.max;
-  args.sums[args.rows + row] = sums.sum;
-  args.sums[2 * args.rows + row] = sums.best;
-  args.sums[3 * args.rows + row] = sums.predicted;
-}
 
 // S exp(m - M): a sum relative to m, from now on relative to `max` >= m.
-LSOFTMAX_INLINE double rescale(double sum, double m, double max) { return sum == 0 ? 0 : sum * exp(m - max); }
+template <typename Real>
+LSOFTMAX_INLINE Real rescale(Real sum, Real m, Real max) {
+  return where(is_zero(sum), sum, sum * natural_exp(m - max));
+}
 
 // The sums over two blocks of classes, `a` the earlier one.
-LSOFTMAX_INLINE Sums merge(const Sums& a, const Sums& b) {
-  const double max = b.max > a.max ? b.max : a.max;
-  const bool later = b.best > a.best;
-  return {max, rescale(a.sum, a.max, max) + rescale(b.sum, b.max, max), later ? b.best : a.best,
-          later ? b.predicted : a.predicted};
+template <typename Real>
+LSOFTMAX_INLINE Sums<Real> merge(const Sums<Real>& a, const Sums<Real>& b) {
+  const Real max = where(less(a.max, b.max), b.max, a.max);
+  const auto later = less(a.best, b.best);
+  return {max, rescale(a.sum, a.max, max) + rescale(b.sum, b.max, max), where(later, b.best, a.best),
+          where(later, b.predicted, a.predicted)};
 }
 
+template <typename Real>
 struct Normalizer {
-  double max, scale;  // m and exp(m - M) / (R + e); both 0 where there is no other class, or all are -inf
+  Real max, scale;  // m and exp(m - M) / (R + e); both 0 where there is no other class, or all are -inf
 };
 
+template <typename Real>
 struct CrossEntropy {
-  double loss;
-  double slope;  // in the target's logit
-  Normalizer normalizer;
+  Real loss;
+  Real slope;  // in the target's logit
+  Normalizer<Real> normalizer;
 };
 
-LSOFTMAX_INLINE CrossEntropy cross_entropy(const Sums& others, double target) {
-  const bool leads = !(others.max > target);
-  const double max = leads ? target : others.max;
-  const double rest = rescale(others.sum, others.max, max), own = leads ? 1 + 0 * target : exp(target - max);
-  const double loss = leads ? log1p(rest) + 0 * target : log(rest + own) + (max - target);
-  const Normalizer normalizer = {others.max, rescale(1, others.max, max) / (rest + own)};
-  return {loss, -rest / (rest + own), others.sum == 0 ? Normalizer{0, 0} : normalizer};
+template <typename Real>
+LSOFTMAX_INLINE CrossEntropy<Real> cross_entropy(const Sums<Real>& others, Real target) {
+  const Real zero = number(target, 0), one = number(target, 1);
+  const auto behind = less(target, others.max), alone = is_zero(others.sum);
+  const Real lead = target - others.max, small = natural_exp(where(behind, lead, -lead));  // exp(min - max) of the two
+  // With an infinite logit in the lead, 0 times it: NaN.
+  const Real rest = where(alone, zero, where(behind, others.sum + zero * others.max, others.sum * small));
+  const Real own = where(behind, small, one + zero * target);
+  const Real loss = where(behind, natural_log(rest + own) - lead, natural_log1p(rest) + zero * target);
+  const Real scale = where(behind, one, small) / (rest + own);
+  return {loss, -rest / (rest + own), {where(alone, zero, others.max), where(alone, zero, scale)}};
 }
 
-// The target's logit with its margin, and the derivatives of t in the geometry. Where the margin changes nothing this is
-// the dense layer's logit.
-template <typename T>
-LSOFTMAX_INLINE TargetLogit<double> target_of(const Arguments<T>& args, double alpha, const Geometry& g) {
-  return has_margin(args.margin, alpha, g.features_sq, g.weights_sq)
-             ? target_logit(args.margin, alpha, g.dot, g.features_sq, g.weights_sq)
-             : TargetLogit<double>{g.dot, 1, 0, 0};
-}
+// What a row's sums and its geometry make of it: the loss, its derivatives in the target's logit and in the geometry, and the
+// normalizer, these in units of `unit` (grad_unit.h). `bias` is that of the target.
+template <typename Real>
+struct Finished {
+  Real loss, target_grad;
+  Geometry<Real> geometry_grad;
+  Normalizer<Real> normalizer;
+  Real unit;
+};
 
-// From the sums over a row's classes: loss[row], predicted[row] and, in units of grad_unit[row], geometry_grad[:, row] and
-// target_grad[row]; returns the normalizer, in these units, too, whose scale is 0 without a target. `bias` is that of the target.
-template <typename T>
-LSOFTMAX_INLINE Normalizer finish_row(const Arguments<T>& args, double alpha, int64_t row, double bias,
-                                      const Sums& sums) {
-  args.predicted[row] = static_cast<int64_t>(sums.predicted);
-  if (label_of(args.labels, row) < 0) {
-    assign(args.loss[row], 0);
-    args.target_grad[row] = 0;
-    store(args.geometry_grad, args.rows, row, {0, 0, 0});
-    if (args.grad_unit != nullptr) args.grad_unit[row] = 1;
-    return {0, 0};
-  }
-  const Geometry g = geometry_of(args, row);
-  const TargetLogit<double> t = target_of(args, alpha, g);
-  CrossEntropy h = cross_entropy(sums, t.value + bias);
-  if (args.grad_unit != nullptr) {
-    const double lift =
-        kHasGradUnit<T> ? grad_lift(h.normalizer.scale, -h.slope, g.features_sq, args.depth, args.rows) : 1;
-    args.grad_unit[row] = static_cast<float>(1 / lift);
-    h.slope *= lift;
-    h.normalizer.scale *= lift;
-  }
-  assign(args.loss[row], h.loss);
-  args.target_grad[row] = h.slope;
-  store(args.geometry_grad, args.rows, row, {h.slope * t.d_dot, h.slope * t.d_features_sq, h.slope * t.d_weights_sq});
-  return h.normalizer;
+template <typename Real>
+LSOFTMAX_INLINE Finished<Real> finish(const Margin& margin, Real alpha, const Geometry<Real>& geometry, Real bias,
+                                      const Sums<Real>& sums, Real depth, int64_t rows, bool has_unit) {
+  const TargetLogit<Real> t = target_logit(margin, alpha, geometry);
+  const CrossEntropy<Real> h = cross_entropy(sums, t.value + bias);
+  const Real one = number(bias, 1);
+  const Real lift =
+      has_unit ? grad_lift(h.normalizer.scale, -h.slope, geometry.features_sq, depth, rows) : one;
+  const Real slope = h.slope * lift;
+  return {h.loss,
+          slope,
+          {slope * t.slope.dot, slope * t.slope.features_sq, slope * t.slope.weights_sq},
+          {h.normalizer.max, h.normalizer.scale * lift},
+          one / lift};
 }
 
 }  // namespace lsoftmax

@@ -6,26 +6,21 @@
 
 #include "core/arguments.h"
 #include "core/half.h"
-#include "core/margin.h"
+#include "core/softmax.h"
 
 namespace lsoftmax {
 
-// The geometry of one row, from [3, N].
-struct Geometry {
-  double dot, features_sq, weights_sq;
-};
-
 template <typename T>
-LSOFTMAX_INLINE Geometry geometry_of(const Arguments<T>& args, int64_t row) {
+LSOFTMAX_INLINE Geometry<double> geometry_of(const Arguments<T>& args, int64_t row) {
   return {args.geometry[row], args.geometry[args.rows + row], args.geometry[2 * args.rows + row]};
 }
 
 template <typename T>
-LSOFTMAX_INLINE Geometry geometry_grad_of(const Arguments<T>& args, int64_t row) {
+LSOFTMAX_INLINE Geometry<double> geometry_grad_of(const Arguments<T>& args, int64_t row) {
   return {args.geometry_grad[row], args.geometry_grad[args.rows + row], args.geometry_grad[2 * args.rows + row]};
 }
 
-LSOFTMAX_INLINE void store(double* geometry, int64_t rows, int64_t row, const Geometry& g) {
+LSOFTMAX_INLINE void store(double* geometry, int64_t rows, int64_t row, const Geometry<double>& g) {
   geometry[row] = g.dot;
   geometry[rows + row] = g.features_sq;
   geometry[2 * rows + row] = g.weights_sq;
@@ -42,36 +37,66 @@ LSOFTMAX_INLINE double loss_grad_of(const Arguments<T>& args, int64_t row) {
 template <typename T>
 LSOFTMAX_INLINE void patch_logit(const Arguments<T>& args, double alpha, int64_t row) {
   const int64_t y = label_of(args.labels, row);
-  const Geometry g = geometry_of(args, row);
-  if (y < 0 || !has_margin(args.margin, alpha, g.features_sq, g.weights_sq)) return;
-  assign(args.logits[row * args.classes + y],
-         target_logit(args.margin, alpha, g.dot, g.features_sq, g.weights_sq).value);
+  const Geometry<double> g = geometry_of(args, row);
+  if (y < 0 || is_dense(args.margin, alpha, g)) return;
+  assign(args.logits[row * args.classes + y], target_logit(args.margin, alpha, g).value);
 }
 
 // geometry_grad[:, row] = products_grad[row, y] dt, and that entry becomes 0.
 template <typename T>
 LSOFTMAX_INLINE void split_gradient(const Arguments<T>& args, double alpha, int64_t row) {
   const int64_t y = label_of(args.labels, row);
-  const Geometry g = geometry_of(args, row);
-  Geometry grad = {0, 0, 0};
-  if (y >= 0 && has_margin(args.margin, alpha, g.features_sq, g.weights_sq)) {
-    const TargetLogit<double> t = target_logit(args.margin, alpha, g.dot, g.features_sq, g.weights_sq);
-    T& entry = args.products_grad[row * args.classes + y];
-    const double upstream = widen(entry);
-    assign(entry, 0);
-    grad = {upstream * t.d_dot, upstream * t.d_features_sq, upstream * t.d_weights_sq};
-  }
-  store(args.geometry_grad, args.rows, row, grad);
+  const Geometry<double> g = geometry_of(args, row);
+  if (y < 0 || is_dense(args.margin, alpha, g)) return store(args.geometry_grad, args.rows, row, {0, 0, 0});
+  const Geometry<double> slope = target_logit(args.margin, alpha, g).slope;
+  T& entry = args.products_grad[row * args.classes + y];
+  const double upstream = widen(entry);
+  assign(entry, 0);
+  store(args.geometry_grad, args.rows, row,
+        {upstream * slope.dot, upstream * slope.features_sq, upstream * slope.weights_sq});
 }
 
 // cos_theta[row] and segment[row]; NaN and -1 without a target.
 template <typename T>
 LSOFTMAX_INLINE void measure_angle(const Arguments<T>& args, int64_t row) {
   const bool has_target = label_of(args.labels, row) >= 0;
-  const Geometry g = geometry_of(args, row);
-  const double c = cos_theta(g.dot, g.features_sq, g.weights_sq);
+  const Geometry<double> g = geometry_of(args, row);
+  const double c = cos_theta(g);
   args.cos_theta[row] = has_target ? c : static_cast<double>(NAN);
-  args.segment[row] = has_target ? psi(args.margin, c).segment : -1;
+  args.segment[row] = has_target ? static_cast<int32_t>(psi(args.margin, c).segment) : -1;
+}
+
+LSOFTMAX_INLINE Sums<double> no_sums() { return {-static_cast<double>(INFINITY), 0, -static_cast<double>(INFINITY), 0}; }
+
+template <typename T>
+LSOFTMAX_INLINE Sums<double> sums_of(const Arguments<T>& args, int64_t row) {
+  return {args.sums[row], args.sums[args.rows + row], args.sums[2 * args.rows + row], args.sums[3 * args.rows + row]};
+}
+
+template <typename T>
+LSOFTMAX_INLINE void store(const Arguments<T>& args, int64_t row, const Sums<double>& sums) {
+  args.sums[row] = sums.max;
+  args.sums[args.rows + row] = sums.sum;
+  args.sums[2 * args.rows + row] = sums.best;
+  args.sums[3 * args.rows + row] = sums.predicted;
+}
+
+// From the sums over a row's classes: loss[row], predicted[row] and, in units of grad_unit[row], geometry_grad[:, row] and
+// target_grad[row]; returns the normalizer, in these units, too, whose scale is 0 without a target. `bias` is that of the target.
+template <typename T>
+LSOFTMAX_INLINE Normalizer<double> finish_row(const Arguments<T>& args, double alpha, int64_t row, double bias,
+                                              const Sums<double>& sums) {
+  Finished<double> f = {0, 0, {0, 0, 0}, {0, 0}, 1};
+  if (label_of(args.labels, row) >= 0) {
+    f = finish(args.margin, alpha, geometry_of(args, row), bias, sums, static_cast<double>(args.depth), args.rows,
+               kHasGradUnit<T> && args.grad_unit != nullptr);
+  }
+  args.predicted[row] = static_cast<int64_t>(sums.predicted);
+  assign(args.loss[row], f.loss);
+  args.target_grad[row] = f.target_grad;
+  store(args.geometry_grad, args.rows, row, f.geometry_grad);
+  if (args.grad_unit != nullptr) args.grad_unit[row] = static_cast<float>(f.unit);
+  return f.normalizer;
 }
 
 }  // namespace lsoftmax

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kBlock) features_grad_row_per_warp(Arguments<T
   const int64_t row = row_of_warp();
   if (row >= args.rows) return;
   const int64_t y = label_of(args.labels, row);
-  const Geometry grad = geometry_grad_of(args, row);
+  const Geometry<double> grad = geometry_grad_of(args, row);
   const double scale = loss_grad_of(args, row);
   const double along_w = scale * grad.dot, along_x = scale * 2 * grad.features_sq;
   if (!is_good_label(y, args.classes) || (along_w == 0 && along_x == 0 && scale == 1)) return;

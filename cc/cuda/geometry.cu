@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kBlock) geometry_row_per_warp(Arguments<T> arg
   const int64_t y = label_of(args.labels, row);
   const bool good = is_good_label(y, args.classes);
   T* const copy = args.target_weights != nullptr ? args.target_weights + row * args.depth : nullptr;
-  Geometry sum = {0, 0, 0};
+  Geometry<double> sum = {0, 0, 0};
   if (good && y >= 0) {
     walk<kVector>(args.features + row * args.depth, Column<T>{args.weights + y, args.classes}, args.depth,
                   [&sum, copy](int64_t d, const Vector<T, kVector>& x, const Vector<T, kVector>& w) {

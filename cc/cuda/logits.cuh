@@ -12,7 +12,7 @@
 #include <math.h>
 
 #include "core/exponential.h"
-#include "core/softmax.h"
+#include "core/target.h"
 #include "cuda/device.cuh"
 
 namespace lsoftmax {
@@ -228,9 +228,9 @@ __device__ Partial<R> merge_in_block(Partial<R> partial) {
 
 // The sums of the vectors [begin, end) from those of all their threads: joins the target, whose product it reads.
 template <typename T>
-__device__ Sums sums_of(const Row<T>& row, int64_t begin, int64_t end, int64_t first_class,
+__device__ Sums<double> sums_of(const Row<T>& row, int64_t begin, int64_t end, int64_t first_class,
                         const Partial<Real<T>>& partial) {
-  Sums sums = {partial.max, partial.sum, partial.max, static_cast<double>(partial.place)};
+  Sums<double> sums = {partial.max, partial.sum, partial.max, static_cast<double>(partial.place)};
   if (row.target >= 0 && row.class_of(begin) <= row.target && row.target < row.class_of(end)) {
     const Real<T> product = widen(row.products[row.target]);
     const double z = row.bias != nullptr ? product + widen(row.bias[row.target]) : product;
@@ -247,7 +247,7 @@ __device__ Sums sums_of(const Row<T>& row, int64_t begin, int64_t end, int64_t f
 // not kept, they may still be in the cache.
 template <typename T>
 __device__ void differentiate(const Row<T>& row, const Group& group, int64_t begin, int64_t end, const Kept<T>& kept,
-                              const Normalizer& normalizer) {
+                              const Normalizer<double>& normalizer) {
   using R = Real<T>;
   const R max = static_cast<R>(normalizer.max), scale = static_cast<R>(normalizer.scale);
   const int64_t step = kInFlight<T> * group.threads;

@@ -8,7 +8,7 @@
 
 #include <math.h>
 
-#include "core/softmax.h"
+#include "core/target.h"
 #include "core/validate.h"
 #include "cuda/device.cuh"
 #include "cuda/logits.cuh"
@@ -23,7 +23,7 @@ constexpr int64_t kUnknown = INT64_MAX;
 // finish_row of core/softmax.h. A row that cannot be computed says so in each number but its predicted class. Labels are below
 // `classes`.
 template <typename T>
-__device__ Normalizer finish(const Arguments<T>& args, int64_t row, int64_t classes, const Sums& sums) {
+__device__ Normalizer<double> finish(const Arguments<T>& args, int64_t row, int64_t classes, const Sums<double>& sums) {
   const double lambda = *args.lam;
   const int64_t y = label_of(args.labels, row);
   if (is_good_lambda(lambda) && is_good_label(y, classes)) {
@@ -43,7 +43,7 @@ __device__ Normalizer finish(const Arguments<T>& args, int64_t row, int64_t clas
 template <typename T>
 __global__ void __launch_bounds__(kBlock) loss_row_per_warp(Arguments<T> args, int64_t kept) {
   __shared__ Partial<Real<T>> partials[kWarps];
-  __shared__ Normalizer normalizers[kWarps];
+  __shared__ Normalizer<double> normalizers[kWarps];
   const int warp = static_cast<int>(threadIdx.x) / kWarp, thread = static_cast<int>(threadIdx.x);
   const int64_t row = row_of_warp(), to_finish = row - warp + thread;
   const Kept<T> own = {dynamic_shared<Wide<T>>() + warp * kept, kept};
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kBlock) loss_row_per_warp(Arguments<T> args, i
 
 template <typename T>
 __global__ void __launch_bounds__(kMaxBlock) loss_row_per_block(Arguments<T> args, int64_t kept) {
-  __shared__ Normalizer normalizer;
+  __shared__ Normalizer<double> normalizer;
   const int64_t row = blockIdx.x;
   const Row<T> r(args, row);
   const Kept<T> own = {dynamic_shared<Wide<T>>(), kept};
@@ -93,7 +93,7 @@ __device__ Part part_of_block(const Arguments<T>& args) {
 
 // parts: [N, parts a row]
 template <typename T>
-__global__ void __launch_bounds__(kBlock) sums_part_per_block(Arguments<T> args, Sums* parts) {
+__global__ void __launch_bounds__(kBlock) sums_part_per_block(Arguments<T> args, Sums<double>* parts) {
   const Part part = part_of_block(args);
   const Row<T> r(args, part.row);
   const Partial<Real<T>> partial =
@@ -104,10 +104,10 @@ __global__ void __launch_bounds__(kBlock) sums_part_per_block(Arguments<T> args,
 // Takes the row's parts into its sums, or where `anew` into those of no class.
 template <typename T>
 __global__ void __launch_bounds__(kBlock)
-    merge_row_per_warp(Arguments<T> args, const Sums* parts, int64_t count, bool anew) {
+    merge_row_per_warp(Arguments<T> args, const Sums<double>* parts, int64_t count, bool anew) {
   const int64_t row = row_of_warp();
   if (row >= args.rows) return;
-  Sums sums = no_sums();
+  Sums<double> sums = no_sums();
   for (int64_t n = lane_of_warp(); n < count; n += kWarp) sums = merge(sums, parts[row * count + n]);
   warp_first_of_largest(&sums.best, &sums.predicted);
   const Partial<double> others = merge_in_warp(Partial<double>{sums.max, sums.sum, 0});
@@ -120,7 +120,7 @@ template <typename T>
 __global__ void __launch_bounds__(kBlock) finish_row_per_thread(Arguments<T> args, int64_t classes) {
   const int64_t row = row_of_thread();
   if (row >= args.rows) return;
-  const Normalizer normalizer = finish(args, row, classes, sums_of(args, row));
+  const Normalizer<double> normalizer = finish(args, row, classes, sums_of(args, row));
   args.normalizer[row] = normalizer.max;
   args.normalizer[args.rows + row] = normalizer.scale;
 }
@@ -128,29 +128,29 @@ __global__ void __launch_bounds__(kBlock) finish_row_per_thread(Arguments<T> arg
 template <typename T>
 __global__ void __launch_bounds__(kBlock) products_grad_part_per_block(Arguments<T> args) {
   const Part part = part_of_block(args);
-  const Normalizer normalizer = {args.normalizer[part.row], args.normalizer[args.rows + part.row]};
+  const Normalizer<double> normalizer = {args.normalizer[part.row], args.normalizer[args.rows + part.row]};
   differentiate(Row<T>(args, part.row), group_of_block(), part.begin, part.end, Kept<T>{nullptr, 0}, normalizer);
 }
 
 // In the workspace of `loss` and `sums`.
 struct Workspace {
-  Sums* parts;         // [N, parts a row]
+  Sums<double>* parts;         // [N, parts a row]
   double* sums;        // [4, N]
   double* normalizer;  // [2, N]
 };
 Workspace lay_out(void* workspace, int64_t rows, int64_t classes) {
-  Sums* const parts = static_cast<Sums*>(workspace);
+  Sums<double>* const parts = static_cast<Sums<double>*>(workspace);
   double* const after = reinterpret_cast<double*>(parts + rows * ceil_div(classes, kPart));
   return {parts, after, after + 4 * rows};
 }
 
 template <typename T>
-Status sum_up(const Arguments<T>& args, Sums* parts, bool anew, Stream stream) {
+Status sum_up(const Arguments<T>& args, Sums<double>* parts, bool anew, Stream stream) {
   const int64_t count = ceil_div(args.classes, kPart);
   const Status status = launch(sums_part_per_block<T>, args.rows * count, 1, kBlock, stream, args, parts);
   if (status != 0) return status;
   return launch(merge_row_per_warp<T>, ceil_div(args.rows, kWarps), 1, kBlock, stream, args,
-                static_cast<const Sums*>(parts), count, anew);
+                static_cast<const Sums<double>*>(parts), count, anew);
 }
 
 template <typename T>
@@ -170,7 +170,7 @@ Status shared_memory(int64_t* bytes) {
 }  // namespace
 
 int64_t loss_workspace(int64_t rows, int64_t classes) {
-  constexpr int64_t kOfRow = 6 * sizeof(double), kOfPart = sizeof(Sums);
+  constexpr int64_t kOfRow = 6 * sizeof(double), kOfPart = sizeof(Sums<double>);
   return rows * (kOfRow + kOfPart * ceil_div(classes, kPart));
 }
 

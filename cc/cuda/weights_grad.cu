@@ -37,7 +37,7 @@ __device__ Sum<kVector> sum_of(const Arguments<T>& args, const LabelOrder& order
 #pragma unroll 4
   for (int64_t n = begin; n < end; ++n) {
     const int64_t row = order.rows[n];
-    const Geometry grad = geometry_grad_of(args, row);
+    const Geometry<double> grad = geometry_grad_of(args, row);
     const double scale = loss_grad_of(args, row);
     const double along_x = scale * grad.dot, norm_grad = scale * grad.weights_sq;
     const Vector<T, kVector> x = vector_at<kVector>(args.features + row * args.depth + d);

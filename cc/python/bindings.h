@@ -33,7 +33,7 @@ struct Call {
     args.rows = rows;
     args.depth = depth;
     args.classes = classes;
-    args.margin = margin;
+    args.margin.m = margin;
     args.first_class = first_class;
     args.workspace = reinterpret_cast<void*>(workspace);
 #define LSOFTMAX_SET(TYPE, NAME, SHAPE) point(&args.NAME, reinterpret_cast<void*>(NAME));

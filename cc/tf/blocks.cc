@@ -48,6 +48,8 @@ REGISTER_OP("LsoftmaxFinish")
     .Output("predicted: int64")
     .Output("grad_unit: float")
     .Attr("margin: int >= 1")
+    .Attr("shift: float = 0")
+    .Attr("offset: float = 0")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
@@ -61,6 +63,8 @@ bias: [C], of all classes, or [0] for none.
 lam: [], the annealing weight lambda >= 0.
 depth: [], the number D of features of a sample.
 margin: m, from 1 (no margin) to 64.
+shift: 0; others are not there yet.
+offset: 0; others are not there yet.
 loss: [N].
 normalizer: [2, N], for LsoftmaxProductsGrad.
 geometry_grad: [3, N], the derivative of each row's loss in its geometry, in units of grad_unit.

@@ -126,9 +126,15 @@ absl::Status infer_shapes(InferenceContext* context) {
   return status;
 }
 
-absl::Status read_margin(tensorflow::OpKernelConstruction* construction, int* margin) {
-  TF_RETURN_IF_ERROR(construction->GetAttr("margin", margin));
-  return status_of(is_good_margin(*margin) ? "" : about_bad_margin(*margin));
+absl::Status read_margin(tensorflow::OpKernelConstruction* construction, Margin* margin) {
+  float shift = 0, offset = 0;
+  TF_RETURN_IF_ERROR(construction->GetAttr("margin", &margin->m));
+  TF_RETURN_IF_ERROR(construction->GetAttr("shift", &shift));
+  TF_RETURN_IF_ERROR(construction->GetAttr("offset", &offset));
+  TF_RETURN_IF_ERROR(status_of(is_good_margin(margin->m) ? "" : about_bad_margin(margin->m)));
+  if (shift == 0 && offset == 0) return absl::Status();
+  return absl::InvalidArgumentError(
+      absl::StrCat("shift, offset: expected 0, the only ones so far, got ", shift, " and ", offset));
 }
 
 }  // namespace lsoftmax

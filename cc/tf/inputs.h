@@ -94,8 +94,8 @@ inline absl::Status check_first(const char* argument, int64_t first, int64_t cou
   return status_of(is_good_first(first, count, width) ? "" : about_bad_first(argument, first, count, width));
 }
 
-// Construction: the attribute "margin", in [1, kMaxMargin].
-absl::Status read_margin(tensorflow::OpKernelConstruction* construction, int* margin);
+// Construction: the attributes "margin", in [1, kMaxMargin], "shift" and "offset", which are 0.
+absl::Status read_margin(tensorflow::OpKernelConstruction* construction, Margin* margin);
 
 }  // namespace lsoftmax
 

@@ -78,7 +78,7 @@ class KernelOp : public OpKernel {
 
   const Signature signature_;
   const int taken_input_, taking_output_, first_class_, depth_;
-  int margin_ = 1;
+  Margin margin_;
 };
 
 }  // namespace lsoftmax

@@ -17,6 +17,8 @@ REGISTER_OP("LsoftmaxLogits")
     .Input("lam: double")
     .Output("logits: T")
     .Attr("margin: int >= 1")
+    .Attr("shift: float = 0")
+    .Attr("offset: float = 0")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
@@ -28,6 +30,8 @@ labels: [N], each in [0, C), or -1 for a row that stays as it is.
 geometry: [3, N], from LsoftmaxTargetGeometry of the same features, weights and labels.
 lam: [], the annealing weight lambda >= 0; at infinity the margin vanishes.
 margin: m, from 1 (no margin) to 64.
+shift: 0; others are not there yet.
+offset: 0; others are not there yet.
 logits: [N, C], `products` with the target's entry of each row replaced.
 )doc");
 
@@ -39,6 +43,8 @@ REGISTER_OP("LsoftmaxLogitsGrad")
     .Output("products_grad: T")
     .Output("geometry_grad: double")
     .Attr("margin: int >= 1")
+    .Attr("shift: float = 0")
+    .Attr("offset: float = 0")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)

@@ -38,6 +38,8 @@ REGISTER_OP("LsoftmaxLoss")
     .Output("predicted: int64")
     .Output("grad_unit: float")
     .Attr("margin: int >= 1")
+    .Attr("shift: float = 0")
+    .Attr("offset: float = 0")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
@@ -51,6 +53,8 @@ labels: [N], each in [0, C), or -1 for a row whose loss and gradient are 0.
 bias: [C], or [0] for none.
 lam: [], the annealing weight lambda >= 0; at infinity the margin vanishes.
 margin: m, from 1 (no margin) to 64.
+shift: 0; others are not there yet.
+offset: 0; others are not there yet.
 loss: [N].
 products_grad: [N, C], the derivative of each row's loss in its products, in units of grad_unit, but 0 at its target.
 geometry: [3, N], the inner product of the sample and its class's weights, and both squared norms.
@@ -76,6 +80,8 @@ REGISTER_OP("LsoftmaxLossWithGradient")
     .Input("grad_unit: float")
     .Output("same_loss: T")
     .Attr("margin: int >= 1")
+    .Attr("shift: float = 0")
+    .Attr("offset: float = 0")
     .Attr("class_block_size: int >= 0 = 0")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
@@ -109,6 +115,8 @@ REGISTER_OP("LsoftmaxLossGradient")
     .Input("loss_grad: T")
     .Output("same_gradient: T")
     .Attr("margin: int >= 1")
+    .Attr("shift: float = 0")
+    .Attr("offset: float = 0")
     .Attr("of: {'features', 'weights', 'bias'} = 'features'")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")

@@ -9,9 +9,9 @@ namespace hlo {
 namespace {
 
 absl::Status sums(const Node& node) {
-  Sums sums = sum_up(node.targets_of_block(), node.plain_logits(node.block("products")));
-  sums.predicted = sums.predicted + to_double(node.in("first_class"));
-  const Sums all = merge(sums_of(node.in("sums_before"), node.sizes.rows()), sums);
+  Sums<Rows> sums = sum_up(node.targets_of_block(), node.plain_logits(node.block("products")));
+  sums.predicted = sums.predicted + Rows(to_double(node.in("first_class")));
+  const Sums<Rows> all = merge(sums_of(node.in("sums_before"), node.sizes.rows()), sums);
   node.out("sums", matrix_of(all, node.sizes.rows()));
   return absl::Status();
 }
@@ -21,16 +21,16 @@ absl::Status finish(const Node& node) {
   // Without a bias nothing tells the number of classes; a label beyond them has made its geometry NaN.
   const int64_t classes = node.has("bias") ? node.sizes.classes() : std::numeric_limits<int32_t>::max();
   const Targets targets = targets_of(node.in("labels"), rows, classes);
-  const Sums sums = sums_of(node.in("sums"), rows);
-  const Geometry geometry = geometry_of(node.in("geometry"), rows);
-  const Finished row = hlo::finish(targets, node.margin, node.in("lam"), geometry, to_double(node.in("depth")),
-                                   node.target_bias(targets), sums, node.has_grad_unit());
+  const Sums<Rows> sums = sums_of(node.in("sums"), rows);
+  const Geometry<Rows> geometry = geometry_of(node.in("geometry"), rows);
+  const Finished<Rows> row = finish_rows(targets, node.margin, node.in("lam"), geometry, node.target_bias(targets),
+                                         sums, to_double(node.in("depth")), node.has_grad_unit());
   node.out("loss", ::xla::ConvertElementType(row.loss, node.context->output_xla_type(0)));
-  node.out("normalizer", lsoftmax::matrix_of({row.max, row.scale}, rows));
+  node.out("normalizer", lsoftmax::matrix_of({row.normalizer.max, row.normalizer.scale}, rows));
   node.out("geometry_grad", matrix_of(row.geometry_grad, rows));
   node.out("target_grad", row.target_grad);
   node.out("predicted", class_of(sums));
-  node.out("grad_unit", row.grad_unit);
+  node.out("grad_unit", row.unit);
   return absl::Status();
 }
 

@@ -64,7 +64,7 @@ absl::Status call(const Node& node, const Call& what) {
   }
   const std::string handler = absl::StrCat(what.handler, "_", ::xla::PrimitiveType_Name(real));
   const XlaOp all =
-      call(handler, operands, results, absl::StrCat("{margin = ", node.margin, " : i64}"), /*in_place=*/true);
+      call(handler, operands, results, absl::StrCat("{margin = ", node.margin.m, " : i64}"), /*in_place=*/true);
   for (size_t i = 0; i < results.size(); ++i) node.out(what.results[i], ::xla::GetTupleElement(all, i));
   return absl::Status();
 }

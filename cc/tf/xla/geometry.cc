@@ -26,7 +26,7 @@ struct Upstream {
 
   const Targets targets;
   const XlaOp h;  // [N], or []: 1
-  const Geometry geometry;
+  const Geometry<Rows> geometry;
   const XlaOp target_weights;  // [N, D]
 };
 
@@ -35,7 +35,7 @@ XlaOp times(XlaOp a, XlaOp factor) { return ::xla::Mul(to_double(a), factor, kBy
 
 absl::Status features_grad(const Node& node) {
   const Upstream upstream(node);
-  const Geometry& g = upstream.geometry;
+  const Geometry<Rows>& g = upstream.geometry;
   const XlaOp products = node.in("products_features_grad");
   const XlaOp share = times(upstream.target_weights, g.dot) + times(node.in("features"), g.features_sq + g.features_sq);
   const XlaOp scaled = node.has("loss_grad") ? times(products, upstream.h) : to_double(products);
@@ -46,7 +46,7 @@ absl::Status features_grad(const Node& node) {
 
 absl::Status weights_grad(const Node& node) {
   const Upstream upstream(node);
-  const Geometry& g = upstream.geometry;
+  const Geometry<Rows>& g = upstream.geometry;
   const XlaOp products = node.in("products_weights_grad");
   const XlaOp share = times(node.in("features"), g.dot) + times(upstream.target_weights, g.weights_sq + g.weights_sq);
   const XlaOp here = as_columns(upstream.targets.here, node.sizes.rows(), node.sizes.depth());

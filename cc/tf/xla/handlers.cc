@@ -155,7 +155,7 @@ std::string run(ffi::ThreadPool* pool, const std::vector<Any>& operands, const s
   args.depth = sizes.depth();
   args.classes = sizes.classes();
   if (!is_good_margin(margin)) return about_bad_margin(margin);
-  args.margin = static_cast<int>(margin);
+  args.margin.m = static_cast<int>(margin);
   const std::string wrong = args.judge();
   if (!wrong.empty()) return wrong;
   const bool changes = std::string_view(kCall.operands[0]) == kCall.results[0];

@@ -11,7 +11,7 @@ namespace lsoftmax {
 // An op in hand: its inputs and outputs by their names. The inputs have been checked, as tf/inputs.h does everywhere.
 class Node {
  public:
-  Node(tensorflow::XlaOpKernelContext* context, const Signature* signature, int margin)
+  Node(tensorflow::XlaOpKernelContext* context, const Signature* signature, const Margin& margin)
       : margin(margin), context(context), signature_(signature) {}
   absl::Status check();
 
@@ -42,7 +42,7 @@ class Node {
 
   XlaOp constant(double value) const { return ::xla::ConstantR0<double>(context->builder(), value); }
 
-  const int margin;
+  const Margin margin;
   Sizes sizes;
   tensorflow::XlaOpKernelContext* const context;
 
@@ -68,7 +68,7 @@ class XlaKernel : public tensorflow::XlaOpKernel {
 
  private:
   const Signature signature_;
-  int margin_ = 1;
+  Margin margin_;
 };
 
 }  // namespace lsoftmax

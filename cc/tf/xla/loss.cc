@@ -9,20 +9,20 @@ namespace {
 absl::Status loss(const Node& node) {
   const Targets targets = node.targets();
   const XlaOp products = node.in("products"), w = column_at(targets, node.in("weights"), node.sizes.depth());
-  const Geometry geometry = geometry_between(targets, node.in("features"), w);
+  const Geometry<Rows> geometry = geometry_between(targets, node.in("features"), w);
   XlaOp e;
-  const Sums sums = sum_up(targets, node.plain_logits(products), &e);
+  const Sums<Rows> sums = sum_up(targets, node.plain_logits(products), &e);
   const XlaOp depth = node.constant(static_cast<double>(node.sizes.depth()));
-  const Finished row = finish(targets, node.margin, node.in("lam"), geometry, depth, node.target_bias(targets), sums,
-                              node.has_grad_unit());
+  const Finished<Rows> row = finish_rows(targets, node.margin, node.in("lam"), geometry, node.target_bias(targets),
+                                         sums, depth, node.has_grad_unit());
   node.out("loss", to_type_of(products, row.loss));
-  node.out("products_grad", to_type_of(products, products_grad(targets, e, row.scale)));
+  node.out("products_grad", to_type_of(products, products_grad(targets, e, row.normalizer.scale)));
   node.out("geometry", matrix_of(geometry, node.sizes.rows()));
   node.out("geometry_grad", matrix_of(row.geometry_grad, node.sizes.rows()));
   node.out("target_grad", row.target_grad);
   node.out("target_weights", w);
   node.out("predicted", class_of(sums));
-  node.out("grad_unit", row.grad_unit);
+  node.out("grad_unit", row.unit);
   return absl::Status();
 }
 
