@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from support import ROOT
 
+from lsoftmax_op import _checks, _core
+
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize("file", sorted((ROOT / "cc" / "core").iterdir()), ids=lambda file: file.name)
@@ -72,6 +74,10 @@ def test_a_cosine_that_rounding_carried_past_a_pole_is_clamped(kernels):
     kernels.angles(call, 1)
     np.testing.assert_array_equal(cos_theta, [1, -1, np.nan, np.nan])
     np.testing.assert_array_equal(segment, [0, 3, -1, 0])
+
+
+def test_the_largest_margin_is_one_number():
+    assert _core.max_margin == _checks.MAX_MARGIN
 
 
 def test_the_list_of_kernels_is_whole():

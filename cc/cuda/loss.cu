@@ -20,8 +20,8 @@ namespace {
 constexpr int kMaxBlock = 1024;
 constexpr int64_t kUnknown = INT64_MAX;
 
-// finish_row of core/softmax.h. A row that cannot be computed says so in each number but its predicted class. Labels are below
-// `classes`.
+// finish_row of core/target.h. A row that cannot be computed says so in each number but its predicted class. Labels are
+// below `classes`.
 template <typename T>
 __device__ Normalizer<double> finish(const Arguments<T>& args, int64_t row, int64_t classes, const Sums<double>& sums) {
   const double lambda = *args.lam;
@@ -134,9 +134,9 @@ __global__ void __launch_bounds__(kBlock) products_grad_part_per_block(Arguments
 
 // In the workspace of `loss` and `sums`.
 struct Workspace {
-  Sums<double>* parts;         // [N, parts a row]
-  double* sums;        // [4, N]
-  double* normalizer;  // [2, N]
+  Sums<double>* parts;  // [N, parts a row]
+  double* sums;         // [4, N]
+  double* normalizer;   // [2, N]
 };
 Workspace lay_out(void* workspace, int64_t rows, int64_t classes) {
   Sums<double>* const parts = static_cast<Sums<double>*>(workspace);
