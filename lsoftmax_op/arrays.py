@@ -14,7 +14,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from lsoftmax_op import _checks
-from lsoftmax_op._libraries import FLOATS, Library, library_of
+from lsoftmax_op._array_libraries import FLOATS, Library, library_of
 
 
 class Gradients(NamedTuple):

@@ -14,7 +14,7 @@ from conftest import CudaOnCpu
 from support import DTYPES, PACKAGE, ROOT, random_batch
 
 from lsoftmax_op import _core, arrays
-from lsoftmax_op._libraries import NumPy
+from lsoftmax_op._array_libraries import NumPy
 
 kernels = pytest.importorskip("lsoftmax_op._cuda_on_cpu", reason="built without LSOFTMAX_TESTING=ON")
 
