@@ -1,4 +1,9 @@
-"""Runs a function right after a module is first imported, however much later that is."""
+"""Runs a function right after a module is first imported, however much later that is.
+
+Who needs it: whoever loads a SavedModel that holds our ops. ``import lsoftmax_op`` is all they have to add, before or
+after TensorFlow's own import: it learns the ops as soon as it is there. If this package imported TensorFlow instead,
+the users of `lsoftmax_op.arrays` would pay its seconds, and they may not have it at all.
+"""
 
 from __future__ import annotations
 

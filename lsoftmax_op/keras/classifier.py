@@ -56,8 +56,8 @@ class LSoftmaxClassifier(MultiWorkerModel):
         num_classes: the number of classes C, >= 1.
         margin: the integer m from 1 (no margin) to 64.
         lam: the annealing weight lambda: a number >= 0, a `LambdaSchedule`, or another function of the optimizer's step
-            (a scalar tensor) that never increases. The steps are those of the optimizer that the model is compiled
-            with: another one begins the schedule anew, as it does with a schedule of the learning rate.
+            (a scalar tensor). The steps are those of the optimizer that the model is compiled with: another one begins
+            the schedule anew, as it does with a schedule of the learning rate.
         use_bias: whether there is a bias [C]. The paper has none.
         kernel_initializer: of the last layer's kernel [D, C], as for ``keras.layers.Dense``, like the following.
         bias_initializer: of its bias.
@@ -74,7 +74,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a value out of range; a schedule that increases; a backbone whose outputs are no [N, D].
+        ValueError: a value out of range; a backbone whose outputs are no [N, D].
     """
 
     def __init__(

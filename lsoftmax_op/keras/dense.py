@@ -38,7 +38,7 @@ class LSoftmaxDense(keras.layers.Dense):
         units: the number of classes C, >= 1.
         margin: the integer m from 1 (no margin) to 64.
         lam: the annealing weight lambda: a number >= 0, a `LambdaSchedule`, or another function of the optimizer's step
-            (a scalar tensor) that never increases. The variable ``layer.lam`` holds its present value.
+            (a scalar tensor). The variable ``layer.lam`` holds its present value.
         use_bias: whether there is a bias [C]. The paper has none.
         kernel_initializer: as for ``keras.layers.Dense``, like the following.
         bias_initializer: of the bias.
@@ -65,8 +65,8 @@ class LSoftmaxDense(keras.layers.Dense):
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a value or shape out of range; a schedule that increases; no labels in training; training with the
-            margin in a quantisation mode other than int8.
+        ValueError: a value or shape out of range; no labels in training; training with the margin in a quantisation
+            mode other than int8.
         tf.errors.InvalidArgumentError: labels out of range, that are no integers, or not one-hot.
     """
 
