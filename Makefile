@@ -5,7 +5,7 @@
 # CUDA kernels are compiled for two architectures, and what comes after them by the driver; `pip install .` compiles for all.
 PYTHON ?= python3
 VENV ?= .venv
-TENSORFLOW ?= tensorflow>=2.18,<2.22
+TENSORFLOW ?= $$($(BIN)/python build_tools/requirements.py tensorflow)
 LSOFTMAX_CUDA_ARCHITECTURES ?= 75;90
 export LSOFTMAX_CUDA_ARCHITECTURES
 BIN := $(VENV)/bin
@@ -51,7 +51,7 @@ clean:  ## remove what was built (.venv stays)
 $(VENV)/ready: pyproject.toml
 	@echo "Installing TensorFlow, the build tools and the test tools into $(VENV); this takes a minute or two ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet '$(TENSORFLOW)' $$($(BIN)/python build_tools/requirements.py build test)
+	$(BIN)/python -m pip install --quiet "$(TENSORFLOW)" $$($(BIN)/python build_tools/requirements.py build test)
 	@touch $@
 
 $(VENV)/built: $(VENV)/ready $(SOURCES)
