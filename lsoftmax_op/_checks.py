@@ -1,5 +1,7 @@
 """Checks of arguments that every function of the package takes: the error names what came and what was expected.
 
+A sentence stands here once, for TensorFlow's tensors and for arrays alike.
+
 Numbers become Python's own, arrays NumPy's own, here: what comes after never meets another type's arithmetic.
 """
 
