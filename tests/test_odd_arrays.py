@@ -278,7 +278,7 @@ def test_labels_are_used_as_they_were_checked(kernel, dtype):
     arguments = given("arrays.loss_grad")
     arguments["labels"] = arguments["labels"].astype(dtype)
     expected = outcome("arrays.loss_grad", arguments)
-    core = _array_array_libraries.NumPy().kernels
+    core = _array_libraries.NumPy().kernels
     changed = while_kernels_run(lambda: arguments["labels"].fill(127), getattr(core, kernel))
     kept = arguments["labels"].copy()
     with mock.patch.object(core, kernel, changed):
@@ -292,7 +292,7 @@ def test_labels_are_used_as_they_were_checked(kernel, dtype):
 def test_lambda_and_shapes_are_used_as_they_were_checked():
     arguments = given("arrays.loss_grad") | {"lam": np.array(0.5)}
     expected = outcome("arrays.loss_grad", arguments)
-    core = _array_array_libraries.NumPy().kernels
+    core = _array_libraries.NumPy().kernels
 
     def change():
         arguments["lam"].fill(np.nan)
@@ -418,7 +418,7 @@ PRODUCTS = {
 
 
 @pytest.mark.parametrize(
-    "library", [_array_array_libraries.NumPy, _array_libraries.CuPy], ids=lambda library: library.__name__
+    "library", [_array_libraries.NumPy, _array_libraries.CuPy], ids=lambda library: library.__name__
 )
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("kind", PRODUCTS)
