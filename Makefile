@@ -5,18 +5,19 @@
 # CUDA kernels are compiled for two architectures, and what comes after them by the driver; `pip install .` compiles for all.
 PYTHON ?= python3
 VENV ?= .venv
-TENSORFLOW ?= tensorflow>=2.18,<2.22
+TENSORFLOW ?= $$($(BIN)/python build_tools/requirements.py tensorflow)
 LSOFTMAX_CUDA_ARCHITECTURES ?= 75;90
 export LSOFTMAX_CUDA_ARCHITECTURES
 BIN := $(VENV)/bin
 SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.cc' -o -name '*.cmake' -o -name "*.in" -o -name "*.cu" -o -name "*.cuh") \
            CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
+CXX_FILES := $(shell find cc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench docs gpu sanitize lint clean
+.PHONY: help build demo test test-fast bench docs gpu sanitize lint format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: $(VENV)/built  ## install what it needs into .venv and compile the library
 
@@ -25,6 +26,9 @@ demo: build  ## train on handwritten digits with a large margin, and draw what w
 
 test: build  ## run the tests
 	$(BIN)/python -m pytest
+
+test-fast: build  ## run all but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
 
 bench: build  ## measure it beside its peers: tables; JSON and pictures in benchmarks/results
 	$(BIN)/python -m benchmarks
@@ -40,9 +44,16 @@ gpu:  ## on a machine with an NVIDIA GPU, CUDA and PyTorch: build, check and tim
 sanitize: build  ## run core and bindings under the address and undefined-behaviour sanitizers
 	PATH="$(abspath $(BIN)):$$PATH" build_tools/sanitize.sh $(BIN)/python
 
-lint: $(VENV)/ready  ## format the code and check its style
-	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py dev)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files
+lint: $(VENV)/linters  ## judge the code: its style, and its types in Python
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+format: $(VENV)/linters  ## rewrite the code in that style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:  ## remove what was built (.venv stays)
 	rm -rf build dist lsoftmax_op/*.so lsoftmax_op/_build_info.json lsoftmax_op/reference.c $(VENV)/built
@@ -51,7 +62,11 @@ clean:  ## remove what was built (.venv stays)
 $(VENV)/ready: pyproject.toml
 	@echo "Installing TensorFlow, the build tools and the test tools into $(VENV); this takes a minute or two ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet '$(TENSORFLOW)' $$($(BIN)/python build_tools/requirements.py build test)
+	$(BIN)/python -m pip install --quiet "$(TENSORFLOW)" $$($(BIN)/python build_tools/requirements.py build test)
+	@touch $@
+
+$(VENV)/linters: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py dev)
 	@touch $@
 
 $(VENV)/built: $(VENV)/ready $(SOURCES)

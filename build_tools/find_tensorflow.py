@@ -14,14 +14,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import site
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-SUPPORTED = ((2, 18), (2, 21))
-REQUIREMENT = "tensorflow>=2.18,<2.22"
+# "tensorflow>=FIRST,<END", as pyproject.toml has it: by its words, as Python 3.10 has no parser of TOML.
+_PYPROJECT = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text()
+REQUIREMENT, *_RANGE = re.search(r'"(tensorflow>=([\d.]+),<([\d.]+))"', _PYPROJECT).groups()
 
 # Asked of TensorFlow itself, in a process of its own: nothing is guessed of its layout.
 _QUESTION = """
@@ -63,6 +65,11 @@ def find_folder() -> Path | None:
     return None
 
 
+def minor_version(version: str) -> tuple[int, ...]:
+    """Returns (2, 18) of "2.18.1"."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
 def describe(folder: Path) -> dict[str, str]:
     """Returns version, include folder, library and compile options of the TensorFlow in `folder`.
 
@@ -83,8 +90,8 @@ def describe(folder: Path) -> dict[str, str]:
         last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"The TensorFlow in {folder} cannot be imported: {last}")
     info = json.loads(answer.stdout.splitlines()[-1])
-    version = tuple(int(part) for part in info["version"].split(".")[:2])
-    if not SUPPORTED[0] <= version <= SUPPORTED[1]:
+    first, end = map(minor_version, _RANGE)
+    if not first <= minor_version(info["version"]) < end:
         raise RuntimeError(f"The TensorFlow in {folder} is {info['version']}; supported is {REQUIREMENT}.")
     return info
 

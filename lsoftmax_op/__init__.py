@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def _load(name: str) -> object:
     if name in _HOME:
         try:
             value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
@@ -64,6 +64,10 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+if not TYPE_CHECKING:  # a type checker knows the names above, and none that is misspelt
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

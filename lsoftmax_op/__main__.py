@@ -6,6 +6,9 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -42,7 +45,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _batch() -> tuple:
+def _batch() -> tuple[Any, ...]:
     """A batch that meets every segment of m = 4, a zero row and one without a target; and the oracle's results."""
     import numpy as np
 
@@ -54,7 +57,7 @@ def _batch() -> tuple:
     weights = np.eye(3, 4) + 0.25
     labels = np.array([0, 0, 0, 0, 3, 1, 2, 0, -1])
     grad = np.cos(np.arange(36.0)).reshape(9, 4)
-    options = {"margin": 4, "lam": 0.5}
+    options: dict[str, Any] = {"margin": 4, "lam": 0.5}
     expected = [
         reference.logits(features, weights, labels, **options),
         *reference.logits_grad(grad, features, weights, labels, **options)[:2],
@@ -64,7 +67,7 @@ def _batch() -> tuple:
     return features, weights, labels, grad, expected
 
 
-def _compare(got: list, expected: list) -> str:
+def _compare(got: list[Any], expected: list[Any]) -> str:
     import numpy as np
 
     worst = max(float(np.max(np.abs(np.asarray(g) - e))) for g, e in zip(got, expected, strict=True))
@@ -108,12 +111,12 @@ def _check_xla() -> str:
     return _check_tensorflow(lambda function: tf.function(function, jit_compile=True), tf)
 
 
-def _check_tensorflow(wrap: object, tf: object) -> str:
+def _check_tensorflow(wrap: Callable[..., Any], tf: ModuleType) -> str:
     import lsoftmax_op
 
     features, weights, labels, grad, expected = _batch()
 
-    def step(features: object, weights: object) -> list:
+    def step(features: Any, weights: Any) -> list[Any]:
         results = []
         for layer, g in ((lsoftmax_op.lsoftmax_logits, grad), (lsoftmax_op.lsoftmax_loss, grad[:, 0])):
             with tf.GradientTape() as tape:

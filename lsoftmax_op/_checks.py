@@ -1,5 +1,7 @@
 """Checks of arguments that every function of the package takes: the error names what came and what was expected.
 
+A sentence stands here once, for TensorFlow's tensors and for arrays alike.
+
 Numbers become Python's own, arrays NumPy's own, here: what comes after never meets another type's arithmetic.
 """
 
@@ -7,12 +9,15 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 MAX_MARGIN = 64
+
+Shape = Sequence[int | None]  # None is a size that is not known yet. A message shows a tuple or a list as it came.
 
 
 def margin(value: object) -> int:
@@ -120,6 +125,42 @@ def refuse_masked(value: Any, name: str) -> None:
             raise TypeError(f"{name}: expected an array without masked entries, got {described(part)} that hides some")
 
 
+def rank(spelled: str) -> int:
+    """Returns how many sizes a shape has that is spelled "[N, D]"."""
+    return 0 if spelled == "[]" else spelled.count(",") + 1
+
+
+def shape_has_rank(argument: str, shape: Shape, spelled: str) -> None:
+    """Refuses a shape of another rank than the spelled one.
+
+    Raises:
+        ValueError: it has another.
+    """
+    if len(shape) != rank(spelled):
+        raise ValueError(f"{argument}: expected shape {spelled}, got {shape}")
+
+
+def batch_shapes(features: Shape, weights: Shape, labels: Shape) -> None:
+    """Refuses shapes, of the right ranks, that do not fit, as far as they are known.
+
+    Raises:
+        ValueError: they do not fit, or there is no class.
+    """
+    _same_size("weights", weights, "[D, C]", "D", weights[0], features[1], f"features {features}")
+    if weights[1] == 0:
+        raise ValueError(f"weights: expected shape [D, C] with at least one class, got {weights}")
+    _same_size("labels", labels, "[N]", "N", labels[0], features[0], f"features {features}")
+
+
+def bias_shape(bias: Shape, weights: Shape) -> None:
+    """Refuses the shape of a bias that does not fit the weights', as far as they are known.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    _same_size("bias", bias, "[C]", "C", bias[0], weights[1], f"weights {weights}")
+
+
 def shown(value: object) -> str:
     """Returns repr(value), shortened; of values without one, their type."""
     try:
@@ -137,6 +178,13 @@ def described(value: Any) -> str:
         device = None
     name = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
     return name if device is None else f"{name} on {device}"
+
+
+def _same_size(
+    argument: str, shape: Shape, spelled: str, letter: str, size: int | None, expected: int | None, whose: str
+) -> None:
+    if None not in (size, expected) and size != expected:
+        raise ValueError(f"{argument}: expected shape {spelled} with the {letter} = {expected} of {whose}, got {shape}")
 
 
 def _index(value: Any, expected: str) -> int:

@@ -1,9 +1,14 @@
-"""Runs a function right after a module is first imported, however much later that is."""
+"""Runs a function right after a module is first imported, however much later that is.
+
+Who needs it: whoever loads a SavedModel that holds our ops. ``import lsoftmax_op`` is all they have to add, before or
+after TensorFlow's own import: it learns the ops as soon as it is there. If this package imported TensorFlow instead,
+the users of `lsoftmax_op.arrays` would pay its seconds, and they may not have it at all.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -15,7 +20,9 @@ class _Finder:
         self.module = module
         self.callback = callback
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name != self.module:
             return None
         for finder in sys.meta_path:
@@ -30,13 +37,13 @@ class _Finder:
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            loader.exec_module = execute
+            loader.exec_module = execute  # type: ignore[method-assign]
             execute(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
                 self.callback()
 
-        loader.exec_module = exec_module
+        loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 

@@ -14,7 +14,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from lsoftmax_op import _checks
-from lsoftmax_op._libraries import FLOATS, Library, library_of
+from lsoftmax_op._array_libraries import FLOATS, Library, library_of
 
 
 class Gradients(NamedTuple):
@@ -257,8 +257,7 @@ class _Layer:
         expected = (self.dtype,) if self.dtype else FLOATS
         if dtype not in expected:
             raise TypeError(f"{argument}: expected dtype {' or '.join(expected)}, got {dtype}")
-        if array.ndim != shape.count(",") + 1:
-            raise ValueError(f"{argument}: expected shape {shape}, got {list(array.shape)}")
+        _checks.shape_has_rank(argument, list(array.shape), shape)
         self.dtype = dtype
         return array
 
@@ -318,8 +317,7 @@ class _Layer:
             dtype = "int8"  # an empty list has no dtype of its own
         if dtype not in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"):
             raise TypeError(f"labels: expected integers that fit in int64, got dtype {dtype}")
-        if array.ndim != 1:
-            raise ValueError(f"labels: expected shape [N], got {list(array.shape)}")
+        _checks.shape_has_rank("labels", list(array.shape), "[N]")
         if dtype not in ("int32", "int64"):
             return self.array_library.cast(array, "int64")
         # Where they are checked they are copied before: another thread may write to the caller's until the kernels end.
@@ -341,23 +339,10 @@ class _Layer:
         return self.array_library.cast(array, "float64")
 
     def _check_shapes(self) -> None:
-        features, weights = list(self.features.shape), list(self.weights.shape)
-        if weights[0] != self.depth:
-            raise ValueError(
-                f"weights: expected shape [D, C] with the D = {self.depth} of features {features}, got {weights}"
-            )
-        if self.classes == 0:
-            raise ValueError(f"weights: expected shape [D, C] with at least one class, got {weights}")
-        if tuple(self.labels.shape) != (self.rows,):
-            raise ValueError(
-                f"labels: expected shape [N] with the N = {self.rows} of features {features}, "
-                f"got {list(self.labels.shape)}"
-            )
-        if self.bias is not None and tuple(self.bias.shape) != (self.classes,):
-            raise ValueError(
-                f"bias: expected shape [C] with the C = {self.classes} of weights {weights}, "
-                f"got {list(self.bias.shape)}"
-            )
+        features, weights, labels = (list(array.shape) for array in (self.features, self.weights, self.labels))
+        _checks.batch_shapes(features, weights, labels)
+        if self.bias is not None:
+            _checks.bias_shape(list(self.bias.shape), weights)
 
     def _check_labels(self) -> None:
         row = self.array_library.kernels.first_bad_label(self._call({}))

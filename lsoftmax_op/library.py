@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import struct
 import sys
 import warnings
 from pathlib import Path
@@ -26,8 +25,8 @@ def build_info() -> dict[str, Any]:
         ``xla``, "yes", or why XLA (``jit_compile=True``) cannot compile the ops; ``xla_calls``, whether on a CPU it
         calls the library's own kernels for the fused loss; ``compiler``; ``build_type``; ``cpu_variants``, those built;
         ``cpu_variant``, the one this machine runs (the environment variable LSOFTMAX_CPU chooses another); ``cuda``,
-        None for a build without it, else a dict with the version of ``nvcc`` and the ``architectures``; and
-        ``library``, the path of the op library, or None.
+        None for a build without it, else a dict with the version of ``nvcc`` and the ``architectures``; ``sizes``, the
+        bytes of each op library as it was installed; and ``library``, the path of the op library, or None.
 
     Raises:
         ImportError: the compiled parts are missing.
@@ -123,16 +122,10 @@ def _check_version(running: str) -> None:
 
 
 def _check_complete(path: str) -> None:
-    """A truncated library can kill the process that maps it. The section table ends an ELF file: is it there?"""
-    with open(path, "rb") as file:
-        header = file.read(64)
-    complete = len(header) == 64 and header[:5] == b"\x7fELF\x02"
-    if complete:
-        (table,) = struct.unpack_from("<Q", header, 0x28)
-        size, count = struct.unpack_from("<HH", header, 0x3A)
-        complete = os.path.getsize(path) >= table + size * count
-    if not complete:
-        raise ImportError(f"{path} is truncated or no ELF library. Rebuild: {_REBUILD}")
+    """A truncated library can kill the process that maps it: is it as large as the build left it, or larger?"""
+    size, built = os.path.getsize(path), build_info()["sizes"].get(os.path.basename(path), 0)
+    if size < built:
+        raise ImportError(f"{path} is truncated: it has {size} of {built} bytes. Rebuild: {_REBUILD}")
 
 
 def _check_single(path: str) -> None:

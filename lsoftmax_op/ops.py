@@ -266,27 +266,13 @@ def _batch(features: Any, weights: Any, labels: Any) -> _Batch:
     features = checked_tensor("features", features, FLOATS, "[N, D]")
     weights = checked_tensor("weights", weights, (features.dtype,), "[D, C]")
     labels = checked_tensor("labels", labels, _INTEGERS, "[N]")
-    (rows, depth), (weights_depth, classes) = features.shape, weights.shape
-    if None not in (depth, weights_depth) and depth != weights_depth:
-        raise ValueError(
-            f"weights: expected shape [D, C] with the D = {depth} of features {features.shape}, got {weights.shape}"
-        )
-    if classes == 0:
-        raise ValueError(f"weights: expected shape [D, C] with at least one class, got {weights.shape}")
-    if None not in (rows, labels.shape[0]) and rows != labels.shape[0]:
-        raise ValueError(
-            f"labels: expected shape [N] with the N = {rows} of features {features.shape}, got {labels.shape}"
-        )
+    _checks.batch_shapes(*(tuple(tensor.shape.as_list()) for tensor in (features, weights, labels)))
     return _Batch(features, weights, labels)
 
 
 def _bias(bias: Any, weights: tf.Tensor) -> tf.Tensor:
     bias = checked_tensor("bias", bias, (weights.dtype,), "[C]")
-    classes = weights.shape[1]
-    if None not in (classes, bias.shape[0]) and classes != bias.shape[0]:
-        raise ValueError(
-            f"bias: expected shape [C] with the C = {classes} of weights {weights.shape}, got {bias.shape}"
-        )
+    _checks.bias_shape(*(tuple(tensor.shape.as_list()) for tensor in (bias, weights)))
     return bias
 
 
@@ -313,9 +299,7 @@ def checked_tensor(argument: str, value: Any, dtypes: tuple[tf.DType, ...], shap
         ) from error
     if tensor.dtype not in dtypes:
         raise TypeError(f"{argument}: expected {names}, got {tensor.dtype.name}")
-    rank = len(shape.strip("[]").split(",")) if shape != "[]" else 0
     if tensor.shape.rank is None:
-        tensor = tf.ensure_shape(tensor, [None] * rank)
-    if tensor.shape.rank != rank:
-        raise ValueError(f"{argument}: expected shape {shape}, got {tensor.shape}")
+        tensor = tf.ensure_shape(tensor, [None] * _checks.rank(shape))
+    _checks.shape_has_rank(argument, tuple(tensor.shape.as_list()), shape)
     return tensor

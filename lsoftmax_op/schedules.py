@@ -136,6 +136,6 @@ class LambdaSchedule:
         """Returns the schedule that `get_config` told of."""
         return cls(**config)
 
-    def _falling(self, step: Any, zeros_like: Callable) -> Any:
+    def _falling(self, step: Any, zeros_like: Callable[[Any], Any]) -> Any:
         grown = self.gamma * step if self.gamma > 0 else zeros_like(step)  # 0 times infinity is no number
         return self.base * (1.0 + grown) ** -self.power

@@ -14,7 +14,7 @@ import pytest
 from support import DTYPES, Batch
 
 from lsoftmax_op import arrays
-from lsoftmax_op._libraries import NumPy
+from lsoftmax_op._array_libraries import NumPy
 
 
 class ArraysLayer:

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import ml_dtypes
 import numpy as np
 
-from lsoftmax_op import arrays, reference
+from lsoftmax_op import reference
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lsoftmax_op"
@@ -29,6 +30,23 @@ SHAPES = ((1, 1, 1), (1, 5, 1), (7, 1, 3), (5, 17, 2), (13, 33, 7), (130, 19, 6)
 # Relative to the natural scale of each entry: its own size plus |x||w| for a logit, and sums of those for a gradient.
 LOGITS_TOLERANCE = {"float64": 1e-12, "float32": 2e-6}
 GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
+
+# The raw ops, and of each the input that its GPU kernel takes from the host's memory, if any.
+RAW_OPS = {
+    "TargetGeometry": None,
+    "FeaturesGrad": None,
+    "WeightsGrad": None,
+    "Logits": None,
+    "LogitsGrad": None,
+    "Loss": None,
+    "LossWithGradient": None,
+    "LossGradient": None,
+    "BiasGrad": "first_class",
+    "Sums": "first_class",
+    "Finish": "depth",
+    "ProductsGrad": "first_class",
+    "SetColumns": "first_column",
+}
 
 
 @dataclass
@@ -172,6 +190,24 @@ def _assert_close(
             assert rms(error) <= bound, (name, rms(error), rms(plain_error))
 
 
+def gradient_error(function: Callable, arguments: list) -> float:
+    """The largest difference between TensorFlow's and the numerical Jacobian, relative to the Jacobian's size."""
+    import tensorflow as tf
+
+    analytic, numerical = tf.test.compute_gradient(function, arguments, delta=1e-5)
+    size = max(np.abs(a).max() for a in analytic)
+    return max(np.abs(a - n).max() for a, n in zip(analytic, numerical, strict=True)) / size
+
+
+def call_of(kernels: ModuleType, dtype: str, margin: int = 1, **arrays: np.ndarray) -> object:
+    """A call of the kernels of `_core` or `_cuda_on_cpu` over the arrays, by the names of cc/core/arguments.h."""
+    call = kernels.Call()
+    call.dtype, call.margin = dtype, margin
+    for name, array in arrays.items():
+        setattr(call, name, array.ctypes.data)
+    return call
+
+
 def rms(values: np.ndarray) -> float:
     """The root of the mean square."""
     return float(np.sqrt(np.mean(np.square(values))))
@@ -191,15 +227,3 @@ def run_python(code: str, *, check: bool = True, **environment: str) -> subproce
     if check:
         assert finished.returncode == 0, finished.stderr[-3000:]
     return finished
-
-
-__all__ = [
-    "Batch",
-    "angle_batch",
-    "arrays",
-    "assert_close_to_oracle",
-    "assert_loss_close_to_oracle",
-    "errors",
-    "random_batch",
-    "run_python",
-]

@@ -7,7 +7,7 @@ import subprocess
 import ml_dtypes
 import numpy as np
 import pytest
-from support import ROOT
+from support import ROOT, call_of
 
 from lsoftmax_op import _checks, _core
 
@@ -25,14 +25,6 @@ def test_the_core_compiles_without_any_framework(file):
 @pytest.fixture(params=["_core", "_cuda_on_cpu"])
 def kernels(request):
     return pytest.importorskip(f"lsoftmax_op.{request.param}", reason="built without LSOFTMAX_TESTING=ON")
-
-
-def call_of(kernels, dtype, margin=1, **arrays):
-    call = kernels.Call()
-    call.dtype, call.margin = dtype, margin
-    for name, array in arrays.items():
-        setattr(call, name, array.ctypes.data)
-    return call
 
 
 @pytest.mark.parametrize("shift", [0, 1, 130, 1030, 12345])

@@ -11,10 +11,10 @@ from unittest import mock
 import numpy as np
 import pytest
 from conftest import CudaOnCpu
-from support import DTYPES, PACKAGE, ROOT, random_batch
+from support import DTYPES, PACKAGE, RAW_OPS, ROOT, random_batch
 
 from lsoftmax_op import _core, arrays
-from lsoftmax_op._libraries import NumPy
+from lsoftmax_op._array_libraries import NumPy
 
 kernels = pytest.importorskip("lsoftmax_op._cuda_on_cpu", reason="built without LSOFTMAX_TESTING=ON")
 
@@ -655,14 +655,10 @@ def test_tensorflow_has_a_gpu_kernel_of_every_op():
 
     assert lsoftmax_op.lsoftmax_logits
     built = json.loads((PACKAGE / "_build_info.json").read_text())["cuda"] is not None
-    names = "TargetGeometry FeaturesGrad WeightsGrad Logits LogitsGrad Loss LossWithGradient LossGradient BiasGrad "
-    names += "Sums Finish ProductsGrad SetColumns"
-    on_the_host = {"BiasGrad": "first_class", "Sums": "first_class", "ProductsGrad": "first_class"}
-    on_the_host |= {"SetColumns": "first_column", "Finish": "depth"}
-    for op in names.split():
+    for op, on_the_host in RAW_OPS.items():
         found = registered.get_registered_kernels_for_op(f"Lsoftmax{op}").kernel
         found = [kernel for kernel in found if not kernel.device_type.startswith("XLA_")]
         devices = [kernel.device_type for kernel in found]
         assert devices.count("GPU") == (devices.count("CPU") if built else 0)
-        expected = [on_the_host[op]] if op in on_the_host else []
+        expected = [on_the_host] if on_the_host else []
         assert all(list(kernel.host_memory_arg) == expected for kernel in found)

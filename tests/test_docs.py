@@ -70,6 +70,15 @@ def test_every_link_and_picture_exists(page):
         assert not anchor or anchor in anchors(target), f"{page}: {link} is none of {anchors(target)}"
 
 
+def test_the_readme_names_the_tensorflow_that_the_build_takes():
+    requirement, first, end = re.search(
+        r'"(tensorflow>=(2\.\d+),<2\.(\d+))"', (ROOT / "pyproject.toml").read_text()
+    ).groups()
+    readme = (ROOT / "README.md").read_text()
+    assert f'pip install "{requirement}"' in readme
+    assert f"({first} to 2.{int(end) - 1}, Linux)" in readme
+
+
 def documented():
     """The names that the API pages give a place."""
     names = set()

@@ -4,18 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-from support import random_batch, run_python
+from support import gradient_error, random_batch, run_python
 
 import lsoftmax_op
 
 tf = pytest.importorskip("tensorflow")
-
-
-def gradient_error(function, arguments):
-    """The largest difference between the analytic and the numerical Jacobian, relative to the Jacobian's size."""
-    analytic, numerical = tf.test.compute_gradient(function, arguments, delta=1e-5)
-    size = max(np.abs(a).max() for a in analytic)
-    return max(np.abs(a - n).max() for a, n in zip(analytic, numerical, strict=True)) / size
 
 
 @pytest.mark.parametrize("margin", range(1, 9))

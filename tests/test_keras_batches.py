@@ -280,6 +280,8 @@ FUNCTIONS = {
     "an op with a number first": (lambda step: tf.maximum(8.0, 9.0 - step), (9.0, 8.0, 8.0)),
     "if": (lambda step: 3.0 if step < 1 else 2.0, (3.0, 2.0, 2.0)),
     "a constant": (lambda step: 3, (3.0, 3.0)),
+    "a cycle": (lambda step: 8.0 / (1 + step % 2), (8.0, 4.0, 8.0, 4.0)),
+    "warm restarts": (keras.optimizers.schedules.CosineDecayRestarts(4.0, 2, t_mul=1.0), (4.0, 2.0, 4.0, 2.0)),
     "Keras' own": (keras.optimizers.schedules.InverseTimeDecay(10.0, 1, 1.0), (10.0, 5.0, 10 / 3)),
 }
 

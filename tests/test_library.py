@@ -28,6 +28,8 @@ def test_build_info():
     assert info["cpu_variant"] in info["cpu_variants"]
     assert info["cuda"] is None or (info["cuda"]["nvcc"] and info["cuda"]["architectures"])
     assert info["xla"] == "yes" or info["xla"].startswith("no: ")
+    assert set(info["sizes"]) == {file.name for file in PACKAGE.glob("_lsoftmax_*.so")}
+    assert all(0 < size <= (PACKAGE / name).stat().st_size for name, size in info["sizes"].items())
 
 
 def test_importing_the_package_imports_nothing_else():

@@ -4,8 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from support import LAMBDAS, random_batch, run_python
-from test_gradients import gradient_error
+from support import LAMBDAS, gradient_error, random_batch, run_python
 
 import lsoftmax_op
 from lsoftmax_op import ops, reference

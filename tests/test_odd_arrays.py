@@ -1,7 +1,7 @@
 """Arrays that are not what their dtype's name says: their values count, or they are refused by name.
 
 Those of NumPy and what NumPy makes arrays of; those of CuPy, over a stand-in and the CUDA kernels as the CPU runs them.
-PyTorch's are in test_libraries.py.
+PyTorch's are in test_array_libraries.py.
 """
 
 import sys
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support import random_batch
 
-from lsoftmax_op import _libraries, arrays, reference
+from lsoftmax_op import _array_libraries, arrays, reference
 
 ARGUMENTS = ("features", "weights", "labels", "bias", "grad")
 FUNCTIONS = {"arrays.logits_grad": arrays.logits_grad, "arrays.loss_grad": arrays.loss_grad}
@@ -278,7 +278,7 @@ def test_labels_are_used_as_they_were_checked(kernel, dtype):
     arguments = given("arrays.loss_grad")
     arguments["labels"] = arguments["labels"].astype(dtype)
     expected = outcome("arrays.loss_grad", arguments)
-    core = _libraries.NumPy().kernels
+    core = _array_libraries.NumPy().kernels
     changed = while_kernels_run(lambda: arguments["labels"].fill(127), getattr(core, kernel))
     kept = arguments["labels"].copy()
     with mock.patch.object(core, kernel, changed):
@@ -292,7 +292,7 @@ def test_labels_are_used_as_they_were_checked(kernel, dtype):
 def test_lambda_and_shapes_are_used_as_they_were_checked():
     arguments = given("arrays.loss_grad") | {"lam": np.array(0.5)}
     expected = outcome("arrays.loss_grad", arguments)
-    core = _libraries.NumPy().kernels
+    core = _array_libraries.NumPy().kernels
 
     def change():
         arguments["lam"].fill(np.nan)
@@ -309,7 +309,7 @@ def test_lambda_and_shapes_are_used_as_they_were_checked():
 
 
 class DeviceArray:
-    """A CuPy array as `_libraries.CuPy` sees it, in the host's memory."""
+    """A CuPy array as `_array_libraries.CuPy` sees it, in the host's memory."""
 
     device = SimpleNamespace(id=0)
     data = property(lambda self: SimpleNamespace(ptr=self.host.__array_interface__["data"][0]))
@@ -379,7 +379,7 @@ def cupy(monkeypatch):
         ),
     )
     monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(_libraries, "_cuda_kernels", lambda: kernels)
+    monkeypatch.setattr(_array_libraries, "_cuda_kernels", lambda: kernels)
     return module
 
 
@@ -417,20 +417,22 @@ PRODUCTS = {
 }
 
 
-@pytest.mark.parametrize("library", [_libraries.NumPy, _libraries.CuPy], ids=lambda library: library.__name__)
+@pytest.mark.parametrize(
+    "library", [_array_libraries.NumPy, _array_libraries.CuPy], ids=lambda library: library.__name__
+)
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("kind", PRODUCTS)
 def test_a_product_that_is_not_what_was_asked_for(kind, function, library, request, monkeypatch):
     arguments = given(function)
     product, wrong = np.matmul, PRODUCTS[kind]
-    if library is _libraries.CuPy:
+    if library is _array_libraries.CuPy:
         request.getfixturevalue("cupy")
         arguments = {name: DeviceArray(array) for name, array in arguments.items()}
         product = lambda a, b: a.host @ b.host  # noqa: E731
 
     def computed(self, a, b):
         result = wrong(product(a, b))
-        return DeviceArray(result) if library is _libraries.CuPy and type(result) is np.ndarray else result
+        return DeviceArray(result) if library is _array_libraries.CuPy and type(result) is np.ndarray else result
 
     monkeypatch.setattr(library, "_product", computed)
     with pytest.raises(TypeError, match=r"^product: expected a contiguous .* of float32 \[.*\], got"):

@@ -34,14 +34,14 @@ ATTRIBUTES = (-1, 0, 1, 3, 65, 2**31, 2**63 - 1)
 
 # What runs in each mode. XLA's formulas check shapes as its calls of our kernels do: only what they compute is theirs.
 KINDS = {
-    "eager": {"good", "ranks", "sizes", "dtypes", "values", "attributes"},
+    "eager": {"good", "none", "ranks", "sizes", "dtypes", "values", "attributes"},
     "unaligned": {"good", "values"},
-    "graph": {"good", "ranks", "sizes", "dtypes", "attributes"},
-    "imported": {"good", "ranks", "sizes", "dtypes", "attributes"},
-    "function": {"good", "ranks", "sizes", "values"},
+    "graph": {"good", "none", "ranks", "sizes", "dtypes", "attributes"},
+    "imported": {"good", "none", "ranks", "sizes", "dtypes", "attributes"},
+    "function": {"good", "none", "ranks", "sizes", "values"},
     "gradients": {"good"},
-    "xla": {"good", "ranks", "sizes", "values"},
-    "xla_formulas": {"good", "values"},
+    "xla": {"good", "none", "ranks", "sizes", "values"},
+    "xla_formulas": {"good", "none", "values"},
 }
 CHILDREN = (("eager", "unaligned", "graph", "imported", "function", "gradients"), ("xla", "xla_formulas"))
 
@@ -53,6 +53,7 @@ class Input:
     name: str
     dtype: str
     shape: tuple[str, ...]
+    may_be_none: bool  # which is [0]
 
     def sizes(self, **changes: int) -> tuple[int, ...]:
         return tuple(int(size) if size.isdigit() else {**SIZES, **changes}[size] for size in self.shape)
@@ -104,7 +105,7 @@ def registered_ops() -> tuple[Op, ...]:
         shape = re.match(r"\[([^\]]*)\]", arg.description)
         assert shape, f"the documentation of {op.name} does not tell the shape of {arg.name}: {arg.description!r}"
         dtype = {"T": "float32", "Tlabels": "int64"}.get(arg.type_attr) or tf.as_dtype(arg.type).name
-        return Input(arg.name, dtype, tuple(filter(None, shape[1].split(", "))))
+        return Input(arg.name, dtype, tuple(filter(None, shape[1].split(", "))), "[0]" in arg.description)
 
     library = pywrap_tf_session.TF_LoadLibrary(lsoftmax_op.library_path())
     ops = []
@@ -128,6 +129,9 @@ def cases(op: Op) -> Iterator[Case]:
     for one in op.inputs:
         own = one.sizes()
         of_rank = [(size,) * rank for rank in range(4) if rank != len(own) for size in ((2, 0) if rank else (2,))]
+        if one.may_be_none:
+            of_rank = [shape for shape in of_rank if shape != (0,)]
+            yield Case(op, "none", f"{one.name} none", {**good(), one.name: one.values((0,))})
         of_size = [(*own[:d], size, *own[d + 1 :]) for d in range(len(own)) for size in (0, own[d] + 1)]
         integers = one.dtype == "int64"
         changes = [
@@ -288,7 +292,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
 def test_every_case_ran(answers: list[Answer]) -> None:
     assert {answer.mode for answer in answers} == set(KINDS)
     assert {answer.case.split(",")[0] for answer in answers} == {op.name for op in registered_ops()}
-    assert not [answer for answer in answers if answer.kind == "good" and answer.error]
+    assert not [answer for answer in answers if answer.kind in ("good", "none") and answer.error]
 
 
 def test_errors_are_those_of_bad_arguments(answers: list[Answer]) -> None:

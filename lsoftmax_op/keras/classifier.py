@@ -56,8 +56,8 @@ class LSoftmaxClassifier(MultiWorkerModel):
         num_classes: the number of classes C, >= 1.
         margin: the integer m from 1 (no margin) to 64.
         lam: the annealing weight lambda: a number >= 0, a `LambdaSchedule`, or another function of the optimizer's step
-            (a scalar tensor) that never increases. The steps are those of the optimizer that the model is compiled
-            with: another one begins the schedule anew, as it does with a schedule of the learning rate.
+            (a scalar tensor). The steps are those of the optimizer that the model is compiled with: another one begins
+            the schedule anew, as it does with a schedule of the learning rate.
         use_bias: whether there is a bias [C]. The paper has none.
         kernel_initializer: of the last layer's kernel [D, C], as for ``keras.layers.Dense``, like the following.
         bias_initializer: of its bias.
@@ -74,7 +74,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a value out of range; a schedule that increases; a backbone whose outputs are no [N, D].
+        ValueError: a value out of range; a backbone whose outputs are no [N, D].
     """
 
     def __init__(
@@ -135,12 +135,12 @@ class LSoftmaxClassifier(MultiWorkerModel):
         self.head(features)
         super().build(input_shape)
 
-    def get_build_config(self) -> dict:
+    def get_build_config(self) -> dict[str, Any]:
         """Returns the shapes of the inputs, and the data types that the first call had."""
         config = super().get_build_config()
         return config if self._first_input is None else {**config, "input_dtypes": symbolic.dtypes_of(self.input)}
 
-    def build_from_config(self, config: dict) -> None:
+    def build_from_config(self, config: dict[str, Any]) -> None:
         """Builds backbone and head for the inputs that a saved model had."""
         if "input_dtypes" in config:
             self._declare(symbolic.of_shapes(config["input_shape"], config["input_dtypes"]))
@@ -164,7 +164,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
         return inputs
 
     @property
-    def inputs(self) -> list:
+    def inputs(self) -> list[Any]:
         """The symbolic inputs, as a list."""
         return keras.tree.flatten(self.input)
 
@@ -174,7 +174,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
         return self(self.input)
 
     @property
-    def outputs(self) -> list:
+    def outputs(self) -> list[Any]:
         """The symbolic probabilities, in a list."""
         return [self.output]
 
@@ -216,7 +216,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
         super().compile(optimizer, loss or PlainLoss(), metrics=metrics or None, **options)
         self.head.follow(self.optimizer)
 
-    def compile_from_config(self, config: dict) -> None:
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         """Configures the training as that of a saved model was."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
@@ -235,12 +235,12 @@ class LSoftmaxClassifier(MultiWorkerModel):
             x = self._with_class_weights(x, options.pop("class_weight"))
         return super().fit(x, *args, **options)
 
-    def _with_class_weights(self, batches: tf.data.Dataset, class_weight: dict) -> tf.data.Dataset:
+    def _with_class_weights(self, batches: tf.data.Dataset, class_weight: dict[int, float]) -> tf.data.Dataset:
         """Returns the batches with the weights of their samples, those that Keras gives the samples of an array."""
         classes = self.head.units
         table = tf.constant([class_weight.get(c, 1.0) for c in range(-1, classes)], keras.config.floatx())
 
-        def weighted(*data: Any) -> tuple:
+        def weighted(*data: Any) -> tuple[Any, ...]:
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
             if sample_weight is not None:
                 raise ValueError("class_weight: expected None where the data set has sample weights, got both")
@@ -250,7 +250,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
         return batches.map(weighted).prefetch(tf.data.AUTOTUNE)
 
-    def train_step(self, data: Any) -> dict:
+    def train_step(self, data: Any) -> dict[str, Any]:
         """Takes one step of the optimizer on the margin loss of one batch."""
         with tf.GradientTape() as tape:
             result = self._forward(data, training=True)
@@ -264,7 +264,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
             warnings.warn(f"{self.name} has no trainable weights", stacklevel=2)
         return self.logs_of_step(logs)
 
-    def test_step(self, data: Any) -> dict:
+    def test_step(self, data: Any) -> dict[str, Any]:
         """Computes the plain loss and metrics of one batch."""
         return self.logs_of_step(self._count(self._forward(data, training=False)))
 
@@ -290,7 +290,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
         total = tf.add_n([mean, *(tf.reduce_sum(tf.cast(term, self._wide)) for term in self.losses)])
         return _Result(x, y, sample_weight, labels, rows, counted, features, total, predicted)
 
-    def _count(self, result: _Result) -> dict:
+    def _count(self, result: _Result) -> dict[str, Any]:
         """Updates the metrics and returns their values."""
         for metric in self.metrics:
             if metric.name == "loss":
@@ -301,7 +301,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
         probabilities = self._probabilities(result.features)
         return self.compute_metrics(result.x, result.y, probabilities, result.sample_weight)
 
-    def export(self, filepath: str | PathLike, format: str = "tf_saved_model", **options: Any) -> Any:
+    def export(self, filepath: str | PathLike[str], format: str = "tf_saved_model", **options: Any) -> Any:
         """Exports the plain softmax classifier: no margin, no label, nothing that needs lsoftmax_op where it is served.
 
         Args:
@@ -329,18 +329,18 @@ class LSoftmaxClassifier(MultiWorkerModel):
             dense = keras.layers.Dense.from_config({name: head[name] for name in names if name in head})
             softmax = keras.layers.Activation("softmax", dtype=self._wide, name="probabilities")
             model = keras.Model(inputs, softmax(dense(self.backbone(inputs))), name=self.name)
-            weights = {}
+            weights: dict[str, Any] = {}
             self.head.save_own_variables(weights)  # LoRA's product is in the kernel
             dense.load_own_variables(weights)
         return model
 
     @property
-    def _default_save_signature(self) -> Callable:
+    def _default_save_signature(self) -> Callable[..., Any]:
         """What tf.saved_model.save has a model served by."""
         spec = keras.tree.map_structure(lambda one: tf.TensorSpec(one.shape, one.dtype), self.input)
         return tf.function(lambda inputs: self(inputs), input_signature=[spec])
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
         head = self.head.get_config()
         names = ("margin", "lam", "use_bias", *(n for n in head if n.endswith(("izer", "constraint")) and n[0] != "a"))
@@ -356,7 +356,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
         return {**config, "head": special} if special else config
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects: dict | None = None) -> LSoftmaxClassifier:
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> LSoftmaxClassifier:
         """Returns a new model with the arguments that `get_config` gave."""
         config = dict(config)
         config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
@@ -379,5 +379,5 @@ def _mask_of(features: Any) -> Any:
 
 def _the_one(value: Any) -> Any:
     """Returns the labels or weights of a list that holds those of the one output, as Keras takes them, too."""
-    is_list = isinstance(value, (list, tuple)) and len(value) == 1 and getattr(value[0], "ndim", 0)
+    is_list = isinstance(value, (list, tuple)) and len(value) == 1 and bool(getattr(value[0], "ndim", 0))
     return value[0] if is_list else value

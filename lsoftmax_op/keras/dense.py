@@ -38,7 +38,7 @@ class LSoftmaxDense(keras.layers.Dense):
         units: the number of classes C, >= 1.
         margin: the integer m from 1 (no margin) to 64.
         lam: the annealing weight lambda: a number >= 0, a `LambdaSchedule`, or another function of the optimizer's step
-            (a scalar tensor) that never increases. The variable ``layer.lam`` holds its present value.
+            (a scalar tensor). The variable ``layer.lam`` holds its present value.
         use_bias: whether there is a bias [C]. The paper has none.
         kernel_initializer: as for ``keras.layers.Dense``, like the following.
         bias_initializer: of the bias.
@@ -65,8 +65,8 @@ class LSoftmaxDense(keras.layers.Dense):
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a value or shape out of range; a schedule that increases; no labels in training; training with the
-            margin in a quantisation mode other than int8.
+        ValueError: a value or shape out of range; no labels in training; training with the margin in a quantisation
+            mode other than int8.
         tf.errors.InvalidArgumentError: labels out of range, that are no integers, or not one-hot.
     """
 
@@ -205,7 +205,7 @@ class LSoftmaxDense(keras.layers.Dense):
         loss = tf.where(labels >= 0, loss, tf.zeros_like(loss))
         return ops.LossLayer(tf.cast(loss, logits.dtype), tf.argmax(wide, axis=1))
 
-    def _margin_layer(self, features: Any, labels: Any, watched: bool = True) -> tuple:
+    def _margin_layer(self, features: Any, labels: Any, watched: bool = True) -> tuple[Any, ...]:
         """Returns features, weights, labels and bias in the compute dtype."""
         labels = class_indices(labels, self.units)
         dtype = self.compute_dtype
@@ -233,7 +233,7 @@ class LSoftmaxDense(keras.layers.Dense):
 
     def _annealed(self) -> tf.Tensor:
         """Returns lambda, having set it from the optimizer's step."""
-        if self.has_schedule:
+        if callable(self._lam):
             if self._steps is not None:
                 self.lam.assign(annealing.at(self._lam, self._steps()))
             else:
@@ -297,12 +297,12 @@ class LSoftmaxDense(keras.layers.Dense):
             return self.lam
         return super()._lookup_dependency(name, *args)
 
-    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict:
+    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
         """Adds lambda to what a SavedModel holds, whose functions may use it."""
         children = super()._trackable_children(save_type, **options)
         return {**children, "lam": self.lam} if save_type == "savedmodel" and self.built else children
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor; of a lambda that is no schedule, the present value."""
         config = super().get_config()
         del config["activation"]
@@ -312,6 +312,6 @@ class LSoftmaxDense(keras.layers.Dense):
         return {**config, "margin": self.margin, "lam": annealing.serialize(lam)}
 
     @classmethod
-    def from_config(cls, config: dict) -> LSoftmaxDense:
+    def from_config(cls, config: dict[str, Any]) -> LSoftmaxDense:
         """Returns a new layer with the arguments that `get_config` gave."""
         return super().from_config({**config, "lam": annealing.deserialize(config["lam"])})

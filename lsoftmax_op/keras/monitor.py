@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from os import PathLike
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -29,13 +30,13 @@ class LSoftmaxMonitor(keras.callbacks.Callback):
         ValueError: when the training begins, a model without an `LSoftmaxDense`.
     """
 
-    def __init__(self, log_dir: str | PathLike | None = None) -> None:
+    def __init__(self, log_dir: str | PathLike[str] | None = None) -> None:
         super().__init__()
         self.log_dir = log_dir
         self._angles: dict[str, tuple[LSoftmaxDense, keras.metrics.Mean]] = {}
         self._writer: tf.summary.SummaryWriter | None = None
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Has every layer follow the optimizer and tell its angles."""
         layers = list(_margin_layers(self.model))
         if not layers:
@@ -51,12 +52,12 @@ class LSoftmaxMonitor(keras.callbacks.Callback):
         if self.log_dir is not None:
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
 
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins a new mean."""
         for _, mean in self._angles.values():
             mean.reset_state()
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds to the logs and writes the scalars."""
         values = {}
         for prefix, (layer, mean) in self._angles.items():
@@ -70,7 +71,7 @@ class LSoftmaxMonitor(keras.callbacks.Callback):
                     tf.summary.write(f"lsoftmax/{name}", tf.constant(value), metadata=_scalar())
             self._writer.flush()
 
-    def on_train_end(self, logs: dict | None = None) -> None:
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leaves the model as it was."""
         for layer, _ in self._angles.values():
             layer.watch(None)

@@ -52,13 +52,13 @@ class MultiWorkerModel(keras.Model):
     Its ``train_step`` and ``test_step`` return ``self.logs_of_step(logs)``.
     """
 
-    def logs_of_step(self, logs: dict) -> dict:
+    def logs_of_step(self, logs: dict[str, Any]) -> dict[str, Any]:
         """Returns the logs of a replica, scalars that are the same on all of them, as Keras can average them."""
         if not spans_workers(tf.distribute.get_strategy()):
             return logs
         return {name: tf.reshape(value, [1]) for name, value in logs.items()}
 
-    def _get_metrics_result_or_logs(self, logs: dict) -> dict:
+    def _get_metrics_result_or_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
         """Takes an epoch's logs from the metrics of all replicas, as Keras does where each is of a metric."""
         return {**logs, **{name: value for name, value in self.get_metrics_result().items() if name in logs}}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import LAMBDAS, ROOT, random_batch
 
-from lsoftmax_op import _libraries, arrays
+from lsoftmax_op import _array_libraries, arrays
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -364,8 +364,8 @@ def test_arrays_on_a_device_and_arrays_on_the_cpu_do_not_mix():
 
 
 def test_arrays_on_a_device_need_cupy_and_kernels():
-    assert _libraries._is_on_cuda("features", OnCuda())
+    assert _array_libraries._is_on_cuda("features", OnCuda())
     with pytest.raises((ImportError, AttributeError, RuntimeError)):
         arrays.logits(OnCuda(), OnCuda(), OnCuda())
     with pytest.raises(ValueError, match=r"num_threads: expected None"):
-        _libraries.library_of(OnCuda(), 3)
+        _array_libraries.library_of(OnCuda(), 3)

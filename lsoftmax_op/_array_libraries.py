@@ -129,7 +129,7 @@ class Library(abc.ABC):
             )
         return result
 
-    def device(self) -> contextlib.AbstractContextManager:
+    def device(self) -> contextlib.AbstractContextManager[Any]:
         """A context in which the arrays' device is the current one, and the library computes what it is told."""
         return contextlib.nullcontext()
 
@@ -231,7 +231,7 @@ class CuPy(Library):
     def _column_sums(self, a: Any) -> Any:
         return a.sum(axis=0, dtype=_accumulator(a)).astype(a.dtype)
 
-    def device(self) -> contextlib.AbstractContextManager:
+    def device(self) -> contextlib.AbstractContextManager[Any]:
         return self.cupy.cuda.Device(self._device)
 
 
@@ -329,7 +329,7 @@ class Torch(Library):
     def _copy(self, array: Any) -> Any:
         return array.clone()
 
-    def device(self) -> contextlib.AbstractContextManager:
+    def device(self) -> contextlib.AbstractContextManager[Any]:
         contexts = contextlib.ExitStack()
         if self.torch.is_autocast_enabled(self.on.type):
             contexts.enter_context(self.torch.autocast(self.on.type, enabled=False))
