@@ -29,6 +29,7 @@ def curved_loss(batch, margin, lam):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "function"])
 @pytest.mark.parametrize("margin", [1, 2, 3, 4, 7])
 def test_second_order_numerically(margin, compiled):
@@ -150,6 +151,7 @@ def test_lambda_and_labels_have_none():
     assert tape.gradient(z, [lam, labels]) == [None, None]
 
 
+@pytest.mark.slow
 def test_determinism_for_any_number_of_threads():
     code = """
 import sys, hashlib, numpy as np, tensorflow as tf, lsoftmax_op

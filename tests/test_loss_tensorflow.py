@@ -27,6 +27,7 @@ def test_first_order_numerically(margin):
     assert error < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("margin", "block_size", "compiled"),
     [(1, None, True), (2, None, True), (3, 2, True), (4, None, True), (7, 3, True), (4, None, False), (3, 2, False)],
@@ -227,6 +228,7 @@ def test_the_graph_does_not_grow_with_the_batch():
     assert nodes(8) == nodes(1024) < 30
 
 
+@pytest.mark.slow
 def test_determinism_for_any_number_of_threads():
     code = """
 import hashlib, sys, tensorflow as tf, lsoftmax_op
