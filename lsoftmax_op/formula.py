@@ -31,7 +31,7 @@ def psi(margin: int, c: tf.Tensor) -> Psi:
 
 
 def cos_theta(geometry: tf.Tensor) -> tf.Tensor:
-    """Returns cos(theta) [N] from the geometry [3, N], within [-1, 1]; 0 where a norm is zero. No number is NaN on the way."""
+    """Returns cos(theta) [N] from the geometry [3, N], within [-1, 1]; 0 where a norm is zero, and no NaN on the way."""
     s, A, B = tf.unstack(geometry, num=3)
     has_norms = (A != 0) & (B != 0)
     one = tf.ones_like(s)

@@ -284,9 +284,7 @@ def test_the_feature_gradient_of_rows_without_a_target_is_scaled_as_others(dtype
     rows, depth, classes = 3, 40, 4
     features = np.full((rows, depth), np.inf)  # does not matter
     target_weights = np.zeros((rows, depth) if copies else 0)
-    x, w, h, t = (
-        tf.cast(v, dtype) for v in (features, np.ones((depth, classes)), np.full(rows, 2), target_weights)
-    )
+    x, w, h, t = (tf.cast(v, dtype) for v in (features, np.ones((depth, classes)), np.full(rows, 2), target_weights))
     geometry_grad, unit = tf.zeros([3, rows], tf.float64), tf.ones([rows])
 
     def features_grad(base):

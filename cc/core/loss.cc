@@ -200,7 +200,8 @@ void loss(const Arguments<T>& args, int64_t begin, int64_t end) {
 template <typename T>
 void sums(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const Sums<double> block = args.bias != nullptr ? sum_row<T, true>(args, i, nullptr) : sum_row<T, false>(args, i, nullptr);
+    const Sums<double> block =
+        args.bias != nullptr ? sum_row<T, true>(args, i, nullptr) : sum_row<T, false>(args, i, nullptr);
     store(args, i, merge(sums_of(args, i), block));
   }
 }

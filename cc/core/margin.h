@@ -102,9 +102,9 @@ LSOFTMAX_INLINE TargetLogit<Real> target_logit(const Margin& margin, Real alpha,
   const Psi<Real> p = psi(margin, c);
   const Real q = alpha * (p.value - c * p.slope) / number(s, 2);
   const auto dense = is_dense(margin, alpha, g);
-  return {where(dense, s, s + alpha * (a * b * p.value - s)),
-          {where(dense, one, one + alpha * (p.slope - one)), where(dense, zero, q * b / a),
-           where(dense, zero, q * a / b)}};
+  return {
+      where(dense, s, s + alpha * (a * b * p.value - s)),
+      {where(dense, one, one + alpha * (p.slope - one)), where(dense, zero, q * b / a), where(dense, zero, q * a / b)}};
 }
 
 }  // namespace lsoftmax

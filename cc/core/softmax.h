@@ -85,8 +85,7 @@ LSOFTMAX_INLINE Finished<Real> finish(const Margin& margin, Real alpha, const Ge
   const TargetLogit<Real> t = target_logit(margin, alpha, geometry);
   const CrossEntropy<Real> h = cross_entropy(sums, t.value + bias);
   const Real one = number(bias, 1);
-  const Real lift =
-      has_unit ? grad_lift(h.normalizer.scale, -h.slope, geometry.features_sq, depth, rows) : one;
+  const Real lift = has_unit ? grad_lift(h.normalizer.scale, -h.slope, geometry.features_sq, depth, rows) : one;
   const Real slope = h.slope * lift;
   return {h.loss,
           slope,

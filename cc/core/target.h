@@ -66,7 +66,9 @@ LSOFTMAX_INLINE void measure_angle(const Arguments<T>& args, int64_t row) {
   args.segment[row] = has_target ? static_cast<int32_t>(psi(args.margin, c).segment) : -1;
 }
 
-LSOFTMAX_INLINE Sums<double> no_sums() { return {-static_cast<double>(INFINITY), 0, -static_cast<double>(INFINITY), 0}; }
+LSOFTMAX_INLINE Sums<double> no_sums() {
+  return {-static_cast<double>(INFINITY), 0, -static_cast<double>(INFINITY), 0};
+}
 
 template <typename T>
 LSOFTMAX_INLINE Sums<double> sums_of(const Arguments<T>& args, int64_t row) {

@@ -229,7 +229,7 @@ __device__ Partial<R> merge_in_block(Partial<R> partial) {
 // The sums of the vectors [begin, end) from those of all their threads: joins the target, whose product it reads.
 template <typename T>
 __device__ Sums<double> sums_of(const Row<T>& row, int64_t begin, int64_t end, int64_t first_class,
-                        const Partial<Real<T>>& partial) {
+                                const Partial<Real<T>>& partial) {
   Sums<double> sums = {partial.max, partial.sum, partial.max, static_cast<double>(partial.place)};
   if (row.target >= 0 && row.class_of(begin) <= row.target && row.target < row.class_of(end)) {
     const Real<T> product = widen(row.products[row.target]);

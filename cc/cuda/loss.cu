@@ -134,9 +134,9 @@ __global__ void __launch_bounds__(kBlock) products_grad_part_per_block(Arguments
 
 // In the workspace of `loss` and `sums`.
 struct Workspace {
-  Sums<double>* parts;         // [N, parts a row]
-  double* sums;        // [4, N]
-  double* normalizer;  // [2, N]
+  Sums<double>* parts;  // [N, parts a row]
+  double* sums;         // [4, N]
+  double* normalizer;   // [2, N]
 };
 Workspace lay_out(void* workspace, int64_t rows, int64_t classes) {
   Sums<double>* const parts = static_cast<Sums<double>*>(workspace);

@@ -80,9 +80,8 @@ void define_kernels(pybind11::module_& module) {
       [](const Call& shared, Where where) {                                                                    \
         const Call call = shared;                                                                              \
         const py::gil_scoped_release release;                                                                  \
-        dispatch(call.dtype, [&](auto zero) {                                                                  \
-          Backend::template run<Kernel::KERNEL>(call.as<decltype(zero)>(), where);                             \
-        });                                                                                                    \
+        dispatch(call.dtype,                                                                                   \
+                 [&](auto zero) { Backend::template run<Kernel::KERNEL>(call.as<decltype(zero)>(), where); }); \
       },                                                                                                       \
       py::arg("call"), py::arg("where"));                                                                      \
   module.def(                                                                                                  \

@@ -29,6 +29,7 @@ PYBIND11_MODULE(_core, module) {
   module.def("first_bad_label", first_bad_label_of, pybind11::arg("call"),
              "The first row whose label is neither -1 nor in [0, classes), or -1.");
   module.def("cpu_variant", cpu_variant);
+  module.attr("max_margin") = kMaxMargin;
 }
 
 }  // namespace lsoftmax

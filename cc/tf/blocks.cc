@@ -135,9 +135,9 @@ class SetColumnsOp : public OpKernel {
     Tensor* matrix = nullptr;
     OP_REQUIRES_OK(context, Backend::take(context, 0, 0, /*copied=*/true, &matrix));
     const int64_t size = sizeof(T);
-    OP_REQUIRES_OK(context, Backend::copy_rows(context, context->input(1).data(), sizes.block() * size,
-                                               static_cast<T*>(matrix->data()) + first, sizes.classes() * size,
-                                               sizes.depth()));
+    OP_REQUIRES_OK(context,
+                   Backend::copy_rows(context, context->input(1).data(), sizes.block() * size,
+                                      static_cast<T*>(matrix->data()) + first, sizes.classes() * size, sizes.depth()));
   }
 
  private:

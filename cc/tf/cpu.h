@@ -19,9 +19,8 @@ struct Cpu {
 
   template <Kernel kernel, typename T>
   static absl::Status run(tensorflow::OpKernelContext* context, Arguments<T>* args) {
-    run_on_batch<kernel>(*args, [context](int64_t total, int64_t cost, const auto& work) {
-      over(context, total, cost, work);
-    });
+    run_on_batch<kernel>(
+        *args, [context](int64_t total, int64_t cost, const auto& work) { over(context, total, cost, work); });
     return absl::Status();
   }
 

@@ -121,7 +121,8 @@ absl::Status infer_shapes(InferenceContext* context) {
   });
   TF_RETURN_IF_ERROR(status);
   for_each_array(own, [&](const Array& array) {
-    context->set_output(array.name, {shape_of(array, context, known)}).IgnoreError();  // that there is none of this name
+    context->set_output(array.name, {shape_of(array, context, known)})
+        .IgnoreError();  // that there is none of this name
   });
   return status;
 }

@@ -169,8 +169,7 @@ using BiasGrad = KernelOp<Backend, T, Kernel::bias_grad, kNowhere>;
 template <typename Backend, typename T>
 class SameOp : public OpKernel {
  public:
-  explicit SameOp(OpKernelConstruction* construction)
-      : OpKernel(construction), signature_(*this, construction) {}
+  explicit SameOp(OpKernelConstruction* construction) : OpKernel(construction), signature_(*this, construction) {}
 
   void Compute(OpKernelContext* context) override {
     Sizes sizes;

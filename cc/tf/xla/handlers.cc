@@ -210,12 +210,9 @@ bool register_handler(const std::string& name, XLA_FFI_Handler* handler) {
 
 template <typename T, const Call& kCall>
 bool register_call(const char* type) {
-  XLA_FFI_DEFINE_HANDLER_EXPLICIT(handler, (handle<T, kCall>),
-                                  ffi::Ffi::Bind()
-                                      .Ctx<ffi::ThreadPool>()
-                                      .RemainingArgs()
-                                      .RemainingRets()
-                                      .Attr<int64_t>("margin"));
+  XLA_FFI_DEFINE_HANDLER_EXPLICIT(
+      handler, (handle<T, kCall>),
+      ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<int64_t>("margin"));
   return register_handler(std::string(kCall.handler) + "_" + type, handler);
 }
 
