@@ -19,7 +19,7 @@ class Psi(NamedTuple):
 
 
 def psi(margin: int, c: tf.Tensor) -> Psi:
-    """Returns psi(theta) = (-1)^k T_m(c) - 2k, from the recurrence of the Chebyshev polynomials."""
+    """Returns (-1)^k T_m(c) - 2k, from the recurrence of the Chebyshev polynomials."""
     before, u = tf.zeros_like(c), tf.ones_like(c)
     segment, sign = tf.zeros_like(c), tf.ones_like(c)
     for _ in range(1, margin):
@@ -31,7 +31,7 @@ def psi(margin: int, c: tf.Tensor) -> Psi:
 
 
 def cos_theta(geometry: tf.Tensor) -> tf.Tensor:
-    """Returns cos(theta) [N] from the geometry [3, N], within [-1, 1]; 0 where a norm is zero, and no NaN on the way."""
+    """Returns cos(theta) [N] from the geometry [3, N], in [-1, 1]; 0 where a norm is zero, and no NaN on the way."""
     s, A, B = tf.unstack(geometry, num=3)
     has_norms = (A != 0) & (B != 0)
     one = tf.ones_like(s)

@@ -6,8 +6,8 @@ First order, with G = dL/d(margin logits), g_i its target entries and t(s, A, B)
     LsoftmaxTargetGeometry   ->  LsoftmaxFeaturesGrad   features: what came through X W + g_s w_y + 2 g_A x
                                  LsoftmaxWeightsGrad    weights:  what came through X W + sum of g_s x + 2 g_B w_y
 
-    LsoftmaxLossWithGradient ->  with P = dloss/d(X W) from LsoftmaxLoss and the upstream gradient g, one number a row (of
-                                 float16 P is divided by u = grad_unit, and g u is g: cc/core/grad_unit.h):
+    LsoftmaxLossWithGradient ->  with P = dloss/d(X W) from LsoftmaxLoss and the upstream gradient g, one number a row
+                                 (of float16 P is divided by u = grad_unit, and g u is g: cc/core/grad_unit.h):
                                  LsoftmaxFeaturesGrad   features: g (P W^T, completed)
                                  LsoftmaxWeightsGrad    weights:  (g X)^T P, completed
                                  LsoftmaxBiasGrad       bias:     sum of g P, completed
