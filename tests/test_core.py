@@ -68,6 +68,10 @@ def test_a_cosine_that_rounding_carried_past_a_pole_is_clamped(kernels):
     np.testing.assert_array_equal(segment, [0, 3, -1, 0])
 
 
+def test_the_largest_margin_is_one_number():
+    assert _core.max_margin == _checks.MAX_MARGIN
+
+
 def test_the_list_of_kernels_is_whole():
     """What the bindings are made of, beside the declarations."""
     arguments, rows, loss = ((ROOT / "cc" / "core" / f"{name}.h").read_text() for name in ("arguments", "rows", "loss"))

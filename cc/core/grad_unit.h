@@ -1,16 +1,19 @@
-// The unit of a row's gradients in float16, which holds 11 digits of a number from 2^-14 to 2^16, and nothing below 2^-25.
+// The unit of a row's gradients in float16, which holds 11 digits of a number from 2^-14 to 2^16, and nothing below
+// 2^-25.
 //
-// A row's probabilities p_j are written before the upstream gradient g is known, and with it the loss scale that is to lift
-// them. So the row's gradients are written in units of u, a power of two that g takes on instead, and nothing is rounded by:
+// A row's probabilities p_j are written before the upstream gradient g is known, and with it the loss scale that is to
+// lift them. So the row's gradients are written in units of u, a power of two that g takes on instead, and nothing is
+// rounded by:
 //
 //   dX = (g u) ((P / u) W^T)        dW = ((g u) X)^T (P / u)        db = (g u)^T (P / u)
 //
 //   1 / u = the power of two at or below  min(max(x / p, 2^12 x / N), 2^8 / r),  from 2^-6 to 2^40
 //
-// with x = |x| / sqrt(D), the size of a feature, p the largest of the other classes' probabilities, r their sum, N the rows.
+// with x = |x| / sqrt(D), the size of a feature, p the largest of the other classes' probabilities, r their sum, N the
+// rows.
 //
-//   x / p        makes P / u as large as a feature and (g u) x as large as g p: rounding it loses what rounding g p would
-//   2^12 x / N   leaves (g u) x its digits if g is 1 / N or more, that of a mean, and keeps far smaller classes beside p
+//   x / p        makes P / u as large as a feature, (g u) x as large as g p: rounding it loses what rounding g p would
+//   2^12 x / N   leaves (g u) x its digits if g is 1 / N or more, that of a mean; keeps far smaller classes beside p
 //   2^8 / r      bounds (P / u) W^T by 256 times the largest weight: it does not overflow before X W does
 #ifndef LSOFTMAX_CORE_GRAD_UNIT_H_
 #define LSOFTMAX_CORE_GRAD_UNIT_H_
@@ -30,8 +33,8 @@ constexpr bool kHasGradUnit<float16> = true;
 
 constexpr double kFeatureRange = 4096, kProductRange = 256, kMinLift = 0x1p-6, kMaxLift = 0x1p40;
 
-// 1 / u, which the row's gradients are multiplied by; 1 without features to keep the digits of, or with a NaN. `largest`, `rest`: p
-// and r.
+// 1 / u, which the row's gradients are multiplied by; 1 without features to keep the digits of, or with a NaN.
+// `largest`, `rest`: p and r.
 template <typename Real>
 LSOFTMAX_INLINE Real grad_lift(Real largest, Real rest, Real features_sq, Real depth, int64_t rows) {
   const Real x = root(features_sq / depth), least = number(x, kMinLift), most = number(x, kMaxLift);

@@ -13,14 +13,13 @@
 //   dt/dA  = alpha (psi - c psi') sqrt(B/A) / 2
 //   dt/dB  = alpha (psi - c psi') sqrt(A/B) / 2
 //
-// Whatever a row's values are, target_logit gives the dense layer's x . w, with its derivatives, where the margin changes nothing: where
-// m = 1, alpha = 0 or a norm is zero.
+// Where the margin changes nothing (m = 1, alpha = 0 or a zero norm) t is the dense layer's logit s, and dt/ds = 1.
 //
 // T and U are the Chebyshev polynomials of the first and second kind, from one recurrence:
-// U_{j+1} = 2c U_j - U_{j-1} and T_m = c U_{m-1} - U_{m-2}. The recurrence also tells the segment. The roots of U_{m-1} are the
-// segments' edges cos(j pi / m), and U_0 .. U_{m-1} is a Sturm sequence: it changes sign once for every root
-// above c, so the number of sign changes is k. No angle, no table, no search; psi is continuously
-// differentiable, so a c that rounds across an edge does no harm.
+// U_{j+1} = 2c U_j - U_{j-1} and T_m = c U_{m-1} - U_{m-2}. The recurrence also tells the segment. The roots of U_{m-1}
+// are the segments' edges cos(j pi / m), and U_0 .. U_{m-1} is a Sturm sequence: it changes sign once for every root
+// above c, so the number of sign changes is k. No angle, no table, no search; psi is continuously differentiable, so a
+// c that rounds across an edge does no harm.
 #ifndef LSOFTMAX_CORE_MARGIN_H_
 #define LSOFTMAX_CORE_MARGIN_H_
 
@@ -30,8 +29,8 @@ namespace lsoftmax {
 
 constexpr int kMaxMargin = 64;
 
-// psi(theta) = cos(m theta + shift) - offset, continued so that it falls. Other shifts and offsets than 0 are refused where
-// arguments are checked.
+// psi(theta) is the monotone continuation of cos(m theta + shift) - offset. `shift` and `offset` are 0 for now: other
+// values are refused where arguments are checked.
 struct Margin {
   int m = 1;  // 1 <= m <= kMaxMargin
   double shift = 0, offset = 0;
@@ -81,7 +80,8 @@ LSOFTMAX_INLINE Real margin_share(Real lambda) {
   return number(lambda, 1) / (number(lambda, 1) + lambda);
 }
 
-// Whether the margin changes nothing: logit and gradient are the dense layer's own and are left untouched, to the last bit.
+// Whether the margin changes nothing: logit and gradient are the dense layer's own, and are left untouched, to the last
+// bit.
 template <typename Real>
 LSOFTMAX_INLINE auto is_dense(const Margin& margin, Real alpha, const Geometry<Real>& g) {
   const auto no_margin = either(is_zero(number(alpha, margin.m - 1)), is_zero(alpha));

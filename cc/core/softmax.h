@@ -10,8 +10,8 @@
 //   dloss/dz_y = -R / (R + e)                        p_y - 1, without its cancellation
 //   dloss/dz_j = exp(z_j - m) exp(m - M) / (R + e)   p_j
 //
-// m, which is one of the logits to the last bit, and exp(m - M) / (R + e) are called the row's normalizer. z_y = t + b_y with
-// t of margin.h, from the row's geometry.
+// m, which is one of the logits to the last bit, and exp(m - M) / (R + e) are called the row's normalizer.
+// z_y = t + b_y with t of margin.h, from the row's geometry.
 //
 // m and S may be gathered in parts, block after block of the classes, beside the largest plain logit so far and its
 // class. In memory all four are the row's `sums`.
@@ -69,8 +69,8 @@ LSOFTMAX_INLINE CrossEntropy<Real> cross_entropy(const Sums<Real>& others, Real 
   return {loss, -rest / (rest + own), {where(alone, zero, others.max), where(alone, zero, scale)}};
 }
 
-// What a row's sums and its geometry make of it: the loss, its derivatives in the target's logit and in the geometry, and the
-// normalizer, these in units of `unit` (grad_unit.h). `bias` is that of the target.
+// What a row's sums and its geometry make of it: the loss, and in units of `unit` (grad_unit.h) its derivatives in the
+// target's logit and in the geometry, and the normalizer.
 template <typename Real>
 struct Finished {
   Real loss, target_grad;
@@ -79,6 +79,7 @@ struct Finished {
   Real unit;
 };
 
+// `bias` is that of the target; `rows` is N. Without a unit it is 1.
 template <typename Real>
 LSOFTMAX_INLINE Finished<Real> finish(const Margin& margin, Real alpha, const Geometry<Real>& geometry, Real bias,
                                       const Sums<Real>& sums, Real depth, int64_t rows, bool has_unit) {

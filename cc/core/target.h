@@ -83,8 +83,9 @@ LSOFTMAX_INLINE void store(const Arguments<T>& args, int64_t row, const Sums<dou
   args.sums[3 * args.rows + row] = sums.predicted;
 }
 
-// From the sums over a row's classes: loss[row], predicted[row] and, in units of grad_unit[row], geometry_grad[:, row] and
-// target_grad[row]; returns the normalizer, in these units, too, whose scale is 0 without a target. `bias` is that of the target.
+// From the sums over a row's classes: loss[row], predicted[row] and, in units of grad_unit[row], geometry_grad[:, row]
+// and target_grad[row]; returns the normalizer, in these units, too, whose scale is 0 without a target. `bias` is that
+// of the target.
 template <typename T>
 LSOFTMAX_INLINE Normalizer<double> finish_row(const Arguments<T>& args, double alpha, int64_t row, double bias,
                                               const Sums<double>& sums) {

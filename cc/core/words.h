@@ -1,5 +1,5 @@
-// The words that a formula is written in, beside + - * /, so that it stands once: for double here, and for whoever brings a type
-// of whole batches with the same words (tf/xla/rows.h).
+// The words that a formula is written in, beside + - * /, so that it stands once: for double here, and for whoever
+// brings a type of whole batches with the same words (tf/xla/rows.h).
 //
 // There is no branch: `where` is given both of its values, and what is not taken may be NaN.
 #ifndef LSOFTMAX_CORE_WORDS_H_

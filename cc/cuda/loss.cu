@@ -20,8 +20,8 @@ namespace {
 constexpr int kMaxBlock = 1024;
 constexpr int64_t kUnknown = INT64_MAX;
 
-// finish_row of core/softmax.h. A row that cannot be computed says so in each number but its predicted class. Labels are below
-// `classes`.
+// finish_row of core/target.h. A row that cannot be computed says so in each number but its predicted class. Labels are
+// below `classes`.
 template <typename T>
 __device__ Normalizer<double> finish(const Arguments<T>& args, int64_t row, int64_t classes, const Sums<double>& sums) {
   const double lambda = *args.lam;

@@ -1,5 +1,5 @@
-// The formulas of core/margin.h and core/softmax.h over the arrays of a batch in HLO: what reads and packs these, and what runs over
-// classes. A number a row is a vector [N] of F64 unless said otherwise.
+// The formulas of core/margin.h and core/softmax.h over the arrays of a batch in HLO: what reads and packs these, and
+// what runs over classes. A number a row is a vector [N] of F64 unless said otherwise.
 #ifndef LSOFTMAX_TF_XLA_MARGIN_H_
 #define LSOFTMAX_TF_XLA_MARGIN_H_
 
