@@ -77,7 +77,3 @@ def test_the_list_of_kernels_is_whole():
     arguments, rows, loss = ((ROOT / "cc" / "core" / f"{name}.h").read_text() for name in ("arguments", "rows", "loss"))
     listed = re.findall(r"X\((\w+)\)", arguments.split("define LSOFTMAX_FOR_EACH_KERNEL(X)")[1].split("\n\n")[0])
     assert set(listed) - {"geometry_and_loss"} == set(re.findall(r"void \(\*(\w+)\)\(const Arguments", rows + loss))
-
-
-def test_the_largest_margin_is_said_alike_in_both_languages():
-    assert _core.max_margin == _checks.MAX_MARGIN

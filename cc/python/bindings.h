@@ -54,7 +54,8 @@ void dispatch(const std::string& dtype, const Work& work) {
   throw pybind11::type_error("dtype: expected float16, bfloat16, float32 or float64, got " + dtype);
 }
 
-// Backend::Where is where a kernel runs: a number of threads, or a stream. Backend::run<kernel>(arguments, where) runs it.
+// Backend::Where is where a kernel runs: a number of threads, or a stream. Backend::run<kernel>(arguments, where) runs
+// it.
 template <typename Backend>
 void define_kernels(pybind11::module_& module) {
   namespace py = pybind11;

@@ -24,7 +24,8 @@ struct Cpu {
     return absl::Status();
   }
 
-  // An output in the buffer of an input, where nobody else needs that any more, or else in one of its own: a copy, if `copied`.
+  // An output in the buffer of an input, where nobody else needs that any more, or else in one of its own: a copy, if
+  // `copied`.
   static absl::Status take(tensorflow::OpKernelContext* context, int input, int output, bool copied,
                            tensorflow::Tensor** tensor) {
     const tensorflow::TensorShape shape = context->input(input).shape();
