@@ -52,17 +52,15 @@ struct Psi {
 template <typename Real>
 LSOFTMAX_INLINE Psi<Real> psi(const Margin& margin, Real c) {
   const Real zero = number(c, 0), one = number(c, 1), two = number(c, 2);
-  Real before = zero, u = one;  // U_{j-1} and U_j, from j = 0
-  Real segment = zero, sign = one;
+  Real before = zero, u = one, segment = zero;  // (-1)^k U_{j-1}, (-1)^k U_j and k, from j = 0
   for (int j = 1; j < margin.m; ++j) {
     const Real next = two * c * u - before;
-    before = u;
-    u = next;
-    const auto changes = less(sign * u, zero);
+    const auto changes = less(next, zero);
+    before = where(changes, -u, u);
+    u = where(changes, -next, next);
     segment = where(changes, segment + one, segment);
-    sign = where(changes, -sign, sign);  // (-1)^k
   }
-  return {sign * (c * u - before) - two * segment, sign * number(c, margin.m) * u, segment};
+  return {c * u - before - two * segment, number(c, margin.m) * u, segment};
 }
 
 // cos(theta), clamped: rounding may carry s / r past a pole. 0 where a norm is zero; a NaN stays one.
