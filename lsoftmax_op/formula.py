@@ -20,14 +20,13 @@ class Psi(NamedTuple):
 
 def psi(margin: int, c: tf.Tensor) -> Psi:
     """Returns (-1)^k T_m(c) - 2k, from the recurrence of the Chebyshev polynomials."""
-    before, u = tf.zeros_like(c), tf.ones_like(c)
-    segment, sign = tf.zeros_like(c), tf.ones_like(c)
+    before, u, segment = tf.zeros_like(c), tf.ones_like(c), tf.zeros_like(c)  # (-1)^k U_{j-1}, (-1)^k U_j and k
     for _ in range(1, margin):
-        before, u = u, 2 * c * u - before
-        changes = sign * u < 0
+        following = 2 * c * u - before
+        changes = following < 0
+        before, u = tf.where(changes, -u, u), tf.where(changes, -following, following)
         segment += tf.cast(changes, c.dtype)
-        sign = tf.where(changes, -sign, sign)
-    return Psi(sign * (c * u - before) - 2 * segment, sign * margin * u, segment)
+    return Psi(c * u - before - 2 * segment, margin * u, segment)
 
 
 def cos_theta(geometry: tf.Tensor) -> tf.Tensor:

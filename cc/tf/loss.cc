@@ -15,8 +15,8 @@
 //
 //   LossWithGradient   a loss, as a function of features, weights and bias. Its gradient is that of the whole layer,
 //                      X W included, so that the upstream gradient, one number a row, is folded into N x D arrays and
-//                      no further pass over N x C is made. Were it Loss itself, TensorFlow would hand its gradient zeros
-//                      for the other seven outputs: eagerly, as dense as these are.
+//                      no further pass over N x C is made. Were it Loss itself, TensorFlow would hand its gradient
+//                      zeros for the other seven outputs: eagerly, as dense as these are.
 //   LossGradient       one of the loss's gradients, as a function of them. So its own gradient, the loss's second
 //                      derivatives, can be told without the products.
 #include "tf/kernel_op.h"
