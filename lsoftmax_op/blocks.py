@@ -18,6 +18,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from lsoftmax_op import formula
+
 
 def loss(
     ops: Any,
@@ -42,7 +44,7 @@ def loss(
     (sums,) = _for_each_block(weights, bias, block_size, take_in, (sums,))
     geometry = ops.lsoftmax_target_geometry(features, weights, labels).geometry
     depth = tf.shape(features, tf.int64)[1]
-    return ops.lsoftmax_finish(sums, geometry, labels, bias, lam, depth, margin=margin)
+    return ops.lsoftmax_finish(sums, geometry, labels, bias, lam, depth, **formula.attributes(margin))
 
 
 def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, block_size: int) -> tuple[Any, ...]:

@@ -5,9 +5,18 @@ The formulas are those of cc/core/margin.h, of [N] samples at once. They take O(
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+
+
+def attributes(margin: int) -> dict[str, Any]:
+    """Returns the attributes of the raw ops that a margin is made of.
+
+    The zeros are spelled out as floats: in eager code TensorFlow takes several times as long for the ops' default, an
+    integer.
+    """
+    return {"margin": margin, "shift": 0.0, "offset": 0.0}
 
 
 class Psi(NamedTuple):

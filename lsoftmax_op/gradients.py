@@ -130,7 +130,7 @@ class _Gradients:
     def of_logits(self, op: Any, logits_grad: tf.Tensor) -> list[Any]:
         _, labels, geometry, lam = op.inputs
         products_grad, geometry_grad = self.ops.lsoftmax_logits_grad(
-            logits_grad, labels, geometry, lam, margin=op.get_attr("margin")
+            logits_grad, labels, geometry, lam, **formula.attributes(op.get_attr("margin"))
         )
         return [products_grad, None, geometry_grad, None]
 
@@ -165,7 +165,7 @@ class _Gradients:
             dx, dw, db = blocks.loss_grad(ops, state, loss_grad, block_size)
         else:
             dx, dw, db = self._through_products(state, loss_grad, _unwanted(op))
-        margin = op.get_attr("margin")
+        margin = formula.attributes(op.get_attr("margin"))
         batch = (state.features, state.weights, state.labels)
         target = (state.geometry_grad, loss_grad, state.grad_unit, state.target_weights)
         if dx is not None:
@@ -177,7 +177,7 @@ class _Gradients:
             if gradient is None:
                 return None
             layer = (*batch, state.bias, state.lam)
-            return ops.lsoftmax_loss_gradient(gradient, *layer, loss_grad, margin=margin, of=of)
+            return ops.lsoftmax_loss_gradient(gradient, *layer, loss_grad, of=of, **margin)
 
         return list(
             LossInputs(
@@ -221,7 +221,8 @@ class _Gradients:
     ) -> tf.Tensor:
         """LsoftmaxLoss as the cross-entropy of LsoftmaxLogits: the same function, of ops that TensorFlow can derive."""
         features, weights, geometry = self.ops.lsoftmax_target_geometry(features, weights, labels)
-        logits = self.ops.lsoftmax_logits(tf.matmul(features, weights), labels, geometry, lam, margin=margin)
+        products = tf.matmul(features, weights)
+        logits = self.ops.lsoftmax_logits(products, labels, geometry, lam, **formula.attributes(margin))
         if bias.shape[0] != 0:
             logits = tf.nn.bias_add(logits, bias)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=logits)
