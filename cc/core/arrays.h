@@ -43,7 +43,7 @@ struct Array {
   }
 };
 
-struct Real {};  // stands in for T
+struct AnyReal {};  // stands in for T
 
 template <typename Pointer>
 constexpr Element element_of() {
@@ -61,7 +61,7 @@ constexpr Array kArraysOf[] = {
     LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_ROW)
 #undef LSOFTMAX_ROW
 };
-inline constexpr auto& kArrays = kArraysOf<Real>;
+inline constexpr auto& kArrays = kArraysOf<AnyReal>;
 
 // The number of an array in kArrays; -1 for other names.
 constexpr int number_of(std::string_view name) {
