@@ -9,6 +9,8 @@ TENSORFLOW ?= $$($(BIN)/python build_tools/requirements.py tensorflow)
 LSOFTMAX_CUDA_ARCHITECTURES ?= 75;90
 export LSOFTMAX_CUDA_ARCHITECTURES
 BIN := $(VENV)/bin
+# Files of tests side by side, one a core: most tests keep one busy.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.cc' -o -name '*.cmake' -o -name "*.in" -o -name "*.cu" -o -name "*.cuh") \
            CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
 CXX_FILES := $(shell find cc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
@@ -25,10 +27,10 @@ demo: build  ## train on handwritten digits with a large margin, and draw what w
 	$(BIN)/python -m examples.digits
 
 test: build  ## run the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: build  ## run all but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 bench: build  ## measure it beside its peers: tables; JSON and pictures in benchmarks/results
 	$(BIN)/python -m benchmarks

@@ -146,10 +146,10 @@ def batch_shapes(features: Shape, weights: Shape, labels: Shape) -> None:
     Raises:
         ValueError: they do not fit, or there is no class.
     """
-    _same_size("weights", weights, "[D, C]", "D", weights[0], features[1], f"features {features}")
+    _same_size("weights", weights, "[D, C]", "D", weights[0], features[1], "features", features)
     if weights[1] == 0:
         raise ValueError(f"weights: expected shape [D, C] with at least one class, got {weights}")
-    _same_size("labels", labels, "[N]", "N", labels[0], features[0], f"features {features}")
+    _same_size("labels", labels, "[N]", "N", labels[0], features[0], "features", features)
 
 
 def bias_shape(bias: Shape, weights: Shape) -> None:
@@ -158,7 +158,7 @@ def bias_shape(bias: Shape, weights: Shape) -> None:
     Raises:
         ValueError: it does not fit.
     """
-    _same_size("bias", bias, "[C]", "C", bias[0], weights[1], f"weights {weights}")
+    _same_size("bias", bias, "[C]", "C", bias[0], weights[1], "weights", weights)
 
 
 def shown(value: object) -> str:
@@ -181,10 +181,19 @@ def described(value: Any) -> str:
 
 
 def _same_size(
-    argument: str, shape: Shape, spelled: str, letter: str, size: int | None, expected: int | None, whose: str
+    argument: str,
+    shape: Shape,
+    spelled: str,
+    letter: str,
+    size: int | None,
+    expected: int | None,
+    other: str,
+    other_shape: Shape,
 ) -> None:
     if None not in (size, expected) and size != expected:
-        raise ValueError(f"{argument}: expected shape {spelled} with the {letter} = {expected} of {whose}, got {shape}")
+        raise ValueError(
+            f"{argument}: expected shape {spelled} with the {letter} = {expected} of {other} {other_shape}, got {shape}"
+        )
 
 
 def _index(value: Any, expected: str) -> int:

@@ -131,7 +131,9 @@ def logits_grad(
         features_grad = library.product(products_grad, layer.weights.T)
         layer.run("features_grad", geometry_grad=geometry_grad, features_grad=features_grad)
         weights_grad = library.product(layer.features.T, products_grad)
-        workspace = library.empty((library.kernels.weights_grad_workspace(layer.rows, layer.depth, layer.classes),), "uint8")
+        workspace = library.empty(
+            (library.kernels.weights_grad_workspace(layer.rows, layer.depth, layer.classes),), "uint8"
+        )
         layer.run("weights_grad", geometry_grad=geometry_grad, weights_grad=weights_grad, workspace=workspace)
         bias_grad = None if layer.bias is None else library.column_sums(grad)
     return Gradients(features_grad, weights_grad, bias_grad)
@@ -216,7 +218,9 @@ def loss_grad(
         features_grad = library.product(products_grad, layer.weights.T)
         layer.run("features_grad", features_grad=features_grad, **target)
         weights_grad = library.product(layer.scaled_features(**upstream).T, products_grad)
-        workspace = library.empty((library.kernels.weights_grad_workspace(layer.rows, layer.depth, layer.classes),), "uint8")
+        workspace = library.empty(
+            (library.kernels.weights_grad_workspace(layer.rows, layer.depth, layer.classes),), "uint8"
+        )
         layer.run("weights_grad", weights_grad=weights_grad, workspace=workspace, **target)
         bias_grad = None
         if layer.bias is not None:
@@ -282,7 +286,9 @@ class _Layer:
         }
         if self.dtype == "float16":
             state["grad_unit"] = library.empty((rows,), "float32")
-        workspace = library.empty((library.kernels.geometry_and_loss_workspace(rows, self.depth, self.classes),), "uint8")
+        workspace = library.empty(
+            (library.kernels.geometry_and_loss_workspace(rows, self.depth, self.classes),), "uint8"
+        )
         self.run("geometry_and_loss", products=products, workspace=workspace, **state)
         return state
 

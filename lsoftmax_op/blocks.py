@@ -18,6 +18,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from lsoftmax_op import formula
+
 
 def loss(
     ops: Any,
@@ -35,17 +37,17 @@ def loss(
     none = tf.constant([[tf.float64.min], [0.0], [tf.float64.min], [0.0]], tf.float64)
     sums = tf.tile(none, [1, tf.shape(features)[0]])
 
-    def take_in(block: _Block, sums: tf.Tensor) -> tuple:
+    def take_in(block: _Block, sums: tf.Tensor) -> tuple[Any, ...]:
         products = tf.matmul(features, block.weights)
         return (ops.lsoftmax_sums(products, labels, block.bias, block.first_class, sums),)
 
     (sums,) = _for_each_block(weights, bias, block_size, take_in, (sums,))
     geometry = ops.lsoftmax_target_geometry(features, weights, labels).geometry
     depth = tf.shape(features, tf.int64)[1]
-    return ops.lsoftmax_finish(sums, geometry, labels, bias, lam, depth, margin=margin)
+    return ops.lsoftmax_finish(sums, geometry, labels, bias, lam, depth, **formula.attributes(margin))
 
 
-def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, block_size: int) -> tuple:
+def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, block_size: int) -> tuple[Any, ...]:
     """Returns the gradients of a loss that was computed in blocks, through its products: in features, weights and bias.
 
     Args:
@@ -60,11 +62,9 @@ def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, block_size: int) -> tup
     scaled = scale_rows(features, upstream, unit)
     has_bias = bias.shape[0] != 0
 
-    def differentiate(block: _Block, dx: tf.Tensor, dw: tf.Tensor, *db: tf.Tensor) -> tuple:
+    def differentiate(block: _Block, dx: tf.Tensor, dw: tf.Tensor, *db: tf.Tensor) -> tuple[Any, ...]:
         products = tf.matmul(features, block.weights)
-        grad = ops.lsoftmax_products_grad(
-            products, labels, block.bias, block.first_class, state.normalizer_of_blocks
-        )
+        grad = ops.lsoftmax_products_grad(products, labels, block.bias, block.first_class, state.normalizer_of_blocks)
         dx += tf.cast(tf.matmul(grad, block.weights, transpose_b=True), dx.dtype)
         dw = ops.lsoftmax_set_columns(dw, tf.matmul(scaled, grad, transpose_a=True), block.first_class)
         if has_bias:
@@ -96,8 +96,8 @@ class _Block:
 
 
 def _for_each_block(
-    weights: tf.Tensor, bias: tf.Tensor, block_size: int, body: Callable[..., tuple], state: tuple
-) -> tuple:
+    weights: tf.Tensor, bias: tf.Tensor, block_size: int, body: Callable[..., tuple[Any, ...]], state: tuple[Any, ...]
+) -> tuple[Any, ...]:
     """Returns the state after body(block, *state) has been called for one block after the other."""
     depth, classes = tf.unstack(tf.shape(weights, tf.int64), num=2)
     known = weights.shape[1]
@@ -110,10 +110,10 @@ def _for_each_block(
         own_bias = tf.slice(bias, [first], [width]) if bias.shape[0] != 0 else bias
         return _Block(first, own_weights, own_bias)
 
-    def whole(first: tf.Tensor, *state: tf.Tensor) -> tuple:
+    def whole(first: tf.Tensor, *state: tf.Tensor) -> tuple[Any, ...]:
         return (first + block_size, *body(columns(first, block_size), *state))
 
-    def last(first: tf.Tensor, *state: tf.Tensor) -> tuple:
+    def last(first: tf.Tensor, *state: tf.Tensor) -> tuple[Any, ...]:
         return body(columns(first, classes - first if known is None else known % block_size), *state)
 
     # All blocks but the last have one, known width, so that XLA can compile them.

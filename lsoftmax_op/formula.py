@@ -5,9 +5,18 @@ The formulas are those of cc/core/margin.h, of [N] samples at once. They take O(
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+
+
+def attributes(margin: int) -> dict[str, Any]:
+    """Returns the attributes of the raw ops that a margin is made of.
+
+    The zeros are spelled out as floats: in eager code TensorFlow takes several times as long for the ops' default, an
+    integer.
+    """
+    return {"margin": margin, "shift": 0.0, "offset": 0.0}
 
 
 class Psi(NamedTuple):
@@ -19,19 +28,18 @@ class Psi(NamedTuple):
 
 
 def psi(margin: int, c: tf.Tensor) -> Psi:
-    """Returns psi(theta) = (-1)^k T_m(c) - 2k, from the recurrence of the Chebyshev polynomials."""
-    before, u = tf.zeros_like(c), tf.ones_like(c)
-    segment, sign = tf.zeros_like(c), tf.ones_like(c)
+    """Returns (-1)^k T_m(c) - 2k, from the recurrence of the Chebyshev polynomials."""
+    before, u, segment = tf.zeros_like(c), tf.ones_like(c), tf.zeros_like(c)  # (-1)^k U_{j-1}, (-1)^k U_j and k
     for _ in range(1, margin):
-        before, u = u, 2 * c * u - before
-        changes = sign * u < 0
+        following = 2 * c * u - before
+        changes = following < 0
+        before, u = tf.where(changes, -u, u), tf.where(changes, -following, following)
         segment += tf.cast(changes, c.dtype)
-        sign = tf.where(changes, -sign, sign)
-    return Psi(sign * (c * u - before) - 2 * segment, sign * margin * u, segment)
+    return Psi(c * u - before - 2 * segment, margin * u, segment)
 
 
 def cos_theta(geometry: tf.Tensor) -> tf.Tensor:
-    """Returns cos(theta) [N] from the geometry [3, N], within [-1, 1]; 0 where a norm is zero. No number is NaN on the way."""
+    """Returns cos(theta) [N] from the geometry [3, N], in [-1, 1]; 0 where a norm is zero, and no NaN on the way."""
     s, A, B = tf.unstack(geometry, num=3)
     has_norms = (A != 0) & (B != 0)
     one = tf.ones_like(s)

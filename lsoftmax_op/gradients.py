@@ -6,8 +6,8 @@ First order, with G = dL/d(margin logits), g_i its target entries and t(s, A, B)
     LsoftmaxTargetGeometry   ->  LsoftmaxFeaturesGrad   features: what came through X W + g_s w_y + 2 g_A x
                                  LsoftmaxWeightsGrad    weights:  what came through X W + sum of g_s x + 2 g_B w_y
 
-    LsoftmaxLossWithGradient ->  with P = dloss/d(X W) from LsoftmaxLoss and the upstream gradient g = dL/d(loss), row by row (of
-                                 float16 P is divided by u = grad_unit, and g u takes g's place: cc/core/grad_unit.h):
+    LsoftmaxLossWithGradient ->  with P = dloss/d(X W) from LsoftmaxLoss and the upstream gradient g, one number a row
+                                 (of float16 P is divided by u = grad_unit, and g u is g: cc/core/grad_unit.h):
                                  LsoftmaxFeaturesGrad   features: g (P W^T, completed)
                                  LsoftmaxWeightsGrad    weights:  (g X)^T P, completed
                                  LsoftmaxBiasGrad       bias:     sum of g P, completed
@@ -70,7 +70,7 @@ class _Gradients:
 
     def of_target_geometry(
         self, op: Any, features_grad: tf.Tensor, weights_grad: tf.Tensor, geometry_grad: tf.Tensor
-    ) -> list:
+    ) -> list[Any]:
         unwanted = _unwanted(op)
         no_loss = _no_loss(op.inputs[0].dtype)
         for_features, for_weights = None, None
@@ -80,7 +80,7 @@ class _Gradients:
             for_weights = self.ops.lsoftmax_weights_grad(weights_grad, *op.inputs, geometry_grad, *no_loss)
         return [for_features, for_weights, None]
 
-    def of_features_grad(self, op: Any, upstream: tf.Tensor) -> list:
+    def of_features_grad(self, op: Any, upstream: tf.Tensor) -> list[Any]:
         # f = h (base + g_s w_y + 2 g_A x)
         base, features, weights, labels, geometry_grad, loss_grad, unit, _ = op.inputs
         no_loss = _no_loss(features.dtype)
@@ -102,7 +102,7 @@ class _Gradients:
         for_geometry = tf.stack([along_w, 2 * along_x, nothing])
         return [upstream, for_features, for_weights, None, for_geometry, for_loss_grad, None, None]
 
-    def of_weights_grad(self, op: Any, upstream: tf.Tensor) -> list:
+    def of_weights_grad(self, op: Any, upstream: tf.Tensor) -> list[Any]:
         # f[:, y] = base[:, y] + sum of h (g_s x + 2 g_B w_y)
         _, features, weights, labels, geometry_grad, loss_grad, unit, _ = op.inputs
         no_loss = _no_loss(features.dtype)
@@ -127,14 +127,14 @@ class _Gradients:
         )
         return [upstream, for_features, for_weights, None, for_geometry, for_loss_grad, None, None]
 
-    def of_logits(self, op: Any, logits_grad: tf.Tensor) -> list:
+    def of_logits(self, op: Any, logits_grad: tf.Tensor) -> list[Any]:
         _, labels, geometry, lam = op.inputs
         products_grad, geometry_grad = self.ops.lsoftmax_logits_grad(
-            logits_grad, labels, geometry, lam, margin=op.get_attr("margin")
+            logits_grad, labels, geometry, lam, **formula.attributes(op.get_attr("margin"))
         )
         return [products_grad, None, geometry_grad, None]
 
-    def of_logits_grad(self, op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Tensor) -> list:
+    def of_logits_grad(self, op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Tensor) -> list[Any]:
         # products_grad = G, 0 at the targets; geometry_grad = g dt(geometry): bilinear in G, curved in the geometry.
         logits_grad, labels, geometry, lam = op.inputs
         margin = op.get_attr("margin")
@@ -158,14 +158,14 @@ class _Gradients:
         for_geometry = tf.where(has_margin, g * curvature, tf.zeros_like(geometry))
         return [for_logits, None, for_geometry, None]
 
-    def of_loss_with_gradient(self, op: Any, loss_grad: tf.Tensor) -> list:
+    def of_loss_with_gradient(self, op: Any, loss_grad: tf.Tensor) -> list[Any]:
         ops, state = self.ops, LossInputs(*op.inputs)
         block_size = op.get_attr("class_block_size")
         if block_size > 0:
             dx, dw, db = blocks.loss_grad(ops, state, loss_grad, block_size)
         else:
             dx, dw, db = self._through_products(state, loss_grad, _unwanted(op))
-        margin = op.get_attr("margin")
+        margin = formula.attributes(op.get_attr("margin"))
         batch = (state.features, state.weights, state.labels)
         target = (state.geometry_grad, loss_grad, state.grad_unit, state.target_weights)
         if dx is not None:
@@ -177,7 +177,7 @@ class _Gradients:
             if gradient is None:
                 return None
             layer = (*batch, state.bias, state.lam)
-            return ops.lsoftmax_loss_gradient(gradient, *layer, loss_grad, margin=margin, of=of)
+            return ops.lsoftmax_loss_gradient(gradient, *layer, loss_grad, of=of, **margin)
 
         return list(
             LossInputs(
@@ -187,8 +187,8 @@ class _Gradients:
             )
         )
 
-    def _through_products(self, state: LossInputs, loss_grad: tf.Tensor, unwanted: tuple) -> tuple:
-        """The loss's gradients in features, weights and bias through X W; of the features, not yet times the upstream."""
+    def _through_products(self, state: LossInputs, loss_grad: tf.Tensor, unwanted: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The loss's gradients through X W, in features (not yet times the upstream gradient), weights and bias."""
         products_grad, unit = state.whole_products_grad, state.grad_unit
         dx = dw = db = None
         if 0 not in unwanted:
@@ -202,7 +202,7 @@ class _Gradients:
             )
         return dx, dw, db
 
-    def of_loss_gradient(self, op: Any, upstream: tf.Tensor) -> list:
+    def of_loss_gradient(self, op: Any, upstream: tf.Tensor) -> list[Any]:
         # The derivative of sum(loss_grad * loss) in one of the variables.
         _, features, weights, labels, bias, lam, loss_grad = op.inputs
         variables = {"features": features, "weights": weights, "bias": bias, "loss_grad": loss_grad}
@@ -221,7 +221,8 @@ class _Gradients:
     ) -> tf.Tensor:
         """LsoftmaxLoss as the cross-entropy of LsoftmaxLogits: the same function, of ops that TensorFlow can derive."""
         features, weights, geometry = self.ops.lsoftmax_target_geometry(features, weights, labels)
-        logits = self.ops.lsoftmax_logits(tf.matmul(features, weights), labels, geometry, lam, margin=margin)
+        products = tf.matmul(features, weights)
+        logits = self.ops.lsoftmax_logits(products, labels, geometry, lam, **formula.attributes(margin))
         if bias.shape[0] != 0:
             logits = tf.nn.bias_add(logits, bias)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=logits)
@@ -244,12 +245,12 @@ def _no_loss(dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 
 
 def none(dtype: tf.DType) -> tf.Tensor:
-    """What an op takes for an array that is none. (In eager code tf.zeros would take seven times as long.)"""
+    """What an op takes for an array that is none. In eager code tf.zeros would take seven times as long."""
     return tf.constant([], dtype)
 
 
 def _upstream(loss_grad: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
-    """h = loss_grad times grad_unit, which is 1 but for float16; [N], in float64."""
+    """The factor h, loss_grad times grad_unit, which is 1 but for float16; [N], in float64."""
     h = tf.cast(loss_grad, tf.float64)
     return h * tf.cast(unit, h.dtype) if loss_grad.dtype == tf.float16 and unit.shape[0] != 0 else h
 
@@ -259,7 +260,7 @@ def _of_loss_grad(of_h: tf.Tensor, loss_grad: tf.Tensor, unit: tf.Tensor) -> tf.
     return tf.cast(of_h * _upstream(tf.ones_like(loss_grad), unit), loss_grad.dtype)
 
 
-def _unwanted(op: Any) -> tuple:
+def _unwanted(op: Any) -> tuple[Any, ...]:
     """The inputs whose gradients nobody will use, as far as an eager tape tells."""
     return getattr(op, "skip_input_indices", None) or ()
 

@@ -186,7 +186,7 @@ def margin_layer(
     ops = library.load()
     features, weights, geometry = ops.lsoftmax_target_geometry(*batch)
     products = tf.matmul(features, weights)
-    logits = ops.lsoftmax_logits(products, batch.labels, geometry, lam, margin=margin)
+    logits = ops.lsoftmax_logits(products, batch.labels, geometry, lam, **formula.attributes(margin))
     if bias is not None:
         logits = tf.nn.bias_add(logits, bias)
     if not angles:
@@ -219,7 +219,7 @@ def loss_layer(
     ops = library.load()
     if class_block_size is None:
         block_size = 0
-        state = ops.lsoftmax_loss(tf.matmul(features, weights), *batch, bias, lam, margin=margin)
+        state = ops.lsoftmax_loss(tf.matmul(features, weights), *batch, bias, lam, **formula.attributes(margin))
         of_products = {
             "whole_products_grad": state.products_grad,
             "target_weights": state.target_weights,
@@ -243,7 +243,7 @@ def loss_layer(
         grad_unit=state.grad_unit,
         **of_products,
     )
-    loss = ops.lsoftmax_loss_with_gradient(*inputs, margin=margin, class_block_size=block_size)
+    loss = ops.lsoftmax_loss_with_gradient(*inputs, class_block_size=block_size, **formula.attributes(margin))
     return LossLayer(loss, state.predicted)
 
 

@@ -231,6 +231,7 @@ def test_raw_ops_check_for_themselves():
         (lambda: ops.lsoftmax_logits(X, [0, 0, 2], geometry, 0.0, margin=2), r"labels\[2\] = 2"),
         (lambda: ops.lsoftmax_logits(X, [0, 0, 1], geometry, 0.0, margin=65), "margin: expected"),
         (lambda: ops.lsoftmax_logits(X, [0, 0, 1], geometry, 0.0, margin=0), "margin"),
+        (lambda: ops.lsoftmax_logits(X, [0, 0, 1], geometry, 0.0, margin=2, shift=0.5), "shift, offset: expected 0"),
         (
             lambda: ops.lsoftmax_logits_grad(X, Y[:2], geometry, 0.0, margin=2),
             "labels: expected shape",

@@ -85,6 +85,7 @@ def test_a_process_that_fails_says_why():
         turns.Process(sys.executable, "benchmarks.nothing", SHAPE)
 
 
+@pytest.mark.slow
 def test_every_question(tmp_path, capsys):
     command.main(["--quick", "--output", str(tmp_path / "results"), "--pictures", str(tmp_path)])
     printed = capsys.readouterr().out

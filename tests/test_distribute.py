@@ -10,6 +10,7 @@ import pytest
 from support import run_python
 
 pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.slow
 
 STEPS = 50
 TRAIN = """

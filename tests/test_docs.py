@@ -31,6 +31,7 @@ def printed(tmp_path_factory):
     return pages.run(RUNNING, tmp_path_factory.mktemp("pages"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNING)
 def test_every_block_runs_and_prints_what_the_page_shows(page, printed):
     blocks = pages.blocks(page)

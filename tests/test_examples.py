@@ -26,6 +26,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_demo_end_to_end(tmp_path, capsys):
     output = tmp_path / "pictures"
     options = ["--steps", "2", "--seeds", "1", "--margins", "1", "4", "--output", str(output)]

@@ -62,6 +62,7 @@ def test_gradients_are_as_near_as_the_plain_layers(layer, kind, classes, scale):
         assert_as_near_as_plain(layer, scaled_batch(kind, classes, upstream, rows=512 if classes == 10 else 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["arrays", "function"])
 @pytest.mark.parametrize("scale", SCALES)
 def test_small_probabilities_of_many_classes(name, scale):
@@ -69,6 +70,7 @@ def test_small_probabilities_of_many_classes(name, scale):
         assert_as_near_as_plain(LAYERS[name], scaled_batch(kind, 200_000, scale, rows=16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["function", "blocks", "xla", "xla-formulas", "xla-blocks"])
 @pytest.mark.parametrize(("kind", "scale"), [("even", 1), ("few", 1024), ("own", 32768)])
 def test_every_way_through_tensorflow(name, kind, scale):

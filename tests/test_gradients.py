@@ -29,6 +29,7 @@ def curved_loss(batch, margin, lam):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "function"])
 @pytest.mark.parametrize("margin", [1, 2, 3, 4, 7])
 def test_second_order_numerically(margin, compiled):
@@ -90,10 +91,10 @@ def test_the_gradients_of_gradients_numerically(name, of_loss):
     geometry_grad = batch.features.T[:3]
     arguments = [tf.constant(a) for a in (base, batch.features, batch.weights, geometry_grad, batch.loss_grad)]
 
-    def complete(base, features, weights, geometry_grad, loss_grad=tf.zeros([0], tf.float64)):
-        op = getattr(ops, f"lsoftmax_{name}_grad")
-        unit, no_copies = tf.ones(loss_grad.shape), tf.zeros([0], tf.float64)
-        return op(base, features, weights, batch.labels, geometry_grad, loss_grad, unit, no_copies)
+    def complete(base, features, weights, geometry_grad, loss_grad=None):
+        op, none = getattr(ops, f"lsoftmax_{name}_grad"), tf.zeros([0], tf.float64)
+        loss_grad = none if loss_grad is None else loss_grad
+        return op(base, features, weights, batch.labels, geometry_grad, loss_grad, tf.ones(loss_grad.shape), none)
 
     assert gradient_error(complete, arguments if of_loss else arguments[:-1]) < 1e-7
 
@@ -150,6 +151,7 @@ def test_lambda_and_labels_have_none():
     assert tape.gradient(z, [lam, labels]) == [None, None]
 
 
+@pytest.mark.slow
 def test_determinism_for_any_number_of_threads():
     code = """
 import sys, hashlib, numpy as np, tensorflow as tf, lsoftmax_op

@@ -331,6 +331,7 @@ np.testing.assert_allclose(keras.saving.load_model("FOLDER/model.keras")(x), wan
 """
 
 
+@pytest.mark.slow
 def test_the_export_is_served_without_lsoftmax_op(data, tmp_path):
     x, y = data
     model = classifier(use_bias=True)

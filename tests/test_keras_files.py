@@ -410,6 +410,7 @@ def check_exports(model, x, names, folder):
     np.testing.assert_allclose(plain(x), want, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [
@@ -534,6 +535,7 @@ def build(X, y, margin=2):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [build, None])
 def test_scikit_learn(model):
     selection = pytest.importorskip("sklearn.model_selection")

@@ -144,6 +144,7 @@ MASKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MASKS)
 def test_masks_of_the_backbone(data, case):
     values, layers = MASKS[case]

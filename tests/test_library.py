@@ -92,6 +92,7 @@ assert "lsoftmax" in ops.lsoftmax_logits.__name__ and "products" in ops.lsoftmax
     )
 
 
+@pytest.mark.slow
 def test_a_library_for_another_tensorflow(copy):
     tf = pytest.importorskip("tensorflow")
     folder, prelude = copy
@@ -107,6 +108,7 @@ def test_a_library_for_another_tensorflow(copy):
     assert "ImportError: lsoftmax_op was built for TensorFlow 2.5.0" in finished.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 10, 1000, 0.5, 0.99])
 def test_a_truncated_library(copy, keep):
     pytest.importorskip("tensorflow")
@@ -138,6 +140,7 @@ lsoftmax_op.lsoftmax_logits([[1.]], [[1.]], [0])
     assert "pip install" in finished.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [None, 1000])
 def test_xla_kernels_that_are_missing_or_truncated(copy, keep):
     """What does not need them works, jit_compile=True is refused by name, and Keras does without."""

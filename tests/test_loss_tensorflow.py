@@ -27,6 +27,7 @@ def test_first_order_numerically(margin):
     assert error < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("margin", "block_size", "compiled"),
     [(1, None, True), (2, None, True), (3, 2, True), (4, None, True), (7, 3, True), (4, None, False), (3, 2, False)],
@@ -227,6 +228,7 @@ def test_the_graph_does_not_grow_with_the_batch():
     assert nodes(8) == nodes(1024) < 30
 
 
+@pytest.mark.slow
 def test_determinism_for_any_number_of_threads():
     code = """
 import hashlib, sys, tensorflow as tf, lsoftmax_op
@@ -282,9 +284,7 @@ def test_the_feature_gradient_of_rows_without_a_target_is_scaled_as_others(dtype
     rows, depth, classes = 3, 40, 4
     features = np.full((rows, depth), np.inf)  # does not matter
     target_weights = np.zeros((rows, depth) if copies else 0)
-    x, w, h, t = (
-        tf.cast(v, dtype) for v in (features, np.ones((depth, classes)), np.full(rows, 2), target_weights)
-    )
+    x, w, h, t = (tf.cast(v, dtype) for v in (features, np.ones((depth, classes)), np.full(rows, 2), target_weights))
     geometry_grad, unit = tf.zeros([3, rows], tf.float64), tf.ones([rows])
 
     def features_grad(base):

@@ -62,6 +62,7 @@ def trained(folder, tmp_path_factory):
     return options, output
 
 
+@pytest.mark.slow
 def test_end_to_end(trained, capsys):
     """A row, the tables and the picture; a second call shows them again and trains nothing."""
     options, output = trained
@@ -79,6 +80,7 @@ def test_end_to_end(trained, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_killed_row_goes_on(trained, row):
     """Killed at the worst moment, between results and checkpoint, a row ends as one that was left alone."""
     row = dataclasses.replace(row, margin=4)

@@ -25,6 +25,7 @@ from support import PACKAGE, run_python
 import lsoftmax_op
 
 tf = pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.slow
 
 SIZES = {"N": 3, "D": 2, "C": 4, "B": 2}
 DTYPES = ("float16", "float64", "uint8", "complex64", "bool", "S1", "int16", "int32", "int64")

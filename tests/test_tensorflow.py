@@ -131,6 +131,7 @@ def test_eager_inputs_are_never_changed(batch):
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["logits", "loss"])
 def test_mirrored_strategy_on_two_logical_cpus(layer):
     run_python(f"""
@@ -191,6 +192,7 @@ np.testing.assert_allclose(grad, want_grad, rtol=1e-4, atol=1e-4)
 """
 
 
+@pytest.mark.slow
 def test_saved_model_still_trains_in_a_new_process(tmp_path):
     path = repr(str(tmp_path / "model"))
     run_python(SAVE.replace("PATH", path))

@@ -174,6 +174,7 @@ for bits, loss, dx, dw, batch in found:
 """
 
 
+@pytest.mark.slow
 def test_8_threads_at_once():
     """From the first import on."""
     run_python(THREADS)
@@ -212,6 +213,7 @@ for method in ("fork", "spawn"):
 """
 
 
+@pytest.mark.slow
 def test_processes_forked_and_spawned(tmp_path):
     """Where threads have been and the ops are loaded. A spawned process imports TensorFlow as any other does."""
     (tmp_path / "worker.py").write_text(WORKER)

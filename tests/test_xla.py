@@ -64,6 +64,7 @@ def test_every_shape(shape, name):
     check(shape, "float32", name)
 
 
+@pytest.mark.slow
 @WAYS
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
 def test_every_dtype(dtype, shape, name):
@@ -295,6 +296,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_that_we_did_not_write(name):
     """A SavedModel may hold a program for XLA, and that a call of our kernels with arrays that do not fit."""

@@ -22,29 +22,29 @@ LSOFTMAX_INLINE int64_t label_of(const Labels& labels, int64_t row) {
 }
 
 // X(TYPE, NAME, SHAPE): every array, with N = rows, D = depth, C = classes. An array that may be none may be null, too.
-#define LSOFTMAX_FOR_EACH_ARRAY(X)                                                                               \
-  X(const T*, features, "[N, D]")                                                                                \
-  X(const T*, weights, "[D, C > 0]")                                                                             \
-  X(const T*, products, "[N, C]")    /* X W; may be the same array as products_grad */                           \
-  X(T*, products_grad, "[N, C]")     /* the loss's derivative in them */                                         \
-  X(T*, logits, "[N, C]")                                                                                        \
-  X(Labels, labels, "[N]")           /* each -1 or in [0, C) */                                                  \
-  X(const T*, bias, "[C] or none")                                                                               \
-  X(const double*, lam, "[]")        /* lambda >= 0 */                                                           \
-  X(double*, geometry, "[3, N]")     /* x . w_y, |x|^2, |w_y|^2 */                                               \
-  X(double*, sums, "[4, N]")         /* of the classes so far: see softmax.h */                                  \
-  X(double*, normalizer, "[2, N]")   /* see softmax.h */                                                         \
-  X(T*, loss, "[N]")                                                                                             \
-  X(const T*, loss_grad, "[N] or none")      /* the upstream gradient of the loss; none: 1 */                    \
-  X(double*, geometry_grad, "[3, N]")        /* the loss's derivative in the geometry, ... */                    \
-  X(double*, target_grad, "[N]")             /* ... and in the target's logit */                                 \
-  X(T*, target_weights, "[N, D] or none")    /* w_y of each row, 0 without a target; none: they are in weights */ \
-  X(float*, grad_unit, "[N] or none")        /* what a row's derivatives are multiples of: see grad_unit.h; none: 1 */ \
-  X(T*, features_grad, "[N, D]")                                                                                 \
-  X(T*, weights_grad, "[D, C]")                                                                                  \
-  X(T*, bias_grad, "[C]")                                                                                        \
-  X(int64_t*, predicted, "[N]")      /* the class of the largest plain logit */                                  \
-  X(double*, cos_theta, "[N]")                                                                                   \
+#define LSOFTMAX_FOR_EACH_ARRAY(X)                                                                                  \
+  X(const T*, features, "[N, D]")                                                                                   \
+  X(const T*, weights, "[D, C > 0]")                                                                                \
+  X(const T*, products, "[N, C]") /* X W; may be the same array as products_grad */                                 \
+  X(T*, products_grad, "[N, C]")  /* the loss's derivative in them */                                               \
+  X(T*, logits, "[N, C]")                                                                                           \
+  X(Labels, labels, "[N]") /* each -1 or in [0, C) */                                                               \
+  X(const T*, bias, "[C] or none")                                                                                  \
+  X(const double*, lam, "[]")      /* lambda >= 0 */                                                                \
+  X(double*, geometry, "[3, N]")   /* x . w_y, |x|^2, |w_y|^2 */                                                    \
+  X(double*, sums, "[4, N]")       /* of the classes so far: see softmax.h */                                       \
+  X(double*, normalizer, "[2, N]") /* see softmax.h */                                                              \
+  X(T*, loss, "[N]")                                                                                                \
+  X(const T*, loss_grad, "[N] or none")   /* the upstream gradient of the loss; none: 1 */                          \
+  X(double*, geometry_grad, "[3, N]")     /* the loss's derivative in the geometry, ... */                          \
+  X(double*, target_grad, "[N]")          /* ... and in the target's logit */                                       \
+  X(T*, target_weights, "[N, D] or none") /* w_y of each row, 0 without a target; none: they are in weights */      \
+  X(float*, grad_unit, "[N] or none")     /* what a row's derivatives are multiples of: see grad_unit.h; none: 1 */ \
+  X(T*, features_grad, "[N, D]")                                                                                    \
+  X(T*, weights_grad, "[D, C]")                                                                                     \
+  X(T*, bias_grad, "[C]")                                                                                           \
+  X(int64_t*, predicted, "[N]") /* the class of the largest plain logit */                                          \
+  X(double*, cos_theta, "[N]")                                                                                      \
   X(int32_t*, segment, "[N]")
 
 template <typename T>

@@ -1,6 +1,7 @@
 // The arrays of Arguments by their names, for whom they reach at run time: TensorFlow's ops and XLA's calls.
 //
-// Inputs and outputs of the ops bear these names, so the list of arguments.h alone says what each has to be and where it goes.
+// Inputs and outputs of the ops bear these names, so the list of arguments.h alone says what each has to be and where
+// it goes.
 #ifndef LSOFTMAX_CORE_ARRAYS_H_
 #define LSOFTMAX_CORE_ARRAYS_H_
 
@@ -42,7 +43,7 @@ struct Array {
   }
 };
 
-struct Real {};  // stands in for T
+struct AnyReal {};  // stands in for T
 
 template <typename Pointer>
 constexpr Element element_of() {
@@ -60,7 +61,7 @@ constexpr Array kArraysOf[] = {
     LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_ROW)
 #undef LSOFTMAX_ROW
 };
-inline constexpr auto& kArrays = kArraysOf<Real>;
+inline constexpr auto& kArrays = kArraysOf<AnyReal>;
 
 // The number of an array in kArrays; -1 for other names.
 constexpr int number_of(std::string_view name) {
@@ -110,8 +111,8 @@ struct Sizes {
   int64_t operator[](int size) const { return size < 0 ? of_letter[-1 - size] : size; }
 };
 
-// Whether an array has the shape that it is to have, `rank` dimensions of which dimension(d) tells the size, or is none. Sizes that
-// are not known yet are taken from it.
+// Whether an array has the shape that it is to have, `rank` dimensions of which dimension(d) tells the size, or is
+// none. Sizes that are not known yet are taken from it.
 template <typename Dimension>
 bool fits(const Array& array, int rank, const Dimension& dimension, Sizes* sizes) {
   if (array.may_be_none && rank == 1 && dimension(0) == 0) return true;

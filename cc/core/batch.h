@@ -1,8 +1,8 @@
 // Every kernel over a whole batch, for callers that have threads: KERNEL_of_batch(args, over), or
 // run_on_batch<Kernel::KERNEL>(args, over).
 //
-// over(total, cost, work) calls work(begin, end) for ranges that together are [0, total), at the same time or not. One index
-// costs about `cost` cycles, and threads_for() tells how many threads that is worth.
+// over(total, cost, work) calls work(begin, end) for ranges that together are [0, total), at the same time or not. One
+// index costs about `cost` cycles, and threads_for() tells how many threads that is worth.
 #ifndef LSOFTMAX_CORE_BATCH_H_
 #define LSOFTMAX_CORE_BATCH_H_
 

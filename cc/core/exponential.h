@@ -2,9 +2,9 @@
 //
 //   x = n ln 2 + r,  |r| <= ln 2 / 2        exp(x) = 2^n exp(r)
 //
-// In float, exp(r) is a polynomial of degree 6 (minimax in relative error), and 2^n is 2^(n + 24) 2^-24, so that results
-// below the normal range are rounded once. The error is below 2 ulp everywhere. No branch, no table: a loop over it
-// vectorises. -inf gives 0, a NaN stays one.
+// In float, exp(r) is a polynomial of degree 6 (minimax in relative error), and 2^n is 2^(n + 24) 2^-24, so that
+// results below the normal range are rounded once. The error is below 2 ulp everywhere. No branch, no table: a loop
+// over it vectorises. -inf gives 0, a NaN stays one.
 #ifndef LSOFTMAX_CORE_EXPONENTIAL_H_
 #define LSOFTMAX_CORE_EXPONENTIAL_H_
 

@@ -3,8 +3,8 @@
 //   float16    1 sign, 5 exponent, 10 fraction bits (IEEE 754 binary16)
 //   bfloat16   1 sign, 8 exponent,  7 fraction bits (the upper half of a float)
 //
-// Layout-compatible with Eigen::half, Eigen::bfloat16, numpy.float16 and ml_dtypes.bfloat16. Narrowing rounds
-// to nearest, ties to even. Branches are selections, so that loops over rows vectorise; CUDA has an instruction for each.
+// Layout-compatible with Eigen::half, Eigen::bfloat16, numpy.float16 and ml_dtypes.bfloat16. Narrowing rounds to
+// nearest, ties to even. Branches are selections, so that loops over rows vectorise; CUDA has an instruction for each.
 // The float-to-half arithmetic is Fabian Giesen's.
 #ifndef LSOFTMAX_CORE_HALF_H_
 #define LSOFTMAX_CORE_HALF_H_

@@ -1,8 +1,8 @@
 // Compiled once for every CPU variant, as rows.cc is.
 //
-// A row is read three times in a row, so that it comes from memory once where it fits in the cache: for the largest logit, for
-// the sum of the exponentials, and to make them the gradient. float and double keep the exponentials in the gradient's
-// place in between; the halves, which would round them, compute them again.
+// A row is read three times in a row, so that it comes from memory once where it fits in the cache: for the largest
+// logit, for the sum of the exponentials, and to make them the gradient. float and double keep the exponentials in the
+// gradient's place in between; the halves, which would round them, compute them again.
 #include "core/loss.h"
 
 #include "core/exponential.h"

@@ -1,10 +1,10 @@
 // The CPU kernels of the fused loss: softmax cross-entropy of the margin logits and, in the same pass over the N x C
 // products, its gradient. As in rows.h each works on a range, and the ranges change no bit.
 //
-// The gradient comes apart in two: what belongs to the target's logit goes into the row's geometry_grad (rows.h takes it
-// on to features and weights) and leaves a 0; all other entries are the derivatives in the products. Both are of the
-// row's own loss: what comes down to it, one number a row, is folded into N x D arrays later. Of float16 both are written in
-// units of the row's grad_unit (grad_unit.h), which is an output of `loss` and `finish`.
+// The gradient comes apart in two: what belongs to the target's logit goes into the row's geometry_grad (rows.h takes
+// it on to features and weights) and leaves a 0; all other entries are the derivatives in the products. Both are of the
+// row's own loss: the upstream gradient, one number a row, is folded into N x D arrays later. Of float16 both are
+// written in units of the row's grad_unit (grad_unit.h), which is an output of `loss` and `finish`.
 #ifndef LSOFTMAX_CORE_LOSS_H_
 #define LSOFTMAX_CORE_LOSS_H_
 

@@ -26,7 +26,7 @@ LSOFTMAX_INLINE void store(double* geometry, int64_t rows, int64_t row, const Ge
   geometry[2 * rows + row] = g.weights_sq;
 }
 
-// What comes down to the row's loss, as a factor of derivatives in units of grad_unit.
+// The upstream gradient of the row's loss, as a factor of derivatives in units of grad_unit.
 template <typename T>
 LSOFTMAX_INLINE double loss_grad_of(const Arguments<T>& args, int64_t row) {
   const double grad = args.loss_grad != nullptr ? widen(args.loss_grad[row]) : 1;

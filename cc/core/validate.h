@@ -54,8 +54,8 @@ inline std::string about_bad_first(const char* argument, int64_t first, int64_t 
          std::to_string(count) + ", got " + std::to_string(first);
 }
 
-// Arguments whose values the host judges before a kernel runs, and its own copies of them: an array, or a variable's buffer,
-// may change between the check and the use.
+// Arguments whose values the host judges before a kernel runs, and its own copies of them: an array, or a variable's
+// buffer, may change between the check and the use.
 template <typename T>
 struct JudgedArguments : Arguments<T> {
   std::vector<int64_t> own_labels;

@@ -1,7 +1,7 @@
 // bias_grad[c] = sum over the rows i of h_i (products_grad[i, c] + [y_i = c] target_grad[i]),  h = loss_grad grad_unit
 //
-// A block takes 32 columns, a column per lane; each of its warps adds up every 32nd row, and the warps' sums are added in
-// their order. A batch of few classes has few blocks, which is why they are as large as can be.
+// A block takes 32 columns, a column per lane; each of its warps adds up every 32nd row, and the warps' sums are added
+// in their order. A batch of few classes has few blocks, which is why they are as large as can be.
 #include "core/target.h"
 #include "cuda/device.cuh"
 

@@ -18,7 +18,8 @@ constexpr int kWarps = kBlock / kWarp;  // a block
 
 LSOFTMAX_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Launches kernel(args...) on `blocks` x `tiles` blocks, if there are any, each with `shared` bytes of dynamic_shared().
+// Launches kernel(args...) on `blocks` x `tiles` blocks, if there are any, each with `shared` bytes of
+// dynamic_shared().
 template <typename... Parameters>
 Status launch_with_shared(void (*kernel)(Parameters...), int64_t blocks, int64_t tiles, int threads, int64_t shared,
                           Stream stream, Parameters... args) {

@@ -1,13 +1,13 @@
 // The kernels of core/rows.h and core/loss.h for CUDA: the same arguments, on a stream. Needs no CUDA header.
 //
 // Every pointer of the arguments lies in device memory, labels and lambda too, so nothing is copied to or from the
-// host. A function launches its kernels on the stream that it is given and returns at once: it allocates nothing,
-// waits for nothing and calls no other stream. Sums run in a fixed order, without atomics: results are bit-identical from
-// run to run. Those over features run in double; a thread adds up the exponentials of its own classes, and eight rows of a
+// host. A function launches its kernels on the stream that it is given and returns at once: it allocates nothing, waits
+// for nothing and calls no other stream. Sums run in a fixed order, without atomics: results are bit-identical from run
+// to run. Those over features run in double; a thread adds up the exponentials of its own classes, and eight rows of a
 // bias gradient, in float (of float64: in double) before they are added to the others' in double.
 //
-// Values that only the device knows are judged there: a label that is neither -1 nor in [0, classes) makes its row
-// NaN, a lambda that is negative or NaN makes every row NaN, in `logits` as in `logits_grad`, `loss` and `finish`: the loss,
+// Values that only the device knows are judged there: a label that is neither -1 nor in [0, classes) makes its row NaN,
+// a lambda that is negative or NaN makes every row NaN, in `logits` as in `logits_grad`, `loss` and `finish`: the loss,
 // its gradient and geometry_grad. `predicted` stays a class.
 #ifndef LSOFTMAX_CUDA_KERNELS_H_
 #define LSOFTMAX_CUDA_KERNELS_H_
@@ -26,9 +26,9 @@ using Status = int;    // a cudaError_t: 0 is success
 // For people.
 const char* message_of(Status status);
 
-// KERNEL(args, stream) for each kernel, over all rows or classes, with the contract of rows.h and loss.h. T: float16, bfloat16,
-// float, double. `finish` knows the number of classes, beyond which a label is bad, only where there is a bias; where there is
-// none, `geometry` has made that row NaN.
+// KERNEL(args, stream) for each kernel, over all rows or classes, with the contract of rows.h and loss.h. T: float16,
+// bfloat16, float, double. `finish` knows the number of classes, beyond which a label is bad, only where there is a
+// bias; where there is none, `geometry` has made that row NaN.
 #define LSOFTMAX_DECLARE(KERNEL) \
   template <typename T>          \
   Status KERNEL(const Arguments<T>& args, Stream stream);

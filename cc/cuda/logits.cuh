@@ -1,11 +1,12 @@
-// A row of plain logits z = products + bias through the threads of a group, a warp or a block: what it sums up to, and its
-// gradient.
+// A row of plain logits z = products + bias through the threads of a group, a warp or a block: what it sums up to, and
+// its gradient.
 //
 //   sums       m = max_j z_j      S = sum_j exp(z_j - m)      over the classes j but the target's (core/softmax.h)
 //   gradient   g_j = exp(z_j - m) scale                       0 at the target
 //
-// z is computed in Real<T>. Memory is read and written 16 bytes at a time on 16-byte borders, wherever a row begins: of its
-// first and last vector only those entries that are its own. The target's logit counts as -inf, which takes it out of both.
+// z is computed in Real<T>. Memory is read and written 16 bytes at a time on 16-byte borders, wherever a row begins: of
+// its first and last vector only those entries that are its own. The target's logit counts as -inf, which takes it out
+// of both.
 #ifndef LSOFTMAX_CUDA_LOGITS_CUH_
 #define LSOFTMAX_CUDA_LOGITS_CUH_
 
@@ -117,7 +118,8 @@ struct Group {
 __device__ inline Group group_of_warp() { return {lane_of_warp(), kWarp}; }
 __device__ inline Group group_of_block() { return {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)}; }
 
-// Where a row's first `count` vectors are kept between the sums and the gradient, each by the thread that reads it again.
+// Where a row's first `count` vectors are kept between the sums and the gradient, each by the thread that reads it
+// again.
 template <typename T>
 struct Kept {
   Wide<T>* vectors;
@@ -136,8 +138,8 @@ struct Partial {
 template <typename T>
 constexpr int kInFlight = sizeof(T) == sizeof(float) ? 4 : 2;
 
-// What the caller's own vectors among [begin, end) sum up to; leaves in `kept` what belongs there. One exponential a logit,
-// relative to the largest so far.
+// What the caller's own vectors among [begin, end) sum up to; leaves in `kept` what belongs there. One exponential a
+// logit, relative to the largest so far.
 template <typename T>
 __device__ Partial<Real<T>> sum_of_thread(const Row<T>& row, const Group& group, int64_t begin, int64_t end,
                                           const Kept<T>& kept) {
@@ -243,8 +245,8 @@ __device__ Sums<double> sums_of(const Row<T>& row, int64_t begin, int64_t end, i
   return sums;
 }
 
-// Writes the gradient of the caller's own vectors among [begin, end), the last ones first: of what was read before and is
-// not kept, they may still be in the cache.
+// Writes the gradient of the caller's own vectors among [begin, end), the last ones first: of what was read before and
+// is not kept, they may still be in the cache.
 template <typename T>
 __device__ void differentiate(const Row<T>& row, const Group& group, int64_t begin, int64_t end, const Kept<T>& kept,
                               const Normalizer<double>& normalizer) {

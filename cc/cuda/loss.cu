@@ -1,7 +1,8 @@
 // The fused loss (core/softmax.h has the formulas), with its rows in one of three mappings (loss_plan.h).
 //
 //   row per warp, row per block    sum up the row, finish it, write its gradient: in one kernel
-//   part per block                 sums of parts of kPart classes, merged row per warp; finish, row per thread; gradient
+//   part per block                 sums of parts of kPart classes, merged row per warp; finish, row per thread;
+//                                  gradient
 //
 // The kernels of the last are those of a block of classes, too.
 #include "cuda/loss_plan.h"
@@ -38,8 +39,8 @@ __device__ Normalizer<double> finish(const Arguments<T>& args, int64_t row, int6
   return {NAN, NAN};
 }
 
-// In shared memory, each row's first `kept` vectors. Finishing is long and serial: the block's rows go through it side by
-// side, a thread each.
+// In shared memory, each row's first `kept` vectors. Finishing is long and serial: the block's rows go through it side
+// by side, a thread each.
 template <typename T>
 __global__ void __launch_bounds__(kBlock) loss_row_per_warp(Arguments<T> args, int64_t kept) {
   __shared__ Partial<Real<T>> partials[kWarps];

@@ -1,12 +1,12 @@
-// How the threads of a device share the rows of the fused loss: by the shape alone, so that the same batch is computed in the
-// same order each time.
+// How the threads of a device share the rows of the fused loss: by the shape alone, so that the same batch is computed
+// in the same order each time.
 //
 //   row per warp     short rows: eight to a block, which has no other use for so many threads
-//   row per block    all others; as many threads as make 1024 a multiprocessor, as the blocks that its shared memory holds
-//                    at once are 4, 2 or 1. What of the row fits there is read from memory once, the rest a second time,
-//                    from the cache if it is still there
-//   part per block   rows too few to fill the device, or so long that little of them would stay: each part is read twice, but
-//                    all of the device reads
+//   row per block    all others; as many threads as make 1024 a multiprocessor, as the blocks that its shared memory
+//                    holds at once are 4, 2 or 1. What of the row fits there is read from memory once, the rest a
+//                    second time, from the cache if it is still there
+//   part per block   rows too few to fill the device, or so long that little of them would stay: each part is read
+//                    twice, but all of the device reads
 #ifndef LSOFTMAX_CUDA_LOSS_PLAN_H_
 #define LSOFTMAX_CUDA_LOSS_PLAN_H_
 

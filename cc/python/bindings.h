@@ -54,7 +54,8 @@ void dispatch(const std::string& dtype, const Work& work) {
   throw pybind11::type_error("dtype: expected float16, bfloat16, float32 or float64, got " + dtype);
 }
 
-// Backend::Where is where a kernel runs: a number of threads, or a stream. Backend::run<kernel>(arguments, where) runs it.
+// Backend::Where is where a kernel runs: a number of threads, or a stream. Backend::run<kernel>(arguments, where) runs
+// it.
 template <typename Backend>
 void define_kernels(pybind11::module_& module) {
   namespace py = pybind11;
@@ -80,9 +81,8 @@ void define_kernels(pybind11::module_& module) {
       [](const Call& shared, Where where) {                                                                    \
         const Call call = shared;                                                                              \
         const py::gil_scoped_release release;                                                                  \
-        dispatch(call.dtype, [&](auto zero) {                                                                  \
-          Backend::template run<Kernel::KERNEL>(call.as<decltype(zero)>(), where);                             \
-        });                                                                                                    \
+        dispatch(call.dtype,                                                                                   \
+                 [&](auto zero) { Backend::template run<Kernel::KERNEL>(call.as<decltype(zero)>(), where); }); \
       },                                                                                                       \
       py::arg("call"), py::arg("where"));                                                                      \
   module.def(                                                                                                  \

@@ -1,13 +1,15 @@
-// The fused loss for whom the products X W are at hand a block of the classes at a time. Labels are global class indices, and
-// first_class is that of a block's first column.
+// The fused loss for whom the products X W are at hand a block of the classes at a time. Labels are global class
+// indices, and first_class is that of a block's first column.
 //
-//   Sums           takes a block into every row's sums: the largest logit m but the target's, the sum of exp(z - m), the largest
-//                  logit, its class
-//   Finish         loss, normalizer and the target's share of the gradient, from the sums over all classes (core/softmax.h)
-//   ProductsGrad   products_grad[i, j] = exp(z_ij - m_i) scale_i, with (m, scale)_i = normalizer[:, i]; 0 at the target; in the
-//                  products' own buffer
-//   SetColumns     matrix[:, first_column .. first_column + B) = block, in the matrix's own buffer where TensorFlow gives it away.
-//                  TensorFlow's own op for it, TensorStridedSliceUpdate, took 237 ms where this one takes 21.
+//   Sums           takes a block into every row's sums: the largest logit m but the target's, the sum of exp(z - m),
+//                  the largest logit, its class
+//   Finish         loss, normalizer and the target's share of the gradient, from the sums over all classes
+//                  (core/softmax.h)
+//   ProductsGrad   products_grad[i, j] = exp(z_ij - m_i) scale_i, with (m, scale)_i = normalizer[:, i]; 0 at the
+//                  target; in the products' own buffer
+//   SetColumns     matrix[:, first_column .. first_column + B) = block, in the matrix's own buffer where TensorFlow
+//                  gives it away. TensorFlow's own op for it, TensorStridedSliceUpdate, took 237 ms where this one
+//                  takes 21.
 #include "tf/kernel_op.h"
 
 namespace lsoftmax {
@@ -106,8 +108,8 @@ Replaces some columns of a matrix.
 
 matrix: [D, C].
 block: [D, B].
-first_column: [], where the block begins, from 0 to C - B. Where XLA cannot raise an error (on a GPU), a block that begins
-  elsewhere is written as NaNs, as near to its place as there is room.
+first_column: [], where the block begins, from 0 to C - B. Where XLA cannot raise an error (on a GPU), a block that
+  begins elsewhere is written as NaNs, as near to its place as there is room.
 new_matrix: [D, C].
 )doc");
 
@@ -135,9 +137,9 @@ class SetColumnsOp : public OpKernel {
     Tensor* matrix = nullptr;
     OP_REQUIRES_OK(context, Backend::take(context, 0, 0, /*copied=*/true, &matrix));
     const int64_t size = sizeof(T);
-    OP_REQUIRES_OK(context, Backend::copy_rows(context, context->input(1).data(), sizes.block() * size,
-                                               static_cast<T*>(matrix->data()) + first, sizes.classes() * size,
-                                               sizes.depth()));
+    OP_REQUIRES_OK(context,
+                   Backend::copy_rows(context, context->input(1).data(), sizes.block() * size,
+                                      static_cast<T*>(matrix->data()) + first, sizes.classes() * size, sizes.depth()));
   }
 
  private:

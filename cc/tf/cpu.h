@@ -19,13 +19,13 @@ struct Cpu {
 
   template <Kernel kernel, typename T>
   static absl::Status run(tensorflow::OpKernelContext* context, Arguments<T>* args) {
-    run_on_batch<kernel>(*args, [context](int64_t total, int64_t cost, const auto& work) {
-      over(context, total, cost, work);
-    });
+    run_on_batch<kernel>(
+        *args, [context](int64_t total, int64_t cost, const auto& work) { over(context, total, cost, work); });
     return absl::Status();
   }
 
-  // An output in the buffer of an input, where nobody else needs that any more, or else in one of its own: a copy, if `copied`.
+  // An output in the buffer of an input, where nobody else needs that any more, or else in one of its own: a copy, if
+  // `copied`.
   static absl::Status take(tensorflow::OpKernelContext* context, int input, int output, bool copied,
                            tensorflow::Tensor** tensor) {
     const tensorflow::TensorShape shape = context->input(input).shape();

@@ -7,9 +7,9 @@
 //
 // with (g_s, g_A, g_B) = geometry_grad[:, i] and h = loss_grad grad_unit: of a loss; else 1.
 //
-// Features and weights pass through TargetGeometry uncopied, so that the gradient of this op meets those of the matrix product X W
-// and can complete them in place. Only the columns of the batch's own classes are touched, and no matrix beside the product's is
-// made.
+// Features and weights pass through TargetGeometry uncopied, so that the gradient of this op meets those of the matrix
+// product X W and can complete them in place. Only the columns of the batch's own classes are touched, and no matrix
+// beside the product's is made.
 #include "tf/kernel_op.h"
 
 namespace lsoftmax {

@@ -14,8 +14,8 @@ using tensorflow::shape_inference::ShapeHandle;
 
 namespace {
 
-// What an op calls an array where it has several of a kind, and its scalars. In the order in which shapes are checked: who comes
-// first is believed.
+// What an op calls an array where it has several of a kind, and its scalars. In the order in which shapes are checked:
+// who comes first is believed.
 constexpr Array kBefore[] = {{"logits_grad", "[N, C]", Element::kReal}};
 constexpr Array kAfter[] = {
     {"first_class", "[]", Element::kInt64},
@@ -121,7 +121,8 @@ absl::Status infer_shapes(InferenceContext* context) {
   });
   TF_RETURN_IF_ERROR(status);
   for_each_array(own, [&](const Array& array) {
-    context->set_output(array.name, {shape_of(array, context, known)}).IgnoreError();  // that there is none of this name
+    context->set_output(array.name, {shape_of(array, context, known)})
+        .IgnoreError();  // that there is none of this name
   });
   return status;
 }

@@ -1,4 +1,5 @@
-// An op that is one kernel of the core: its inputs and outputs are arrays of the kernel's Arguments, found by their names.
+// An op that is one kernel of the core: its inputs and outputs are arrays of the kernel's Arguments, found by their
+// names.
 #ifndef LSOFTMAX_TF_KERNEL_OP_H_
 #define LSOFTMAX_TF_KERNEL_OP_H_
 

@@ -1,10 +1,12 @@
 // The margin logits, and the gradient that goes back through them.
 //
 //   Logits       logits[i, y_i] = t(geometry[:, i])      with t of core/margin.h
-//   LogitsGrad   geometry_grad[:, i] = g_i (dt/ds, dt/dA, dt/dB)      products_grad[i, y_i] = 0      with g_i = logits_grad[i, y_i]
+//   LogitsGrad   geometry_grad[:, i] = g_i (dt/ds, dt/dA, dt/dB)      with g_i = logits_grad[i, y_i]
+//                products_grad[i, y_i] = 0
 //
-// and every other entry of the products, or of their gradient, stays as it is, in its own buffer where TensorFlow gives it away.
-// t is computed from the geometry, not from the product: a product in TF32 or bfloat16 does not bend the margin.
+// and every other entry of the products, or of their gradient, stays as it is, in its own buffer where TensorFlow gives
+// it away. t is computed from the geometry, not from the product: a product in TF32 or bfloat16 does not bend the
+// margin.
 #include "tf/kernel_op.h"
 
 namespace lsoftmax {

@@ -1,4 +1,5 @@
-// The fused loss: the cross-entropy of the margin logits z, bias included, and its gradient, in one pass over the products X W.
+// The fused loss: the cross-entropy of the margin logits z, bias included, and its gradient, in one pass over the
+// products X W.
 //
 //   Loss        loss[i]             = log(sum_j exp(z_ij)) - z_{i, y_i}
 //               products_grad[i, j] = dloss[i] / dz_ij                           0 at the target
@@ -7,16 +8,17 @@
 //               the last three, of float16, in units of grad_unit[i] (core/grad_unit.h): divided by it
 //   BiasGrad    bias_grad[c] = sum_i loss_grad[i] grad_unit[i] (products_grad[i, c] + [y_i = c] target_grad[i])
 //
-// The products' gradient is in their own buffer where TensorFlow gives it away. BiasGrad takes all classes or a block of them.
+// The products' gradient is in their own buffer where TensorFlow gives it away. BiasGrad takes all classes or a block
+// of them.
 //
 // Two ops are there for their gradients alone (lsoftmax_op/gradients.py); what they are of passes through uncopied.
 //
-//   LossWithGradient   a loss, as a function of features, weights and bias. Its gradient is that of the whole layer, X W included,
-//                      so that the upstream gradient, one number a row, is folded into N x D arrays and no further pass over N x C
-//                      is made. Were it Loss itself, TensorFlow would hand its gradient zeros for the other seven outputs: eagerly,
-//                      as dense as these are.
-//   LossGradient       one of the loss's gradients, as a function of them. So its own gradient, the loss's second derivatives, can be
-//                      told without the products.
+//   LossWithGradient   a loss, as a function of features, weights and bias. Its gradient is that of the whole layer,
+//                      X W included, so that the upstream gradient, one number a row, is folded into N x D arrays and
+//                      no further pass over N x C is made. Were it Loss itself, TensorFlow would hand its gradient
+//                      zeros for the other seven outputs: eagerly, as dense as these are.
+//   LossGradient       one of the loss's gradients, as a function of them. So its own gradient, the loss's second
+//                      derivatives, can be told without the products.
 #include "tf/kernel_op.h"
 
 namespace lsoftmax {
@@ -169,8 +171,7 @@ using BiasGrad = KernelOp<Backend, T, Kernel::bias_grad, kNowhere>;
 template <typename Backend, typename T>
 class SameOp : public OpKernel {
  public:
-  explicit SameOp(OpKernelConstruction* construction)
-      : OpKernel(construction), signature_(*this, construction) {}
+  explicit SameOp(OpKernelConstruction* construction) : OpKernel(construction), signature_(*this, construction) {}
 
   void Compute(OpKernelContext* context) override {
     Sizes sizes;

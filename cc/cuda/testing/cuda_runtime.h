@@ -6,13 +6,13 @@
 // line of a kernel runs, under the sanitizers too, and a barrier that some thread never reaches is an error.
 //
 // Threads run in the order of their index, or as the environment variable CUDA_ON_CPU_ORDER says: `reverse`, or a
-// number that seeds a shuffle for each block. A kernel without races gives the same result in every order.
-// Where CUDA_ON_CPU_LAST is a number, only so many blocks of each launch run, the last ones: the far end of arrays that are
+// number that seeds a shuffle for each block. A kernel without races gives the same result in every order. Where
+// CUDA_ON_CPU_LAST is a number, only so many blocks of each launch run, the last ones: the far end of arrays that are
 // too large to be walked through.
 //
 // What it is not: fast, or a model of memory. __shared__ arrays are static, so that one block runs at a time, and hold
-// what the last block left; asynchrony and caches do not exist. The device has as much shared memory as the least of those
-// that the library is built for, and wants to be asked for more than 48 KB, as they do.
+// what the last block left; asynchrony and caches do not exist. The device has as much shared memory as the least of
+// those that the library is built for, and wants to be asked for more than 48 KB, as they do.
 #ifndef LSOFTMAX_CUDA_TESTING_CUDA_RUNTIME_H_
 #define LSOFTMAX_CUDA_TESTING_CUDA_RUNTIME_H_
 
@@ -282,8 +282,8 @@ class Machine {
   void arrive(void*) {}
 #endif
 
-  // swapcontext would ask the system for the signal mask each time: a context is used to begin a fiber, and no more. The
-  // sanitizer has been told, and must not take the jumps for the end of a stack.
+  // swapcontext would ask the system for the signal mask each time: a context is used to begin a fiber, and no more.
+  // The sanitizer has been told, and must not take the jumps for the end of a stack.
   void enter_or_go_on(Fiber& fiber) {
     if (fiber.begun) return swap(home_place_, fiber.place);
     fiber.begun = true;

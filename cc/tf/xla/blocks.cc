@@ -49,8 +49,7 @@ absl::Status set_columns(const Node& node) {
   const int64_t count = node.sizes.block(), width = node.sizes.classes();
   if (count > width) return check_first("first_column", 0, count, width);  // it fits nowhere
   const XlaOp first = node.in("first_column");
-  const XlaOp block =
-      where(is_first(first, count, width), node.in("block"), std::numeric_limits<double>::quiet_NaN());
+  const XlaOp block = where(is_first(first, count, width), node.in("block"), std::numeric_limits<double>::quiet_NaN());
   node.out("new_matrix", ::xla::DynamicUpdateSlice(node.in("matrix"), block, {number(first, 0), first}));
   return absl::Status();
 }

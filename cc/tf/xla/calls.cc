@@ -92,7 +92,8 @@ absl::Status call_weights_grad(const Node& node) { return call(node, kWeightsGra
 
 // XLA's own update in place, at a column that a call has checked.
 absl::Status call_set_columns(const Node& node) {
-  if (node.sizes.block() > node.sizes.classes()) return check_first("first_column", 0, node.sizes.block(), node.sizes.classes());
+  if (node.sizes.block() > node.sizes.classes())
+    return check_first("first_column", 0, node.sizes.block(), node.sizes.classes());
   const std::string attributes =
       absl::StrCat("{count = ", node.sizes.block(), " : i64, width = ", node.sizes.classes(), " : i64}");
   const XlaOp first = ::xla::GetTupleElement(

@@ -1,9 +1,9 @@
-// The fused loss on the CPU, under XLA: our own kernels as custom calls, where XLA can make them. They take less time than what
-// XLA makes of the formulas.
+// The fused loss on the CPU, under XLA: our own kernels as custom calls, where XLA can make them. They take less time
+// than what XLA makes of the formulas.
 //
-// calls.cc writes the calls into the graph; handlers.cc is what they call. Between them lies XLA's typed foreign function
-// interface, by which a handler gets XLA's own threads, and can fail: as everywhere else on the CPU, a label out of range,
-// a negative lambda or a block of columns that does not fit is an error that names it.
+// calls.cc writes the calls into the graph; handlers.cc is what they call. Between them lies XLA's typed foreign
+// function interface, by which a handler gets XLA's own threads, and can fail: as everywhere else on the CPU, a label
+// out of range, a negative lambda or a block of columns that does not fit is an error that names it.
 #ifndef LSOFTMAX_TF_XLA_CALLS_H_
 #define LSOFTMAX_TF_XLA_CALLS_H_
 
@@ -11,8 +11,9 @@
 
 namespace lsoftmax {
 
-// Whether the op in hand can be a call: the build has the interface (TensorFlow before 2.20 comes without its header), all shapes
-// are known, since XLA bounds those of formulas alone, and the environment variable LSOFTMAX_XLA_CALLS is not OFF.
+// Whether the op in hand can be a call: the build has the interface (TensorFlow before 2.20 comes without its header),
+// all shapes are known, since XLA bounds those of formulas alone, and the environment variable LSOFTMAX_XLA_CALLS is
+// not OFF.
 bool can_call(const Node& node);
 
 // Each writes the call of its op, all outputs included.

@@ -96,8 +96,8 @@ ffi::DataType type_of(Element element, ffi::DataType got) {
   }
 }
 
-// What is wrong with a buffer; empty if nothing is. Calls that calls.cc writes fit. A program that comes from somebody else
-// may hold others.
+// What is wrong with a buffer; empty if nothing is. Calls that calls.cc writes fit. A program that comes from somebody
+// else may hold others.
 template <typename T>
 std::string misfit(const Array& array, Any buffer, Sizes* sizes) {
   const ffi::DataType got = buffer.element_type(), expected = type_of<T>(array.element, got);
@@ -112,8 +112,8 @@ std::string misfit(const Array& array, Any buffer, Sizes* sizes) {
 
 char* data_of(Any buffer) { return static_cast<char*>(buffer.untyped_data()); }
 
-// The data of operands for a kernel that writes `result`. XLA gives the result the buffer of the first operand; where the same
-// value is another operand, too, that one lies there as well, and is copied.
+// The data of operands for a kernel that writes `result`. XLA gives the result the buffer of the first operand; where
+// the same value is another operand, too, that one lies there as well, and is copied.
 class OtherOperands {
  public:
   explicit OtherOperands(Any result) : begin_(lsoftmax::data_of(result)), end_(begin_ + result.size_bytes()) {}
@@ -210,12 +210,9 @@ bool register_handler(const std::string& name, XLA_FFI_Handler* handler) {
 
 template <typename T, const Call& kCall>
 bool register_call(const char* type) {
-  XLA_FFI_DEFINE_HANDLER_EXPLICIT(handler, (handle<T, kCall>),
-                                  ffi::Ffi::Bind()
-                                      .Ctx<ffi::ThreadPool>()
-                                      .RemainingArgs()
-                                      .RemainingRets()
-                                      .Attr<int64_t>("margin"));
+  XLA_FFI_DEFINE_HANDLER_EXPLICIT(
+      handler, (handle<T, kCall>),
+      ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<int64_t>("margin"));
   return register_handler(std::string(kCall.handler) + "_" + type, handler);
 }
 

@@ -1,5 +1,6 @@
-// What a call is to both who writes it and who answers it: a handler's name, and the arrays (core/arrays.h) that it takes and
-// gives, in this order. The first result takes the first operand's buffer; if they are one array, the kernel changes it.
+// What a call is to both who writes it and who answers it: a handler's name, and the arrays (core/arrays.h) that it
+// takes and gives, in this order. The first result takes the first operand's buffer; if they are one array, the kernel
+// changes it.
 #ifndef LSOFTMAX_TF_XLA_HANDLERS_H_
 #define LSOFTMAX_TF_XLA_HANDLERS_H_
 

@@ -132,8 +132,9 @@ XlaOp column_at(const Targets& targets, XlaOp weights, int64_t depth) {
                0);
 }
 
-// A scatter of rows that share a column would add them by atomics on the GPU, in any order. Here those of a class are summed
-// up by a product with the matrix that tells which rows belong together; it is the smaller of [N, N] and [classes, N].
+// A scatter of rows that share a column would add them by atomics on the GPU, in any order. Here those of a class are
+// summed up by a product with the matrix that tells which rows belong together; it is the smaller of [N, N] and
+// [classes, N].
 XlaOp add_to_columns(const Targets& targets, XlaOp weights, XlaOp rows, int64_t depth) {
   const int64_t n = targets.rows, c = targets.classes;
   if (c < n) {
@@ -146,8 +147,8 @@ XlaOp add_to_columns(const Targets& targets, XlaOp weights, XlaOp rows, int64_t 
   const XlaOp sums = exact_product(to_type_of(rows, together), rows);
   const XlaOp new_columns = to_type_of(weights, widen(column_at(targets, weights, depth)) + sums);
 
-  // The first row of each class writes the column; the places of the others lie outside, which drops them. The matrix is
-  // taken as one line of entries: XLA would transpose it, there and back, to put columns into it.
+  // The first row of each class writes the column; the places of the others lie outside, which drops them. The matrix
+  // is taken as one line of entries: XLA would transpose it, there and back, to put columns into it.
   const PrimitiveType integer = depth * (n + c) > std::numeric_limits<int32_t>::max() ? ::xla::S64 : ::xla::S32;
   const auto iota = [&](int64_t dim) {
     return ::xla::Iota(builder, ::xla::ShapeUtil::MakeShape(integer, {n, depth}), dim);

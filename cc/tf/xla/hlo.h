@@ -63,8 +63,8 @@ XlaOp is_first(XlaOp first, int64_t count, int64_t width);
 // [N, classes], PRED: the target's entry of each row.
 XlaOp is_target(const Targets& targets);
 
-// At each row's target: the entry of a matrix [N, classes], of a vector [classes], the column of weights [D, classes] as a
-// row of [N, D]; 0 where it is not here.
+// At each row's target: the entry of a matrix [N, classes], of a vector [classes], the column of weights [D, classes]
+// as a row of [N, D]; 0 where it is not here.
 XlaOp entry_at(const Targets& targets, XlaOp matrix);
 XlaOp element_at(const Targets& targets, XlaOp vector);
 XlaOp column_at(const Targets& targets, XlaOp weights, int64_t depth);
