@@ -29,13 +29,14 @@ class Psi(NamedTuple):
 
 def psi(margin: int, c: tf.Tensor) -> Psi:
     """Returns (-1)^k T_m(c) - 2k, from the recurrence of the Chebyshev polynomials."""
-    before, u, segment = tf.zeros_like(c), tf.ones_like(c), tf.zeros_like(c)  # (-1)^k U_{j-1}, (-1)^k U_j and k
+    before, u = tf.zeros_like(c), tf.ones_like(c)  # U_{j-1} and U_j, from j = 0
+    segment, sign = tf.zeros_like(c), tf.ones_like(c)  # k and (-1)^k
     for _ in range(1, margin):
-        following = 2 * c * u - before
-        changes = following < 0
-        before, u = tf.where(changes, -u, u), tf.where(changes, -following, following)
+        before, u = u, 2 * c * u - before
+        changes = sign * u < 0
         segment += tf.cast(changes, c.dtype)
-    return Psi(c * u - before - 2 * segment, margin * u, segment)
+        sign = tf.where(changes, -sign, sign)
+    return Psi(sign * (c * u - before) - 2 * segment, sign * margin * u, segment)
 
 
 def cos_theta(geometry: tf.Tensor) -> tf.Tensor:
