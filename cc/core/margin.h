@@ -52,8 +52,8 @@ struct Psi {
 template <typename Real>
 LSOFTMAX_INLINE Psi<Real> psi(const Margin& margin, Real c) {
   const Real zero = number(c, 0), one = number(c, 1), two = number(c, 2);
-  Real before = zero, u = one;  // U_{j-1} and U_j, from j = 0
-  Real segment = zero, sign = one;
+  Real before = zero, u = one;      // U_{j-1} and U_j, from j = 0
+  Real segment = zero, sign = one;  // beside U, not in it, where XLA would take minutes to compile large margins
   for (int j = 1; j < margin.m; ++j) {
     const Real next = two * c * u - before;
     before = u;
