@@ -5,7 +5,7 @@
 #
 # PYTHON has PyTorch, and CuPy, TensorFlow and other peers where they are to be looked at, too. What is missing to build
 # and test is installed into .venv-gpu, beside all that PYTHON sees. compute-sanitizer is run where it is found.
-# Every check is made, also after one that failed; the exit status tells.
+# Once it is built every check is made, also after one that failed; the exit status tells.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v "${1:-python3}")
@@ -33,6 +33,7 @@ checks_and_tables() {
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
   echo
   check build build
+  [ $failed = 0 ] || { echo "Not built: $log has all that was said."; return 1; }
   check self-check "$python" -m lsoftmax_op
   check tests tests tests/test_gpu.py
   check kernels tests tests/test_layer.py tests/test_loss.py -k "cuda and not cpu"
@@ -49,18 +50,18 @@ checks_and_tables() {
   return $failed
 }
 
-missing=$("$python" build_tools/requirements.py --missing build gpu)
-if [ -n "$missing" ]; then
-  echo "Installing into .venv-gpu:" $missing
+missing() { "$python" build_tools/requirements.py --missing build gpu; }
+if [ -n "$(missing)" ]; then
   "$python" -m venv --system-site-packages .venv-gpu
-  # An environment of its own sees those of the system; where PYTHON is in another environment, it is to see that, too.
-  "$python" -c 'import site; print(f"import site; [site.addsitedir(one) for one in {site.getsitepackages()}]")' \
+  # It sees the system's packages; where PYTHON is in an environment of its own, it is to see those, too.
+  "$python" -c 'import site; [print(f"import site; site.addsitedir({one!r})") for one in site.getsitepackages()]' \
     >"$(echo .venv-gpu/lib/python3*/site-packages)/parent.pth"
   python=$PWD/.venv-gpu/bin/python
-  "$python" -m pip install --quiet $missing
+  needed=$(missing)  # which may be more: a new environment comes with a setuptools of its own
+  [ -z "$needed" ] || { echo "Installing into .venv-gpu:" $needed && "$python" -m pip install --quiet $needed; }
 fi
 # CMake and Ninja of this environment, and machine code for the GPUs at hand alone.
 export PATH="$(dirname "$python"):$PATH"
-LSOFTMAX_CUDA_ARCHITECTURES=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | tr -d . | sort -u | paste -sd';')
-export LSOFTMAX_CUDA_ARCHITECTURES
+architectures=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | tr -d . | sort -u | paste -sd';')
+export LSOFTMAX_CUDA_ARCHITECTURES=$architectures
 checks_and_tables | tee "$page"
