@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
         about = "" if options.quick else f" (about {module.MINUTES} min)"
         print(f"\n[{n}/{len(asked)}] {question}{about} ...", flush=True)
         module.main(options.output, quick=options.quick)
-    _draw(options.output, options.pictures or options.output)
+    if set(asked) - set(ON_A_GPU):
+        _draw(options.output, options.pictures or options.output)
 
 
 def _draw(results: Path, folder: Path) -> None:

@@ -20,7 +20,7 @@ check() {
   "$@" >"$said" 2>&1 || { result=FAILED failed=1; }
   { echo "== $name: $*" && cat "$said"; } >>"$log"
   printf '%-12s %-7s %s\n' "$name" "$result" "$(grep -v '^ *$' "$said" | tail -n 1)"
-  if [ $result = FAILED ]; then { grep -E '^(FAILED|ERROR) ' "$said" || tail -n 15 "$said"; } | sed 's/^/    /'; fi
+  if [ $result = FAILED ]; then { grep -E -m 12 '^(FAILED|ERROR) ' "$said" || tail -n 15 "$said"; } | sed 's/^/    /'; fi
   rm "$said"
 }
 
