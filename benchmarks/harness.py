@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def interleave(
     return seconds
 
 
+def in_a_row(peers: dict[str, Callable[[], Any]], clock: Callable[..., float]) -> Callable[..., float]:
+    """Returns the clock over ten calls in a row; over fewer, where ten of the slowest peer would take over 50 ms."""
+    slowest = max(clock(function, 1) for function in peers.values() for _ in range(2))
+    return partial(clock, calls=max(1, min(10, int(0.05 / slowest))))
+
+
 def ratio(ours: list[float], theirs: list[float]) -> float:
     """Returns the median of the ratios within one repeat."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
@@ -73,17 +80,19 @@ def has(instructions: str) -> bool:
 
 def machine() -> dict[str, Any]:
     """Returns what was measured on."""
-    import tensorflow as tf
-
     import lsoftmax_op
 
+    try:
+        import tensorflow as tf
+    except ImportError:  # what the kernels do for PyTorch is measured without
+        tf = None
     vectors = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if has(name)]
     return {
         "cpu": " ".join([_cpu_info("model name") or platform.processor(), *(v.upper() for v in vectors[-1:])]),
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "tensorflow": tf.__version__,
+        "tensorflow": tf and tf.__version__,
         "lsoftmax_op": {k: v for k, v in lsoftmax_op.build_info().items() if k != "library"},
     }
 
@@ -98,7 +107,7 @@ def child(*command: str, **environment: str) -> str:
 
 def caption(machine: dict[str, Any]) -> str:
     """Returns the machine in one line."""
-    return f"{machine['cpu']}, {machine['cores']} cores, TensorFlow {machine['tensorflow']}"
+    return f"{machine['cpu']}, {machine['cores']} cores, TensorFlow {machine['tensorflow'] or 'is not here'}"
 
 
 def report(question: str, title: str, rows: list[dict[str, Any]], output: Path | None) -> None:

@@ -28,7 +28,7 @@ def main(output: Path | None, quick: bool = False) -> None:
             work = math.prod(shape)
             steps = 2 if quick else max(3, min(60, 4 * 10**9 // work))
             repeats = 2 if quick else max(41, min(151, 10**10 // work))
-            peers = {peer: _fit(*make(*shape[1:]), shape, xla, steps) for peer, make in MODELS.items()}
+            peers = {peer: fit(*make(*shape[1:]), shape, xla, steps) for peer, make in MODELS.items()}
             seconds = harness.interleave(peers, repeats, warm_up=1)
             ours, plain = seconds["ours"], seconds["plain"]
             rows.append(
@@ -69,8 +69,8 @@ def _ours(depth: int, classes: int) -> tuple[object, object]:
 MODELS = {"ours": _ours, "plain": _plain}
 
 
-def _fit(model: object, loss: object, shape: Shape, xla: bool, steps: int) -> Callable[[], object]:
-    """Returns a function that trains for some steps, on one batch again and again."""
+def fit(model: object, loss: object, shape: Shape, xla: bool | str, steps: int) -> Callable[[], object]:
+    """Returns a function that trains for some steps, on one batch again and again; `xla` is fit's jit_compile."""
     import keras
     import tensorflow as tf
 

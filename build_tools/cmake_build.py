@@ -30,14 +30,18 @@ class CMakeBuild(build_ext):
     The build folder is kept in build/, so that a second build compiles only what changed.
     """
 
+    def run(self) -> None:
+        """Builds all extensions, for `build_ext --inplace` and editable installs in the clone itself."""
+        # Asked here, as setuptools clears self.inplace while it builds; what it built itself it copies afterwards.
+        self.root = ROOT if self.inplace else Path(self.build_lib).resolve()
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         """Builds one extension."""
         if not isinstance(ext, CMakeExtension):
             super().build_extension(ext)
             return
-        package = Path(*ext.name.split(".")[:-1])
-        editable = self.inplace or getattr(self, "editable_mode", False)
-        destination = ROOT / package if editable else Path(self.build_lib).resolve() / package
+        destination = self.root.joinpath(*ext.name.split(".")[:-1])
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         # An isolated build comes with another CMake, Ninja and pybind11 each time: find them anew, keep the objects.
         (build / "CMakeCache.txt").unlink(missing_ok=True)

@@ -4,8 +4,9 @@
 
 Trains the network of the paper's Table 1, narrowed to --width filters, once for every margin and seed, and prints the
 test errors in the form of its Table 2. The curves of its Figure 5 are drawn into --output. Every row is a process
-of one thread (examples/paper_row.py). Killed and started again with the same options, it goes on where it was.
-docs/experiment.md tells what came out.
+(examples/paper_row.py): of one thread, or, where TensorFlow sees a GPU, on that, one row after the other unless --jobs
+tells otherwise. Killed and started again with the same options, it goes on where it was. docs/experiment.md tells what
+came out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from examples import figures
 from examples.data import load_idx_folder
-from examples.paper_row import BATCH, POINTS, Row
+from examples.paper_row import BATCH, POINTS, Row, gpus
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_DATA = """\
@@ -112,9 +113,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=0.1, help="learning rate to begin with (0.1)")
     parser.add_argument("--minimum", type=float, default=5.0, help="where lambda stops falling (0)")
     parser.add_argument("--images", type=int, help="training images, the first ones (all)")
-    parser.add_argument("--jobs", type=int, default=2, help="rows at a time, a thread each")
+    parser.add_argument("--mixed", action="store_true", help="compute in bfloat16 (mixed_bfloat16), for a GPU")
+    parser.add_argument("--jobs", type=int, help="rows at a time (2, a thread each; on a GPU 1)")
     parser.add_argument("--output", type=Path, default=Path("paper-output"), help="folder for results and the picture")
     options = parser.parse_args(arguments)
+    if options.jobs is None:
+        options.jobs = 1 if gpus() else 2
     for margin in options.margins:
         if not 1 <= margin <= 64:
             parser.error(f"--margins: expected integers from 1 to 64, got {margin}")
@@ -136,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Trains what has not been trained yet, prints the tables and draws the curves; returns the exit status."""
     options = parse(arguments)
     folders = {"data_dir": str(options.data_dir.resolve()), "output": str(options.output.resolve())}
-    settings = {name: getattr(options, name) for name in ("width", "steps", "rate", "minimum", "images")}
+    settings = {name: getattr(options, name) for name in ("width", "steps", "rate", "minimum", "images", "mixed")}
     rows = [
         Row(**folders, margin=margin, seed=seed, **settings)
         for margin in dict.fromkeys(options.margins)

@@ -46,6 +46,7 @@ class Row:
         rate: the learning rate to begin with.
         minimum: where lambda stops falling.
         images: how many of the training images it learns from, None for all.
+        mixed: whether it computes in bfloat16 (Keras' mixed_bfloat16); weights and losses are float32 always.
     """
 
     data_dir: str
@@ -57,6 +58,7 @@ class Row:
     rate: float
     minimum: float
     images: int | None = None
+    mixed: bool = False
 
     @property
     def interval(self) -> int:
@@ -81,8 +83,9 @@ class Row:
         if not path.exists():
             return None
         result = json.loads(path.read_text())
-        if result["settings"] != self.settings():
-            was = {name: value for name, value in result["settings"].items() if value != self.settings().get(name)}
+        settings = {"mixed": False, **result["settings"]}  # which rows of an earlier version do not mention
+        if settings != self.settings():
+            was = {name: value for name, value in settings.items() if value != self.settings().get(name)}
             raise ValueError(f"--output: {path} was trained with {was}: choose another folder, or remove this one")
         return result
 
@@ -140,6 +143,26 @@ def order(begin: int, end: int, images: int, seed: int) -> np.ndarray:
     return np.concatenate(epochs)[begin * BATCH - first * images :][: (end - begin) * BATCH]
 
 
+class Learner:
+    """Takes the steps of the optimizer; the images lie where TensorFlow computes, and are looked up there by number.
+
+    The steps are queued one after the other, and nothing waits for a device until the logs are read.
+    """
+
+    def __init__(self, model: LSoftmaxClassifier, images: np.ndarray, labels: np.ndarray) -> None:
+        self._model = model
+        self._images, self._labels = tf.constant(images), tf.constant(labels)
+        model.optimizer.build(model.trainable_variables)
+        self._step = tf.function(model.train_step)
+
+    def learn(self, chosen: np.ndarray) -> dict[str, float]:
+        """Learns batch after batch of the images of those numbers; returns the mean loss and accuracy."""
+        self._model.reset_metrics()
+        for batch in chosen.reshape(-1, BATCH):
+            logs = self._step((tf.gather(self._images, batch), tf.gather(self._labels, batch)))
+        return {name: float(value) for name, value in logs.items()}
+
+
 def measure(model: LSoftmaxClassifier, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Returns what the plain classifier makes of images: errors, loss and the mean angle to the own class (degrees)."""
     features = model.backbone.predict(images, batch_size=500, verbose=0).astype(np.float64)
@@ -160,21 +183,21 @@ def measure(model: LSoftmaxClassifier, images: np.ndarray, labels: np.ndarray) -
 def train(row: Row, data: Dataset) -> None:
     """Trains the row from its last checkpoint to its end; prints every step at which it has been saved."""
     result = row.result() or {"settings": row.settings(), "curve": [], "train": None}
+    keras.utils.set_random_seed(row.seed)
     if row.path(".keras").exists():
         model = keras.saving.load_model(row.path(".keras"))
     else:
-        keras.utils.set_random_seed(row.seed)
+        keras.config.set_dtype_policy("mixed_bfloat16" if row.mixed else "float32")
         model = classifier(data.train_images.shape[1:], int(data.train_labels.max()) + 1, row)
     done = int(model.optimizer.iterations)
     result["curve"] = [point for point in result["curve"] if point["step"] <= done]
+    learner = Learner(model, data.train_images, data.train_labels)
     print(done, flush=True)
     for step in range(done, row.steps, row.interval):
         end = step + row.interval
-        chosen = order(step, end, len(data.train_labels), row.seed)
-        images, labels = data.train_images[chosen], data.train_labels[chosen]
-        logs = model.fit(images, labels, batch_size=BATCH, shuffle=False, verbose=0).history
+        logs = learner.learn(order(step, end, len(data.train_labels), row.seed))
         test = measure(model, data.test_images, data.test_labels)
-        margin_loss, train_error = logs["loss"][0], 1 - logs["accuracy"][0]
+        margin_loss, train_error = logs["loss"], 1 - logs["accuracy"]
         result["curve"].append({"step": end, "margin_loss": margin_loss, "train_error": train_error, **test})
         if end == row.steps:
             few = len(data.test_labels)
@@ -200,11 +223,26 @@ def prepared(data: Dataset, images: int | None = None) -> Dataset:
     return data._replace(train_images=train_images, test_images=test_images)
 
 
-def main(arguments: list[str]) -> int:
-    """Trains one row on one thread; returns the exit status."""
-    row = Row(**json.loads(arguments[0]))
+def gpus() -> list[Any]:
+    """Returns the GPUs that TensorFlow sees."""
+    return tf.config.list_physical_devices("GPU")
+
+
+def prepare_devices() -> None:
+    """One thread, so that as many rows as there are cores train side by side; or a GPU, which rows may share, too."""
+    for gpu in gpus():
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus():
+        tf.config.experimental.enable_op_determinism()  # as threads would, a GPU adds up in another order each time
+        return
     for set_threads in ("set_intra_op_parallelism_threads", "set_inter_op_parallelism_threads"):
         getattr(tf.config.threading, set_threads)(1)
+
+
+def main(arguments: list[str]) -> int:
+    """Trains one row; returns the exit status."""
+    row = Row(**json.loads(arguments[0]))
+    prepare_devices()
     with row.path(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # waits for a process of a killed run that still trains this row
         if not row.done():

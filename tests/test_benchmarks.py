@@ -12,7 +12,7 @@ from lsoftmax_op import reference
 tf = pytest.importorskip("tensorflow")
 
 from benchmarks import __main__ as command
-from benchmarks import batches, peers, per_sample_loop, turns
+from benchmarks import batches, gpu, peers, per_sample_loop, turns
 
 SHAPE = (6, 5, 7)
 
@@ -96,6 +96,36 @@ def test_every_question(tmp_path, capsys):
         assert question in printed
     for picture in ("step.png", "sweep.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", gpu.TABLES)
+def test_the_tables_of_a_gpu(name):
+    """Tiny, and on the CPU where there is no GPU: does each run at all?"""
+    if name in ("row_pass", "kernels", "pytorch"):
+        pytest.importorskip("torch")
+    title, rows = gpu.table(name, 1, quick=True)
+    assert title != name
+    for row in rows:
+        assert "result" not in row, row
+        assert row.get("same bits", "yes") == "yes"
+
+
+def test_without_a_gpu_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "device", lambda: None)
+    command.main(["gpu", "--output", str(tmp_path)])
+    assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == [{"result": "nvidia-smi finds no GPU here"}]
+
+
+def test_a_table_that_fails_says_why():
+    if not tf.config.list_physical_devices("GPU"):
+        assert "keras: no GPU is seen" in gpu.table("keras", 1, quick=False)[1][0]["result"]
+    assert "No module named 'benchmarks.gpu_nothing'" in gpu.table("nothing", 1, quick=True)[1][0]["result"]
+
+
+def test_what_time_does_not_allow_is_not_measured():
+    assert list(gpu.in_time(60, [1, 2])) == [1, 2]
+    assert list(gpu.in_time(-1, [1, 2])) == []
 
 
 def test_an_unknown_question(capsys):

@@ -94,6 +94,55 @@ def test_a_killed_row_goes_on(trained, row):
     assert row.result() == dataclasses.replace(row, output=str(trained[1])).result()
 
 
+@pytest.mark.slow
+def test_a_row_in_mixed_precision_goes_on_in_it(row):
+    """On the deterministic way of a GPU, too, where all that it needs is at hand on a CPU."""
+    row = dataclasses.replace(row, mixed=True)
+    deterministic = f"{ROW}import tensorflow as tf\ntf.config.experimental.enable_op_determinism()\n"
+    arguments = f"[{json.dumps(dataclasses.asdict(row))!r}]"
+    run_python(f"{deterministic}{DIES}paper_row.main({arguments})", check=False)
+    assert not row.done()
+    run_python(f"{deterministic}paper_row.main({arguments})")
+    assert row.done()
+    model = keras.saving.load_model(row.path(".keras"))
+    assert {layer.compute_dtype for layer in (model, model.head, model.backbone.layers[0])} == {"bfloat16"}
+    assert {weight.dtype for weight in model.trainable_weights} == {"float32"}
+
+
+@pytest.mark.parametrize("gpus", [[], ["a GPU"]])
+def test_rows_use_a_gpu_where_there_is_one(gpus, monkeypatch):
+    """It serves one row at a time, unless told otherwise, which takes memory as it needs it; a CPU two, on a thread."""
+    asked = []
+
+    class Config:
+        class experimental:  # noqa: N801
+            set_memory_growth = staticmethod(lambda gpu, grow: asked.append((gpu, grow)))
+            enable_op_determinism = staticmethod(lambda: asked.append("deterministic"))
+
+        class threading:  # noqa: N801
+            set_intra_op_parallelism_threads = set_inter_op_parallelism_threads = staticmethod(asked.append)
+
+        @staticmethod
+        def list_physical_devices(kind):
+            return gpus
+
+    monkeypatch.setattr(paper_row.tf, "config", Config)
+    paper_row.prepare_devices()
+    assert asked == ([("a GPU", True), "deterministic"] if gpus else [1, 1])
+    assert paper.parse(["--data-dir", "x"]).jobs == (1 if gpus else 2)
+    assert paper.parse(["--data-dir", "x", "--jobs", "3"]).jobs == 3
+
+
+def test_rows_of_an_earlier_version(row):
+    """They do not mention the precision, which was float32."""
+    settings = row.settings()
+    del settings["mixed"]
+    row.path(".json").write_text(json.dumps({"settings": settings, "curve": [], "train": {}}))
+    assert row.done()
+    with pytest.raises(ValueError, match="was trained with {'mixed': False}"):
+        dataclasses.replace(row, mixed=True).done()
+
+
 @pytest.mark.parametrize(("begin", "end"), [(0, 4), (3, 5), (2, 3)])
 def test_the_order_of_the_images(begin, end):
     """It depends on seed and step alone, and every epoch sees every image once."""

@@ -1,0 +1,114 @@
+"""Building in the clone itself, and `make gpu`, which does that on a machine with nothing of ours."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+from support import ROOT
+
+PARTS = ("CMakeLists.txt", "README.md", "LICENSE", "setup.py", "pyproject.toml", "build_tools", "cc", "lsoftmax_op")
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of what a build needs, without anything that was built."""
+    built = shutil.ignore_patterns("*.so", "_build_info.json", "reference.c", "__pycache__")
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, tmp_path / part, ignore=built)
+        else:
+            shutil.copy(ROOT / part, tmp_path / part)
+    return tmp_path
+
+
+def run(*command, cwd, **environment):
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, **environment}
+    environment.pop("PYTHONPATH", None)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_build_in_place_leaves_every_part_in_the_package(clone):
+    for tool in ("setuptools", "Cython", "pybind11"):
+        pytest.importorskip(tool)
+    options = {"LSOFTMAX_TF": "OFF", "LSOFTMAX_CUDA": "OFF", "LSOFTMAX_TESTING": "OFF"}
+    # --debug, as compiling without optimising is the faster.
+    built = run(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--debug", cwd=clone, **options)
+    assert built.returncode == 0, built.stderr[-3000:]
+    parts = {path.name.partition(".")[0] for path in (clone / "lsoftmax_op").glob("*.so")}
+    assert parts == {"_core", "reference"}
+    assert (clone / "lsoftmax_op" / "_build_info.json").exists()
+    assert not list((clone / "build").glob("lib*/**/_core*"))
+    code = "import lsoftmax_op, lsoftmax_op.__main__ as m; print(lsoftmax_op.__file__); m.main()"
+    checked = run(sys.executable, "-c", code, cwd=clone).stdout
+    assert checked.startswith(str(clone))
+    assert checked.endswith("All checks passed.\n")
+
+
+# What stands in for the programs that only a machine with a GPU has, or that would take long.
+SMI = """#!/bin/sh
+case "$*" in *compute_cap*) printf "9.0\\n9.0\\n";; *) echo "NVIDIA H100 80GB HBM3, 580.159, 81559 MiB";; esac
+"""
+PYTHON = """#!/bin/sh
+case "$*" in
+*requirements.py*) ;;
+*setup.py*) echo "$LSOFTMAX_CUDA $LSOFTMAX_CUDA_ARCHITECTURES" >asked && touch lsoftmax_op/_core.so;;
+*test_gpu.py*) TESTS;;
+*pytest*) echo "7 passed in 1.00s";;
+*benchmarks*) echo "a table";;
+*) echo "All checks passed.";;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("tests", "status", "last"),
+    [
+        ('echo "5 passed in 1.00s"', 0, "All checks passed."),
+        (
+            'echo "FAILED tests/test_gpu.py::test_one - assert 1 == 2" && echo "1 failed, 4 passed" && exit 1',
+            1,
+            "FAILED",
+        ),
+    ],
+)
+def test_make_gpu_ends_in_one_page(clone, tests, status, last):
+    folder = clone / "stubs"
+    folder.mkdir()
+    tools = {
+        "nvidia-smi": SMI,
+        "python3": PYTHON.replace("TESTS", tests),
+        "compute-sanitizer": "#!/bin/sh\necho clean\n",
+    }
+    for name, text in tools.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    finished = subprocess.run(
+        ["build_tools/gpu.sh"], cwd=clone, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == status, finished.stderr
+    assert (clone / "asked").read_text() == "ON 90\n"
+    page = (clone / "build" / "gpu.txt").read_text()
+    assert page == finished.stdout
+    for text in ("NVIDIA H100", "7 passed", "a table", "4 passed" if status else "5 passed"):
+        assert text in page
+    assert ("FAILED tests/test_gpu.py::test_one" in page) == bool(status)
+    assert last in page.splitlines()[-1]
+    assert "7 passed" in (clone / "build" / "gpu.log").read_text()
+
+
+def test_what_is_missing_to_build_is_named(clone):
+    text = (clone / "pyproject.toml").read_text()
+    numpy = metadata.version("numpy")
+    for name, wanted in (("old", f"numpy<{numpy}"), ("here", f"numpy=={numpy}"), ("none", "no-such-package>=1")):
+        text = text.replace(
+            "[project.optional-dependencies]", f'[project.optional-dependencies]\n{name} = ["{wanted}"]'
+        )
+    (clone / "pyproject.toml").write_text(text)
+    asked = run(sys.executable, "build_tools/requirements.py", "--missing", "old", "here", "none", cwd=clone)
+    assert asked.stdout.split() == [f"numpy<{numpy}", "no-such-package>=1"], asked.stderr
