@@ -40,6 +40,7 @@ LSOFTMAX_INLINE int64_t label_of(const Labels& labels, int64_t row) {
   X(double*, target_grad, "[N]")          /* ... and in the target's logit */                                       \
   X(T*, target_weights, "[N, D] or none") /* w_y of each row, 0 without a target; none: they are in weights */      \
   X(float*, grad_unit, "[N] or none")     /* what a row's derivatives are multiples of: see grad_unit.h; none: 1 */ \
+  X(int64_t*, label_order, "[2, N] or none") /* what CUDA kernels of a step share: see cuda/kernels.h */            \
   X(T*, features_grad, "[N, D]")                                                                                    \
   X(T*, weights_grad, "[D, C]")                                                                                     \
   X(T*, bias_grad, "[C]")                                                                                           \
@@ -64,7 +65,8 @@ struct Arguments {
   void* workspace = nullptr;  // of CUDA kernels, see kernels.h
 };
 
-// X(KERNEL): those of rows.h and loss.h, and two of them in one.
+// X(KERNEL): those of rows.h and loss.h; geometry and loss in one; and in one the three gradients that complete those
+// of the products: features_grad, weights_grad and, unless it is null, bias_grad.
 #define LSOFTMAX_FOR_EACH_KERNEL(X) \
   X(geometry)                       \
   X(logits)                         \
@@ -77,7 +79,8 @@ struct Arguments {
   X(sums)                           \
   X(finish)                         \
   X(products_grad)                  \
-  X(bias_grad)
+  X(bias_grad)                      \
+  X(gradients)
 
 enum class Kernel {
 #define LSOFTMAX_NAME(KERNEL) KERNEL,
