@@ -40,11 +40,11 @@ LSOFTMAX_INLINE int64_t label_of(const Labels& labels, int64_t row) {
   X(double*, target_grad, "[N]")          /* ... and in the target's logit */                                       \
   X(T*, target_weights, "[N, D] or none") /* w_y of each row, 0 without a target; none: they are in weights */      \
   X(float*, grad_unit, "[N] or none")     /* what a row's derivatives are multiples of: see grad_unit.h; none: 1 */ \
-  X(int64_t*, label_order, "[2, N] or none") /* what CUDA kernels of a step share: see cuda/kernels.h */            \
   X(T*, features_grad, "[N, D]")                                                                                    \
   X(T*, weights_grad, "[D, C]")                                                                                     \
   X(T*, bias_grad, "[C]")                                                                                           \
-  X(int64_t*, predicted, "[N]") /* the class of the largest plain logit */                                          \
+  X(int64_t*, label_order, "[2, N] or none") /* of CUDA kernels: see cuda/kernels.h */                              \
+  X(int64_t*, predicted, "[N]")              /* the class of the largest plain logit */                             \
   X(double*, cos_theta, "[N]")                                                                                      \
   X(int32_t*, segment, "[N]")
 

@@ -18,8 +18,8 @@ namespace lsoftmax {
 namespace cuda {
 namespace {
 
-constexpr int64_t kSector = 32;         // bytes
-constexpr int64_t kWorthOrder = 1024;   // rows; of fewer the launch takes longer than what it saves
+constexpr int64_t kSector = 32;        // bytes
+constexpr int64_t kWorthOrder = 1024;  // rows; of fewer the launch takes longer than what it saves
 
 // Whether columns of neighbours are likely to lie in one sector.
 template <typename T>
@@ -111,7 +111,7 @@ template <typename T>
 Status geometry(const Arguments<T>& args, Stream stream) {
   const LabelOrder order = label_order_of(args);
   const bool follows = are_near<T>(args.rows, args.classes), asked = args.label_order != nullptr;
-  const bool beside = asked && !follows && args.rows <= kRankTile;
+  const bool beside = asked && !follows && args.rows <= kFewRows;
   if (follows || (asked && !beside)) {
     const Status status = fill(order, args, stream);
     if (status != 0) return status;

@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(kBlock)
 
 // Whether the bias gradient has enough blocks, or few enough rows, for blocks as small as the others'.
 bool joins(int64_t rows, int64_t classes) {
-  constexpr int64_t kFewRows = 1024, kManyClasses = 4096;
-  return rows <= kFewRows || classes >= kManyClasses;
+  constexpr int64_t kRows = 1024, kManyClasses = 4096;
+  return rows <= kRows || classes >= kManyClasses;
 }
 
 }  // namespace
@@ -40,9 +40,8 @@ Status gradients(const Arguments<T>& args, Stream stream) {
   const bool has_bias = args.bias_grad != nullptr, joined = has_bias && joins(args.rows, args.classes);
   const Jobs jobs = {joined ? ceil_div(args.classes, kWarp) : 0, blocks_of_classes(args), ceil_div(args.rows, kWarps)};
   const bool wide = is_wide<T>(args.depth, args.features, args.features_grad, args.target_weights);
-  const Status launched =
-      launch(wide ? gradients_job_per_block<T, kWide<T>> : gradients_job_per_block<T, 1>,
-             jobs.columns + jobs.classes + jobs.rows, 1, kBlock, stream, args, order, spans, jobs);
+  const Status launched = launch(wide ? gradients_job_per_block<T, kWide<T>> : gradients_job_per_block<T, 1>,
+                                 jobs.columns + jobs.classes + jobs.rows, 1, kBlock, stream, args, order, spans, jobs);
   return launched == 0 && has_bias && !joined ? bias_grad(args, stream) : launched;
 }
 

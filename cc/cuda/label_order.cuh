@@ -3,10 +3,10 @@
 // Rows of one class lie side by side there, and so do those of neighbouring classes, whose columns of a [D, C] matrix
 // share the sectors of 32 bytes that memory is read and written in: kernels take a chunk of kPlaces neighbours a block.
 //
-// The place of a row among up to kTile others is the number of those before it, counted one by one: N^2 comparisons,
-// but none waits for another, and all are one launch. Tiles of a larger batch are merged in pairs. It is a sort of our
-// own because the order must not vary from run to run, its memory is the caller's, and it runs wherever the other
-// kernels do.
+// The place of a row in a small batch is the number of those before it, counted one by one: N^2 comparisons, but none
+// waits for another, and all are one launch. Of a larger batch tiles are ordered so, and merged. It is a sort of our own
+// because the order must not vary from run to run, its memory is the caller's, and it runs wherever the other kernels
+// do.
 #ifndef LSOFTMAX_CUDA_LABEL_ORDER_CUH_
 #define LSOFTMAX_CUDA_LABEL_ORDER_CUH_
 
@@ -20,10 +20,11 @@
 namespace lsoftmax {
 namespace cuda {
 
-constexpr int kPlaces = 32;          // neighbours, a chunk
-constexpr int64_t kRankTile = 4096;  // rows
-constexpr int kRankedByBlock = 32;   // rows
-static_assert(kRankTile % kRankedByBlock == 0, "a block ranks rows of one tile");
+constexpr int kPlaces = 32;            // neighbours, a chunk
+constexpr int64_t kFewRows = 4096;     // of which one launch makes the order
+constexpr int64_t kRankedTile = 1024;  // rows of a batch of more
+constexpr int kRankedByBlock = 32;     // rows
+static_assert(kRankedTile % kRankedByBlock == 0, "a block ranks rows of one tile");
 
 // In device memory: labels [rows] ascending, and the row that each came from, ascending among equals. A label that is
 // -1 or out of range stands as -1, before all others.
@@ -82,8 +83,9 @@ __device__ inline void rank_rows(const Labels& labels, int64_t rows, int64_t cla
   __shared__ int64_t stage[kStage];
   const int thread = static_cast<int>(threadIdx.x), part = thread % kThreads;
   const int64_t row = block * kRankedByBlock + thread / kThreads;
-  const int64_t begin = block * kRankedByBlock / kRankTile * kRankTile;
-  const int64_t end = begin + kRankTile < rows ? begin + kRankTile : rows;
+  const int64_t tile = rows > kFewRows ? kRankedTile : kFewRows;
+  const int64_t begin = block * kRankedByBlock / tile * tile;
+  const int64_t end = begin + tile < rows ? begin + tile : rows;
   const int64_t label = row < end ? ordered_label(labels, row, classes) : 0;
   int before = 0;
   for (int64_t first = begin; first < end; first += kStage) {

@@ -49,8 +49,8 @@ Status weights_grad(const Arguments<T>& args, Stream stream) {
                 blocks_of_classes(args), 1, kBlock, stream, args, order, spans);
 }
 
-#define LSOFTMAX_INSTANTIATE(T)                                                                   \
-  template Status prepare_classes<T>(const Arguments<T>&, LabelOrder*, Spans*, Stream);           \
+#define LSOFTMAX_INSTANTIATE(T)                                                         \
+  template Status prepare_classes<T>(const Arguments<T>&, LabelOrder*, Spans*, Stream); \
   template Status weights_grad<T>(const Arguments<T>&, Stream)
 LSOFTMAX_FOR_EACH_TYPE(LSOFTMAX_INSTANTIATE);
 

@@ -21,11 +21,10 @@
 namespace lsoftmax {
 namespace cuda {
 
-constexpr int64_t kSpan = 256;              // rows
-constexpr int64_t kFewRows = kRankTile;     // a batch that has no spans
+constexpr int64_t kSpan = 256;  // rows
 static_assert(kSpan % kPlaces == 0, "a span is made of whole chunks");
 
-// Of each span that is one class, its sums; null in a batch of few rows.
+// Of each span that is one class, its sums; null in a batch of kFewRows or less.
 struct Spans {
   double* along_x = nullptr;  // [spans, depth]: of h g_s x
   double* along_w = nullptr;  // [spans]: of 2 h g_B
@@ -175,7 +174,8 @@ __device__ void add_classes(const Arguments<T>& args, const LabelOrder& order, c
     if (thread == 0) shares.along_w[whole] = sum.along_w;
   }
   if (thread < kPlaces) {
-    const bool begins = thread < whole && labels[thread] >= 0 && (thread > 0 ? labels[thread - 1] : before) != labels[thread];
+    const bool begins =
+        thread < whole && labels[thread] >= 0 && (thread > 0 ? labels[thread - 1] : before) != labels[thread];
     int end = thread;
     double along_w = 0;
     for (; begins && end < whole && labels[end] == labels[thread]; ++end) along_w += factors[end].along_w;

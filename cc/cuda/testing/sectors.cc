@@ -79,8 +79,8 @@ class Requests {
   bool busy_ = false;
   uint64_t bytes_ = 0;
   unsigned block_ = 0, tile_ = 0;
-  std::map<uintptr_t, uintptr_t> ranges_;                                                     // end -> begin
-  std::unordered_map<std::pair<uint64_t, uintptr_t>, uint64_t, Hash> times_;                  // thread, code
+  std::map<uintptr_t, uintptr_t> ranges_;                                     // end -> begin
+  std::unordered_map<std::pair<uint64_t, uintptr_t>, uint64_t, Hash> times_;  // thread, code
   std::unordered_map<std::pair<std::pair<uint64_t, uint64_t>, uintptr_t>, std::vector<uintptr_t>, Hash> sectors_;
 } requests;
 
@@ -133,13 +133,13 @@ void measure(const char* name, int64_t rows, int64_t depth, int64_t classes) {
 
 }  // namespace
 
-#define ACCESS(NAME, BYTES) \
-  extern "C" void NAME(void* at) { \
+#define ACCESS(NAME, BYTES)                                                                                         \
+  extern "C" void NAME(void* at) {                                                                                  \
     requests.add(reinterpret_cast<uintptr_t>(at), BYTES, reinterpret_cast<uintptr_t>(__builtin_return_address(0))); \
   }
-#define ACCESSES(BYTES) \
-  ACCESS(__tsan_read##BYTES, BYTES) \
-  ACCESS(__tsan_write##BYTES, BYTES) \
+#define ACCESSES(BYTES)                       \
+  ACCESS(__tsan_read##BYTES, BYTES)           \
+  ACCESS(__tsan_write##BYTES, BYTES)          \
   ACCESS(__tsan_unaligned_read##BYTES, BYTES) \
   ACCESS(__tsan_unaligned_write##BYTES, BYTES)
 ACCESSES(1)
