@@ -4,9 +4,9 @@
 // share the sectors of 32 bytes that memory is read and written in: kernels take a chunk of kPlaces neighbours a block.
 //
 // The place of a row in a small batch is the number of those before it, counted one by one: N^2 comparisons, but none
-// waits for another, and all are one launch. Of a larger batch tiles are ordered so, and merged. It is a sort of our own
-// because the order must not vary from run to run, its memory is the caller's, and it runs wherever the other kernels
-// do.
+// waits for another, and all are one launch. Of a larger batch, tiles are ordered so and then merged. It is a sort of
+// our own because the order must not vary from run to run, its memory is the caller's, and it runs wherever the other
+// kernels do.
 #ifndef LSOFTMAX_CUDA_LABEL_ORDER_CUH_
 #define LSOFTMAX_CUDA_LABEL_ORDER_CUH_
 

@@ -2,7 +2,7 @@
 //
 // with (g_s, g_A, g_B) = geometry_grad[:, i] and h = loss_grad grad_unit, or 1.
 //
-// A block takes a chunk of the order of the labels, kTileDepth features of it, and adds up the classes that begin there:
+// A block takes a chunk of the order of the labels and kTileDepth features, and adds up the classes that begin there:
 //
 //   1.  a row per group of lanes: each row's share goes into shared memory, turned there
 //   2.  a class per lane: the shares of its rows go into the gradient, in one addition an entry; classes side by side

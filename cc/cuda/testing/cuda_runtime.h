@@ -8,7 +8,8 @@
 // Threads run in the order of their index, or as the environment variable CUDA_ON_CPU_ORDER says: `reverse`, or a
 // number that seeds a shuffle for each block. A kernel without races gives the same result in every order. Where
 // CUDA_ON_CPU_LAST is a number, only so many blocks of each launch run, the last ones: the far end of arrays that are
-// too large to be walked through. CUDA_ON_CPU_LOG names a file to which each launch adds a line: its blocks and threads.
+// too large to be walked through. CUDA_ON_CPU_LOG names a file, to which each launch adds a line: its blocks and
+// threads.
 //
 // What it is not: fast, or a model of memory. __shared__ arrays are static, so that one block runs at a time, and hold
 // what the last block left; asynchrony and caches do not exist. The device has as much shared memory as the least of

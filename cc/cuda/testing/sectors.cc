@@ -1,11 +1,12 @@
 // What the kernels around the label columns ask memory for, in sectors of 32 bytes.
 //
 //     sectors N D C        prints, for float and for bfloat16, the bytes of geometry and of weights_grad, label order
-//                          included, of a batch whose labels are even over the classes
+//                          included, of a batch whose labels are random, all as likely
 //
 // The .cu files are compiled for the emulation with -fsanitize=thread, which has each access to memory call a function
-// of that sanitizer's; here are functions of these names, and the sanitizer's library is not linked. What the lanes of a
-// warp do at one place of the code, each for the same time, is one request of that warp, and asks for each sector once.
+// of that sanitizer. Here are functions of these names, and the sanitizer's library is not linked. What the lanes of a
+// warp do at one place of the code, each for the n-th time, is the warp's n-th request there, and asks for each sector
+// once.
 #include <stdint.h>
 #include <stdio.h>
 
@@ -86,13 +87,23 @@ class Requests {
 
 using namespace lsoftmax;
 
+// Zeros, which begin on 256 bytes, as the device's allocations do.
 template <typename Value>
-struct Array {
-  std::vector<Value> values;
-  explicit Array(int64_t count) : values(static_cast<size_t>(count)) {
-    requests.watch(values.data(), values.size() * sizeof(Value));
+class Array {
+ public:
+  explicit Array(int64_t count) : count_(static_cast<size_t>(count)), memory_(count_ * sizeof(Value) + kAlignment) {
+    requests.watch(begin(), count_ * sizeof(Value));
   }
-  Value* data() { return values.data(); }
+  Value* begin() {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.data());
+    return reinterpret_cast<Value*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  }
+  Value* end() { return begin() + count_; }
+
+ private:
+  static constexpr size_t kAlignment = 256;
+  size_t count_;
+  std::vector<char> memory_;
 };
 
 template <typename T>
@@ -104,23 +115,23 @@ void measure(const char* name, int64_t rows, int64_t depth, int64_t classes) {
   Array<int64_t> label_order(2 * rows);
   Array<char> workspace(cuda::weights_grad_workspace(rows, depth));  // geometry's is no larger
   std::mt19937 random(0);
-  for (int32_t& y : labels.values) y = static_cast<int32_t>(random() % static_cast<uint64_t>(classes));
-  for (T& g : loss_grad.values) assign(g, 1.0);
-  for (double& g : geometry_grad.values) g = 1;
+  for (int32_t& y : labels) y = static_cast<int32_t>(random() % static_cast<uint64_t>(classes));
+  for (T& g : loss_grad) assign(g, 1.0);
+  for (double& g : geometry_grad) g = 1;
   Arguments<T> args;
   args.rows = rows;
   args.depth = depth;
   args.classes = classes;
-  args.features = features.data();
-  args.weights = weights.data();
-  args.labels.data = labels.data();
-  args.geometry = geometry.data();
-  args.geometry_grad = geometry_grad.data();
-  args.target_weights = target_weights.data();
-  args.weights_grad = weights_grad.data();
-  args.loss_grad = loss_grad.data();
-  args.label_order = label_order.data();
-  args.workspace = workspace.data();
+  args.features = features.begin();
+  args.weights = weights.begin();
+  args.labels.data = labels.begin();
+  args.geometry = geometry.begin();
+  args.geometry_grad = geometry_grad.begin();
+  args.target_weights = target_weights.begin();
+  args.weights_grad = weights_grad.begin();
+  args.loss_grad = loss_grad.begin();
+  args.label_order = label_order.begin();
+  args.workspace = workspace.begin();
   requests.take();
   const cuda::Status first = cuda::geometry(args, nullptr);
   const uint64_t of_geometry = requests.take();
