@@ -131,10 +131,7 @@ def logits_grad(
         features_grad = library.product(products_grad, layer.weights.T)
         layer.run("features_grad", geometry_grad=geometry_grad, features_grad=features_grad)
         weights_grad = library.product(layer.features.T, products_grad)
-        workspace = library.empty(
-            (library.kernels.weights_grad_workspace(layer.rows, layer.depth, layer.classes),), "uint8"
-        )
-        layer.run("weights_grad", geometry_grad=geometry_grad, weights_grad=weights_grad, workspace=workspace)
+        layer.run("weights_grad", geometry_grad=geometry_grad, weights_grad=weights_grad)
         bias_grad = None if layer.bias is None else library.column_sums(grad)
     return Gradients(features_grad, weights_grad, bias_grad)
 
@@ -211,23 +208,22 @@ def loss_grad(
     if tuple(grad.shape) != (layer.rows,):
         raise ValueError(f"grad: expected shape [N] = [{layer.rows}], got {list(grad.shape)}")
     with library.device():
-        state = layer.loss()
+        label_order = library.empty((2, layer.rows), "int64")
+        state = layer.loss(label_order=label_order)
         products_grad = state["products_grad"]
         upstream = {"loss_grad": grad} | ({"grad_unit": state["grad_unit"]} if "grad_unit" in state else {})
-        target = {name: state[name] for name in ("geometry_grad", "target_weights")} | upstream
-        features_grad = library.product(products_grad, layer.weights.T)
-        layer.run("features_grad", features_grad=features_grad, **target)
-        weights_grad = library.product(layer.scaled_features(**upstream).T, products_grad)
-        workspace = library.empty(
-            (library.kernels.weights_grad_workspace(layer.rows, layer.depth, layer.classes),), "uint8"
-        )
-        layer.run("weights_grad", weights_grad=weights_grad, workspace=workspace, **target)
-        bias_grad = None
+        gradients = {
+            "features_grad": library.product(products_grad, layer.weights.T),
+            "weights_grad": library.product(layer.scaled_features(**upstream).T, products_grad),
+        }
         if layer.bias is not None:
-            bias_grad = library.empty((layer.classes,), layer.dtype)
-            shares = {"products_grad": products_grad, "target_grad": state["target_grad"]}
-            layer.run("bias_grad", bias_grad=bias_grad, **shares, **upstream)
-    return LossGradients(features_grad, weights_grad, bias_grad, state["loss"], state["predicted"])
+            gradients["bias_grad"] = library.empty((layer.classes,), layer.dtype)
+        of_loss = {name: state[name] for name in ("products_grad", "geometry_grad", "target_grad", "target_weights")}
+        layer.run("gradients", label_order=label_order, **gradients, **of_loss, **upstream)
+    bias_grad = gradients.get("bias_grad")
+    return LossGradients(
+        gradients["features_grad"], gradients["weights_grad"], bias_grad, state["loss"], state["predicted"]
+    )
 
 
 class _Layer:
@@ -271,8 +267,11 @@ class _Layer:
         self.run("geometry", geometry=geometry)
         return geometry
 
-    def loss(self) -> dict[str, Any]:
-        """Returns the loss and its gradient in the products, by the names that cc/core/arguments.h gives them."""
+    def loss(self, **shared: Any) -> dict[str, Any]:
+        """Returns the loss and its gradient in the products, by the names that cc/core/arguments.h gives them.
+
+        `shared`: arrays to be filled for kernels that come later.
+        """
         library, rows = self.array_library, self.rows
         products = library.product(self.features, self.weights)
         state = {
@@ -286,10 +285,7 @@ class _Layer:
         }
         if self.dtype == "float16":
             state["grad_unit"] = library.empty((rows,), "float32")
-        workspace = library.empty(
-            (library.kernels.geometry_and_loss_workspace(rows, self.depth, self.classes),), "uint8"
-        )
-        self.run("geometry_and_loss", products=products, workspace=workspace, **state)
+        self.run("geometry_and_loss", products=products, **state, **shared)
         return state
 
     def scaled_features(self, loss_grad: Any, grad_unit: Any = None) -> Any:
@@ -302,7 +298,11 @@ class _Layer:
 
     def run(self, kernel: str, **arrays: Any) -> None:
         """Runs a kernel on the layer and `arrays`, each dense and of the shape that cc/core/arguments.h says."""
-        getattr(self.array_library.kernels, kernel)(self._call(arrays), self.array_library.where)
+        kernels = self.array_library.kernels
+        if "workspace" not in arrays:
+            size = getattr(kernels, f"{kernel}_workspace")(self.rows, self.depth, self.classes)
+            arrays["workspace"] = self.array_library.empty((size,), "uint8")
+        getattr(kernels, kernel)(self._call(arrays), self.array_library.where)
 
     def _call(self, arrays: dict[str, Any]) -> Any:
         call = self.array_library.kernels.Call()

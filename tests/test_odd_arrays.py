@@ -272,7 +272,7 @@ def while_kernels_run(change, kernels):
     return wrapper
 
 
-@pytest.mark.parametrize("kernel", ["geometry_and_loss", "features_grad", "weights_grad", "bias_grad"])
+@pytest.mark.parametrize("kernel", ["geometry_and_loss", "gradients"])
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.int8])
 def test_labels_are_used_as_they_were_checked(kernel, dtype):
     arguments = given("arrays.loss_grad")

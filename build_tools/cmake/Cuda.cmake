@@ -12,7 +12,8 @@ set(cuda_sources
   cc/cuda/loss.cu
   cc/cuda/bias_grad.cu
   cc/cuda/label_order.cu
-  cc/cuda/weights_grad.cu)
+  cc/cuda/weights_grad.cu
+  cc/cuda/gradients.cu)
 list(TRANSFORM cuda_sources PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/)
 
 set(build_info_cuda null)

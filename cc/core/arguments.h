@@ -43,7 +43,8 @@ LSOFTMAX_INLINE int64_t label_of(const Labels& labels, int64_t row) {
   X(T*, features_grad, "[N, D]")                                                                                    \
   X(T*, weights_grad, "[D, C]")                                                                                     \
   X(T*, bias_grad, "[C]")                                                                                           \
-  X(int64_t*, predicted, "[N]") /* the class of the largest plain logit */                                          \
+  X(int64_t*, label_order, "[2, N] or none") /* of CUDA kernels: see cuda/kernels.h */                              \
+  X(int64_t*, predicted, "[N]")              /* the class of the largest plain logit */                             \
   X(double*, cos_theta, "[N]")                                                                                      \
   X(int32_t*, segment, "[N]")
 
@@ -64,7 +65,8 @@ struct Arguments {
   void* workspace = nullptr;  // of CUDA kernels, see kernels.h
 };
 
-// X(KERNEL): those of rows.h and loss.h, and two of them in one.
+// X(KERNEL): those of rows.h and loss.h; geometry and loss in one; and in one the three gradients that complete those
+// of the products: features_grad, weights_grad and, unless it is null, bias_grad.
 #define LSOFTMAX_FOR_EACH_KERNEL(X) \
   X(geometry)                       \
   X(logits)                         \
@@ -77,7 +79,8 @@ struct Arguments {
   X(sums)                           \
   X(finish)                         \
   X(products_grad)                  \
-  X(bias_grad)
+  X(bias_grad)                      \
+  X(gradients)
 
 enum class Kernel {
 #define LSOFTMAX_NAME(KERNEL) KERNEL,

@@ -103,6 +103,13 @@ void geometry_and_loss_of_batch(const Arguments<T>& args, const Over& over) {
   });
 }
 
+template <typename T, typename Over>
+void gradients_of_batch(const Arguments<T>& args, const Over& over) {
+  features_grad_of_batch(args, over);
+  weights_grad_of_batch(args, over);
+  if (args.bias_grad != nullptr) bias_grad_of_batch(args, over);
+}
+
 template <Kernel kernel, typename T, typename Over>
 void run_on_batch(const Arguments<T>& args, const Over& over) {
 #define LSOFTMAX_RUN(KERNEL) \

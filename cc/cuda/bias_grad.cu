@@ -1,60 +1,21 @@
-// bias_grad[c] = sum over the rows i of h_i (products_grad[i, c] + [y_i = c] target_grad[i]),  h = loss_grad grad_unit
-//
-// A block takes 32 columns, a column per lane; each of its warps adds up every 32nd row, and the warps' sums are added
-// in their order. A batch of few classes has few blocks, which is why they are as large as can be.
-#include "core/target.h"
-#include "cuda/device.cuh"
+#include "cuda/bias_grad.cuh"
 
 namespace lsoftmax {
 namespace cuda {
 namespace {
 
-constexpr int kMaxWarps = 32;  // a block
-constexpr int kThreads = kMaxWarps * kWarp;
-
-// Rows that a thread asks for before it uses the first.
-template <typename T>
-constexpr int kInFlight = sizeof(T) == sizeof(double) ? 4 : 8;
+constexpr int kMaxWarps = 32;  // a batch of few classes has few blocks, which are as large as can be
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) bias_grad_column_per_lane(Arguments<T> args) {
-  using Real = decltype(widen(T()));
-  __shared__ double of_warps[kMaxWarps][kWarp];
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = lane_of_warp();
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
-  double sum = 0;
-  for (int64_t first = warp; first < args.rows && column < args.classes; first += kInFlight<T> * kMaxWarps) {
-    Real entries[kInFlight<T>], scales[kInFlight<T>];
-    int64_t targets[kInFlight<T>];
-#pragma unroll
-    for (int n = 0; n < kInFlight<T>; ++n) {
-      const int64_t row = first + n * kMaxWarps;
-      const bool is_row = row < args.rows;
-      entries[n] = is_row ? widen(args.products_grad[row * args.classes + column]) : 0;
-      scales[n] = is_row ? static_cast<Real>(loss_grad_of(args, row)) : 1;
-      targets[n] = is_row ? label_of(args.labels, row) : -1;
-    }
-    Real part = 0;
-#pragma unroll
-    for (int n = 0; n < kInFlight<T>; ++n) {
-      part += scales[n] * entries[n];
-      const bool is_target = targets[n] >= args.first_class && targets[n] - args.first_class == column;
-      if (is_target) sum += scales[n] * args.target_grad[first + n * kMaxWarps];
-    }
-    sum += part;
-  }
-  of_warps[warp][lane] = sum;
-  __syncthreads();
-  if (warp > 0 || column >= args.classes) return;
-  for (int other = 1; other < kMaxWarps; ++other) sum += of_warps[other][lane];
-  assign(args.bias_grad[column], sum);
+__global__ void __launch_bounds__(kMaxWarps* kWarp) bias_grad_column_per_lane(Arguments<T> args) {
+  sum_columns<kMaxWarps>(args, blockIdx.x);
 }
 
 }  // namespace
 
 template <typename T>
 Status bias_grad(const Arguments<T>& args, Stream stream) {
-  return launch(bias_grad_column_per_lane<T>, ceil_div(args.classes, kWarp), 1, kThreads, stream, args);
+  return launch(bias_grad_column_per_lane<T>, ceil_div(args.classes, kWarp), 1, kMaxWarps * kWarp, stream, args);
 }
 
 #define LSOFTMAX_INSTANTIATE(T) template Status bias_grad<T>(const Arguments<T>&, Stream)

@@ -100,6 +100,31 @@ __device__ inline double warp_sum(double value) {
   return value;
 }
 
+// The lanes that take kTileDepth neighbouring features of a row, kVector at a time, in kSteps; a block has kGroups such
+// groups.
+constexpr int kTileDepth = 128;
+template <int kVector>
+struct LanesOfTile {
+  static constexpr int kLanes = kTileDepth / kVector < kWarp ? kTileDepth / kVector : kWarp;
+  static constexpr int kSteps = kTileDepth / (kLanes * kVector);
+  static constexpr int kGroups = kBlock / kLanes;
+
+  const int index = static_cast<int>(threadIdx.x) / kLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+
+  // Of the tile's features, the first that is the lane's own in a step, and the `own`th of all.
+  __device__ int depth(int step) const { return (step * kLanes + lane) * kVector; }
+  __device__ int feature(int own) const { return depth(own / kVector) + own % kVector; }
+
+  // The sum over the group's lanes, on every lane, always added in the same order.
+  __device__ double sum(double value) const {
+    for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+      value += __shfl_xor_sync(0xffffffffu, value, distance);
+    }
+    return value;
+  }
+};
+
 // The weights of a row's class: a column of W, entries `stride` apart, or a copy of it.
 template <typename T>
 struct Column {

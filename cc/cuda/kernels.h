@@ -6,6 +6,9 @@
 // to run. Those over features run in double; a thread adds up the exponentials of its own classes, and eight rows of a
 // bias gradient, in float (of float64: in double) before they are added to the others' in double.
 //
+// Several kernels read the rows in the order of their labels (label_order.cuh). Each makes it for itself in its
+// workspace; or `geometry` leaves it in args.label_order, if that is not null, and the others take it from there.
+//
 // Values that only the device knows are judged there: a label that is neither -1 nor in [0, classes) makes its row NaN,
 // a lambda that is negative or NaN makes every row NaN, in `logits` as in `logits_grad`, `loss` and `finish`: the loss,
 // its gradient and geometry_grad. `predicted` stays a class.
@@ -44,12 +47,16 @@ Status run(const Arguments<T>& args, Stream stream) {
 }
 
 // The bytes of args.workspace: device memory, 16-byte aligned, free to use until the stream has passed the kernels.
+int64_t geometry_workspace(int64_t rows);
 int64_t weights_grad_workspace(int64_t rows, int64_t depth);
 int64_t loss_workspace(int64_t rows, int64_t classes);
 inline int64_t workspace_of(Kernel kernel, int64_t rows, int64_t depth, int64_t classes) {
-  if (kernel == Kernel::weights_grad) return weights_grad_workspace(rows, depth);
+  const bool looks_at_targets = kernel == Kernel::geometry || kernel == Kernel::geometry_and_loss;
   const bool sums_up = kernel == Kernel::loss || kernel == Kernel::geometry_and_loss || kernel == Kernel::sums;
-  return sums_up ? loss_workspace(rows, classes) : 0;
+  if (kernel == Kernel::weights_grad || kernel == Kernel::gradients) return weights_grad_workspace(rows, depth);
+  const int64_t for_geometry = looks_at_targets ? geometry_workspace(rows) : 0;
+  const int64_t for_loss = sums_up ? loss_workspace(rows, classes) : 0;
+  return for_geometry > for_loss ? for_geometry : for_loss;
 }
 
 // Copies within device memory.

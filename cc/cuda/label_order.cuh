@@ -1,7 +1,12 @@
 // The rows of a batch in the order of their labels: what core/groups.h is to the CPU.
 //
-// A stable merge sort of our own, because the order must not vary from run to run, its memory is the caller's, and
-// its few kernels run wherever the others do: tiles are sorted in shared memory, then merged in pairs.
+// Rows of one class lie side by side there, and so do those of neighbouring classes, whose columns of a [D, C] matrix
+// share the sectors of 32 bytes that memory is read and written in: kernels take a chunk of kPlaces neighbours a block.
+//
+// The place of a row in a small batch is the number of those before it, counted one by one: N^2 comparisons, but none
+// waits for another, and all are one launch. Of a larger batch, tiles are ordered so and then merged. It is a sort of
+// our own because the order must not vary from run to run, its memory is the caller's, and it runs wherever the other
+// kernels do.
 #ifndef LSOFTMAX_CUDA_LABEL_ORDER_CUH_
 #define LSOFTMAX_CUDA_LABEL_ORDER_CUH_
 
@@ -9,10 +14,17 @@
 
 #include "core/arguments.h"
 #include "core/inline.h"
-#include "cuda/kernels.h"
+#include "core/validate.h"
+#include "cuda/device.cuh"
 
 namespace lsoftmax {
 namespace cuda {
+
+constexpr int kPlaces = 32;            // neighbours, a chunk
+constexpr int64_t kFewRows = 4096;     // of which one launch makes the order
+constexpr int64_t kRankedTile = 1024;  // rows of a batch of more
+constexpr int kRankedByBlock = 32;     // rows
+static_assert(kRankedTile % kRankedByBlock == 0, "a block ranks rows of one tile");
 
 // In device memory: labels [rows] ascending, and the row that each came from, ascending among equals. A label that is
 // -1 or out of range stands as -1, before all others.
@@ -21,11 +33,23 @@ struct LabelOrder {
   int64_t* rows;
 };
 
-int64_t label_order_workspace(int64_t rows);
+// The order lies in args.label_order, or else in the workspace, of which these are the bytes.
+inline int64_t label_order_workspace(int64_t rows) { return 4 * rows * static_cast<int64_t>(sizeof(int64_t)); }
 
-// Launches what fills `order`, which lies in `workspace`.
-Status label_order(const Labels& labels, int64_t rows, int64_t classes, void* workspace, LabelOrder* order,
-                   Stream stream);
+template <typename T>
+LabelOrder label_order_of(const Arguments<T>& args) {
+  int64_t* const memory = args.label_order != nullptr ? args.label_order : static_cast<int64_t*>(args.workspace);
+  return {memory, memory + args.rows};
+}
+
+// Launches what fills `order`, with the second half of the workspace as scratch.
+Status fill(const LabelOrder& order, const Labels& labels, int64_t rows, int64_t classes, void* workspace,
+            Stream stream);
+
+template <typename T>
+Status fill(const LabelOrder& order, const Arguments<T>& args, Stream stream) {
+  return fill(order, args.labels, args.rows, args.classes, args.workspace, stream);
+}
 
 // The first place in [begin, end) of the ascending `labels` that holds more than `label` (or, of lower_bound, no
 // less), or `end`.
@@ -43,6 +67,46 @@ LSOFTMAX_INLINE int64_t upper_bound(const int64_t* labels, int64_t begin, int64_
 LSOFTMAX_INLINE int64_t lower_bound(const int64_t* labels, int64_t begin, int64_t end, int64_t label) {
   return upper_bound(labels, begin, end, label - 1);
 }
+
+#if defined(__CUDACC__) || defined(LSOFTMAX_CUDA_ON_CPU)
+
+// The label of a row of the batch as it stands in the order.
+__device__ inline int64_t ordered_label(const Labels& labels, int64_t row, int64_t classes) {
+  const int64_t y = label_of(labels, row);
+  return is_good_label(y, classes) ? y : -1;
+}
+
+// Puts the rows kRankedByBlock block, ... into the order of their tile, by kBlock threads, several a row.
+__device__ inline void rank_rows(const Labels& labels, int64_t rows, int64_t classes, int64_t block,
+                                 const LabelOrder& ranked) {
+  constexpr int kStage = 1024, kThreads = kBlock / kRankedByBlock;
+  __shared__ int64_t stage[kStage];
+  const int thread = static_cast<int>(threadIdx.x), part = thread % kThreads;
+  const int64_t row = block * kRankedByBlock + thread / kThreads;
+  const int64_t tile = rows > kFewRows ? kRankedTile : kFewRows;
+  const int64_t begin = block * kRankedByBlock / tile * tile;
+  const int64_t end = begin + tile < rows ? begin + tile : rows;
+  const int64_t label = row < end ? ordered_label(labels, row, classes) : 0;
+  int before = 0;
+  for (int64_t first = begin; first < end; first += kStage) {
+    const int count = end - first < kStage ? static_cast<int>(end - first) : kStage;
+    for (int n = thread; n < count; n += kBlock) stage[n] = ordered_label(labels, first + n, classes);
+    __syncthreads();
+    const int64_t earlier = row - first < count ? row - first : count;  // of equals, earlier rows come first
+    int n = part;
+    for (; n < earlier; n += kThreads) before += stage[n] <= label ? 1 : 0;
+    for (; n < count; n += kThreads) before += stage[n] < label ? 1 : 0;
+    __syncthreads();
+  }
+  for (int distance = kThreads / 2; distance > 0; distance /= 2) {
+    before += __shfl_xor_sync(0xffffffffu, before, distance);
+  }
+  if (part > 0 || row >= end) return;
+  ranked.labels[begin + before] = label;
+  ranked.rows[begin + before] = row;
+}
+
+#endif
 
 }  // namespace cuda
 }  // namespace lsoftmax
