@@ -21,7 +21,8 @@ if lsoftmax_op.build_info()["xla"] != "yes":
     pytest.skip(f"XLA: {lsoftmax_op.build_info()['xla']}", allow_module_level=True)
 
 # Calls of the CPU's kernels judge values. Those of the GPU's make NaNs, as formulas do.
-CALLS_JUDGE = lsoftmax_op.build_info()["xla_calls"] and not XLA_CALLS_ARE_CUDA
+ON_GPU = XLA_CALLS_ARE_CUDA or bool(tf.config.list_physical_devices("GPU"))
+CALLS_JUDGE = lsoftmax_op.build_info()["xla_calls"] and not ON_GPU
 
 
 def compiled(function):
@@ -334,10 +335,25 @@ OPS_OF_CALLS = {
     "set_columns": ("matrix block first_column", "first_column"),
 }
 CALLED_ON_CPU = {"loss", "features_grad", "weights_grad", "set_columns"}
+CALLED_ON_GPU = OPS_OF_CALLS.keys() - {"set_columns"}
 
 
+def called_ops(platform):
+    """Those that XLA has calls for. What it compiles for a GPU, it tells without one."""
+    info = lsoftmax_op.build_info()
+    if not info["xla_calls"]:
+        return set()
+    if XLA_CALLS_ARE_CUDA:
+        return CALLED_ON_GPU if platform == "CPU" else set()
+    return CALLED_ON_CPU if platform == "CPU" else CALLED_ON_GPU if info["cuda"] else set()
+
+
+PLATFORMS = pytest.mark.parametrize("platform", ["CPU", "GPU"])
+
+
+@PLATFORMS
 @pytest.mark.parametrize("op", OPS_OF_CALLS)
-def test_which_ops_are_calls(op, monkeypatch):
+def test_which_ops_are_calls(op, platform, monkeypatch):
     names, handler = OPS_OF_CALLS[op]
     inputs = random_inputs(names.split())
     host = {name: int(inputs.pop(name)) for name in ("depth",) if name in inputs}  # known when XLA compiles
@@ -346,18 +362,16 @@ def test_which_ops_are_calls(op, monkeypatch):
     def hlo():
         function = getattr(lsoftmax_op.library.load(), f"lsoftmax_{op}")
         call = compiled(lambda *values: function(**dict(zip(inputs, values, strict=True)), **host, **margin))
-        return call.experimental_get_compiler_ir(*inputs.values())(stage="hlo")
+        return call.experimental_get_compiler_ir(*inputs.values())(stage="hlo", platform_name=platform)
 
-    is_called = op != "set_columns" if XLA_CALLS_ARE_CUDA else op in CALLED_ON_CPU
-    assert (f'custom_call_target="lsoftmax_{handler}' in hlo()) == (is_called and lsoftmax_op.build_info()["xla_calls"])
+    assert (f'custom_call_target="lsoftmax_{handler}' in hlo()) == (op in called_ops(platform))
     monkeypatch.setenv("LSOFTMAX_XLA_CALLS", "OFF")
     assert "lsoftmax_" not in hlo()
 
 
-def test_blocks_in_a_loop_are_calls():
+@PLATFORMS
+def test_blocks_in_a_loop_are_calls(platform):
     """Where first_class is another one each time, and the depth is a shape's."""
-    if not XLA_CALLS_ARE_CUDA:
-        pytest.skip("on the CPU these are formulas")
     batch = random_batch((9, 5, 7), "float32")
 
     @compiled
@@ -367,9 +381,11 @@ def test_blocks_in_a_loop_are_calls():
             loss = lsoftmax_op.lsoftmax_loss(x, w, batch.labels, b, class_block_size=3)
         return tape.gradient(loss, [x, w, b])
 
-    hlo = gradients.experimental_get_compiler_ir(*map(tf.constant, (batch.features, batch.weights, batch.bias)))("hlo")
-    for call in ("geometry", "sums", "finish", "products_grad", "bias_grad", "features_grad", "weights_grad"):
-        assert f'custom_call_target="lsoftmax_{call}_F32"' in hlo, call
+    arguments = map(tf.constant, (batch.features, batch.weights, batch.bias))
+    hlo = gradients.experimental_get_compiler_ir(*arguments)(stage="hlo", platform_name=platform)
+    for op in {"target_geometry", "sums", "finish", "products_grad", "bias_grad", "features_grad", "weights_grad"}:
+        call = f'custom_call_target="lsoftmax_{OPS_OF_CALLS[op][1]}_F32"'
+        assert (call in hlo) == (op in called_ops(platform)), op
 
 
 # Of the calls of our kernels in float32: operands and results, by data type and shape, for N = 3, D = 2 and C = 4.

@@ -6,10 +6,11 @@
 #   lsoftmax_cuda_on_cpu    compiled by the host compiler over cc/cuda/testing, where LSOFTMAX_TESTING says so
 #
 # CUDA's runtime is in _lsoftmax_cuda.so, statically, and nobody sees it: the code of a compiler is launched by that
-# compiler's own runtime, whatever else the process holds. It finds the driver when a kernel is first launched, so that
-# the library loads on machines without one. And it wants the driver that the machine code wants, of CUDA's same major
-# version: who has an older one compiles with an older nvcc. (Linked into the op library it would be overruled, silently:
-# libtensorflow_framework exports functions of the same names, which load the libcudart that TensorFlow was made with.)
+# compiler's own runtime, whatever else the process holds. It looks for the driver when a kernel is first launched, so
+# that the library loads on machines without one. And it wants the driver that the machine code wants, too: one of the
+# compiler's major version of CUDA, or later. Who has an older one compiles with an older nvcc. (Linked into the op
+# library it would be overruled, silently: libtensorflow_framework exports functions of the same names, which load
+# TensorFlow's own libcudart.)
 #
 # build_info_cuda: what lsoftmax_cuda is, as JSON.
 set(cuda_sources
