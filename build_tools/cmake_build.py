@@ -46,7 +46,7 @@ class CMakeBuild(build_ext):
         # An isolated build comes with another CMake, Ninja and pybind11 each time: find them anew, keep the objects.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
         # The compiled parts of an earlier build, of which this one may make fewer.
-        for part in ("_lsoftmax_ops", "_lsoftmax_xla", "_cuda"):
+        for part in ("_lsoftmax_ops", "_lsoftmax_xla", "_lsoftmax_cuda", "_cuda"):
             for stale in destination.glob(f"{part}*.so"):
                 stale.unlink()
         options = {

@@ -13,6 +13,7 @@ from typing import Any
 _FOLDER = Path(__file__).resolve().parent
 _LIBRARY = _FOLDER / "_lsoftmax_ops.so"
 _XLA_LIBRARY = _FOLDER / "_lsoftmax_xla.so"
+_CUDA_LIBRARY = _FOLDER / "_lsoftmax_cuda.so"  # what the other two call, if they were built with CUDA
 _BUILD_INFO = _FOLDER / "_build_info.json"
 _REBUILD = "pip install --force-reinstall --no-deps --no-cache-dir lsoftmax-op (or, in a clone: pip install .)"
 
@@ -22,8 +23,9 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         A dict with the package's ``version``; ``tensorflow``, the version built against, None for a build without it;
-        ``xla``, "yes", or why XLA (``jit_compile=True``) cannot compile the ops; ``xla_calls``, whether on a CPU it
-        calls the library's own kernels for the fused loss; ``compiler``; ``build_type``; ``cpu_variants``, those built;
+        ``xla``, "yes", or why XLA (``jit_compile=True``) cannot compile the ops; ``xla_calls``, whether it calls the
+        library's own kernels: on a CPU for the fused loss, on a GPU, if they were built for one, for all that they
+        compute; ``compiler``; ``build_type``; ``cpu_variants``, those built;
         ``cpu_variant``, the one this machine runs (the environment variable LSOFTMAX_CPU chooses another); ``cuda``,
         None for a build without it, else a dict with the version of ``nvcc`` and the ``architectures``; ``sizes``, the
         bytes of each op library as it was installed; and ``library``, the path of the op library, or None.
@@ -70,6 +72,8 @@ def load() -> Any:
     path = library_path()
     _check_version(tf.__version__)
     _check_complete(path)
+    if _CUDA_LIBRARY.exists():
+        _check_complete(str(_CUDA_LIBRARY))
     _check_single(path)
     try:
         ops = tf.load_op_library(path)

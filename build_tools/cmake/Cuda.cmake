@@ -1,8 +1,16 @@
 # The CUDA kernels, twice:
 #
-#   lsoftmax_cuda           compiled by nvcc, where LSOFTMAX_CUDA and find_nvcc.py say so; cudart is linked statically, so
-#                           that what holds it loads on machines without a GPU, too
+#   lsoftmax_cuda           compiled by nvcc, where LSOFTMAX_CUDA and find_nvcc.py say so: a library of its own,
+#                           _lsoftmax_cuda.so, so that the module, the op library and XLA's share one copy of the
+#                           machine code, each of which finds it beside itself
 #   lsoftmax_cuda_on_cpu    compiled by the host compiler over cc/cuda/testing, where LSOFTMAX_TESTING says so
+#
+# CUDA's runtime is in _lsoftmax_cuda.so, statically, and nobody sees it: the code of a compiler is launched by that
+# compiler's own runtime, whatever else the process holds. It looks for the driver when a kernel is first launched, so
+# that the library loads on machines without one. And it wants the driver that the machine code wants, too: one of the
+# compiler's major version of CUDA, or later. Who has an older one compiles with an older nvcc. (Linked into the op
+# library it would be overruled, silently: libtensorflow_framework exports functions of the same names, which load
+# TensorFlow's own libcudart.)
 #
 # build_info_cuda: what lsoftmax_cuda is, as JSON.
 set(cuda_sources
@@ -36,11 +44,15 @@ if(NOT LSOFTMAX_CUDA STREQUAL OFF)
     endif()
     set(CMAKE_CUDA_ARCHITECTURES ${architectures})
     enable_language(CUDA)
-    add_library(lsoftmax_cuda STATIC ${cuda_sources})
+    add_library(lsoftmax_cuda SHARED ${cuda_sources})
     target_include_directories(lsoftmax_cuda PUBLIC cc)
     target_compile_options(lsoftmax_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
-    set_target_properties(lsoftmax_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON
-                          CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
+    set_target_properties(lsoftmax_cuda PROPERTIES PREFIX "" OUTPUT_NAME _lsoftmax_cuda
+                          CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static
+                          LINK_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/cuda_exports.map)
+    target_link_options(lsoftmax_cuda PRIVATE LINKER:--version-script=${CMAKE_CURRENT_LIST_DIR}/cuda_exports.map
+                        LINKER:--no-undefined)
+    install(TARGETS lsoftmax_cuda DESTINATION .)
     string(REPLACE ";" "\", \"" names "${architectures}")
     set(build_info_cuda "{\"nvcc\": \"${nvcc_version}\", \"architectures\": [\"${names}\"]}")
     message(STATUS "lsoftmax_op: CUDA ${nvcc_version} for ${architectures}")

@@ -16,10 +16,10 @@
 
 namespace lsoftmax {
 
-struct float16 {
+struct LSOFTMAX_VISIBLE float16 {
   uint16_t bits;
 };
-struct bfloat16 {
+struct LSOFTMAX_VISIBLE bfloat16 {
   uint16_t bits;
 };
 

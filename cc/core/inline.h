@@ -10,4 +10,8 @@
 #define LSOFTMAX_INLINE static inline __attribute__((always_inline))
 #endif
 
+// LSOFTMAX_VISIBLE marks a type that templates of a shared library are named after (cuda/kernels.h): of one that is
+// hidden, as all else is, they would be hidden, too.
+#define LSOFTMAX_VISIBLE __attribute__((visibility("default")))
+
 #endif  // LSOFTMAX_CORE_INLINE_H_

@@ -54,11 +54,22 @@ absl::Status set_columns(const Node& node) {
   return absl::Status();
 }
 
-LSOFTMAX_REGISTER_XLA("LsoftmaxSums", sums);
-LSOFTMAX_REGISTER_XLA("LsoftmaxFinish", finish);
-LSOFTMAX_REGISTER_XLA("LsoftmaxProductsGrad", products_grad);
-LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxSetColumns", call_or_formula<call_set_columns, set_columns>);
-LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxSetColumns", set_columns);
+// A call takes the number of features from the host, where XLA knows it.
+absl::Status finish_by_call_or_formula(const Node& node) {
+  int64_t depth = 0;
+  const bool known = node.context->ConstantInputAsIntScalar("depth", &depth).ok();
+  return known && can_call(node, kFinishCall.handler) ? write_finish(node, depth) : finish(node);
+}
+
+absl::Status set_columns_by_call_or_formula(const Node& node) {
+  return can_call(node, kFirstColumnHandler) ? write_set_columns(node) : set_columns(node);
+}
+
+LSOFTMAX_REGISTER_XLA("LsoftmaxSums", written_or_formula<kSumsCall, write_sums, sums>);
+LSOFTMAX_REGISTER_XLA("LsoftmaxFinish", finish_by_call_or_formula);
+LSOFTMAX_REGISTER_XLA("LsoftmaxProductsGrad",
+                      written_or_formula<kProductsGradCall, write_products_grad, products_grad>);
+LSOFTMAX_REGISTER_XLA("LsoftmaxSetColumns", set_columns_by_call_or_formula);
 
 }  // namespace
 }  // namespace hlo

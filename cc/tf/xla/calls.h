@@ -1,31 +1,41 @@
-// The fused loss on the CPU, under XLA: our own kernels as custom calls, where XLA can make them. They take less time
-// than what XLA makes of the formulas.
+// The ops under XLA as calls of our own kernels, on the CPU and on the GPU, where XLA can make them: they take less
+// time than what XLA makes of the formulas.
 //
-// calls.cc writes the calls into the graph; handlers.cc is what they call. Between them lies XLA's typed foreign
-// function interface, by which a handler gets XLA's own threads, and can fail: as everywhere else on the CPU, a label
-// out of range, a negative lambda or a block of columns that does not fit is an error that names it.
+// calls.cc writes the calls into the graph; handlers.cc and cuda_handlers.cc are what they call. Between them lies
+// XLA's typed foreign function interface, by which a handler gets XLA's own threads, or its stream. On the CPU it can
+// fail, too: as everywhere else there, a label out of range, a negative lambda or a block of columns that does not fit
+// is an error that names it. On the GPU, where no value is known to the host, it makes NaNs.
 #ifndef LSOFTMAX_TF_XLA_CALLS_H_
 #define LSOFTMAX_TF_XLA_CALLS_H_
 
+#include "tf/xla/handlers.h"
 #include "tf/xla/kernel.h"
 
 namespace lsoftmax {
 
-// Whether the op in hand can be a call: the build has the interface (TensorFlow before 2.20 comes without its header),
-// all shapes are known, since XLA bounds those of formulas alone, and the environment variable LSOFTMAX_XLA_CALLS is
-// not OFF.
-bool can_call(const Node& node);
+// Whether the op in hand can be a call of a handler: somebody answers it on this device (handlers.h; TensorFlow before
+// 2.20 comes without what handlers are made of), all shapes are known, since XLA bounds those of formulas alone, and
+// the environment variable LSOFTMAX_XLA_CALLS is not OFF.
+bool can_call(const Node& node, std::string_view handler);
 
-// Each writes the call of its op, all outputs included.
-absl::Status call_loss(const Node& node);
-absl::Status call_features_grad(const Node& node);
-absl::Status call_weights_grad(const Node& node);
-absl::Status call_set_columns(const Node& node);
+// Writes the call of the op in hand, all outputs included.
+absl::Status write_call(const Node& node, const Call& call);
+
+// The same of the ops whose call is not all.
+absl::Status write_sums(const Node& node);
+absl::Status write_products_grad(const Node& node);
+absl::Status write_bias_grad(const Node& node);
+absl::Status write_finish(const Node& node, int64_t depth);
+absl::Status write_set_columns(const Node& node);
 
 // A call where it can be one, else the formula.
-template <absl::Status (*kCall)(const Node&), absl::Status (*kFormula)(const Node&)>
+template <const Call& kCall, absl::Status (*kFormula)(const Node&)>
 absl::Status call_or_formula(const Node& node) {
-  return can_call(node) ? kCall(node) : kFormula(node);
+  return can_call(node, kCall.handler) ? write_call(node, kCall) : kFormula(node);
+}
+template <const Call& kCall, absl::Status (*kWrite)(const Node&), absl::Status (*kFormula)(const Node&)>
+absl::Status written_or_formula(const Node& node) {
+  return can_call(node, kCall.handler) ? kWrite(node) : kFormula(node);
 }
 
 }  // namespace lsoftmax

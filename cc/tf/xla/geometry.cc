@@ -55,11 +55,9 @@ absl::Status weights_grad(const Node& node) {
   return absl::Status();
 }
 
-LSOFTMAX_REGISTER_XLA("LsoftmaxTargetGeometry", target_geometry);
-LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxFeaturesGrad", call_or_formula<call_features_grad, features_grad>);
-LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxFeaturesGrad", features_grad);
-LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxWeightsGrad", call_or_formula<call_weights_grad, weights_grad>);
-LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxWeightsGrad", weights_grad);
+LSOFTMAX_REGISTER_XLA("LsoftmaxTargetGeometry", call_or_formula<kGeometryCall, target_geometry>);
+LSOFTMAX_REGISTER_XLA("LsoftmaxFeaturesGrad", call_or_formula<kFeaturesGradCall, features_grad>);
+LSOFTMAX_REGISTER_XLA("LsoftmaxWeightsGrad", call_or_formula<kWeightsGradCall, weights_grad>);
 
 }  // namespace
 }  // namespace hlo

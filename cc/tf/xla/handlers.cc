@@ -1,4 +1,4 @@
-// What the calls of calls.h call: the CPU kernels of the core over XLA's buffers, on XLA's threads.
+// Who answers the calls of calls.h on the CPU: the kernels of the core over XLA's buffers, on XLA's threads.
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -9,20 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "core/arrays.h"
 #include "core/batch.h"
-#include "core/grad_unit.h"
-#include "core/half.h"
-#include "core/margin.h"
-#include "core/validate.h"
-#include "tf/xla/handlers.h"
-#include "xla/ffi/api/ffi.h"
+#include "tf/xla/buffers.h"
 
 namespace lsoftmax {
 namespace {
-
-namespace ffi = ::xla::ffi;
-using Any = ffi::AnyBuffer;
 
 // Ranges that threads take one after the other. The caller takes part, and in the end waits for ranges that others have
 // begun, never for a thread to come: it may itself be the last one of its pool.
@@ -69,121 +60,46 @@ auto over(ffi::ThreadPool* pool) {
   };
 }
 
-template <typename T>
-constexpr ffi::DataType kType = ffi::F32;
-template <>
-constexpr ffi::DataType kType<float16> = ffi::F16;
-template <>
-constexpr ffi::DataType kType<bfloat16> = ffi::BF16;
-template <>
-constexpr ffi::DataType kType<double> = ffi::F64;
-
-template <typename T>
-ffi::DataType type_of(Element element, ffi::DataType got) {
-  switch (element) {
-    case Element::kDouble:
-      return ffi::F64;
-    case Element::kFloat:
-      return ffi::F32;
-    case Element::kInt32:
-      return ffi::S32;
-    case Element::kInt64:
-      return ffi::S64;
-    case Element::kLabel:
-      return got == ffi::S32 ? ffi::S32 : ffi::S64;
-    default:
-      return kType<T>;
-  }
-}
-
-// What is wrong with a buffer; empty if nothing is. Calls that calls.cc writes fit. A program that comes from somebody
-// else may hold others.
-template <typename T>
-std::string misfit(const Array& array, Any buffer, Sizes* sizes) {
-  const ffi::DataType got = buffer.element_type(), expected = type_of<T>(array.element, got);
-  if (got == expected) {
-    const auto dimension = [sizes = buffer.dimensions()](int d) { return sizes[d]; };
-    const int rank = static_cast<int>(buffer.dimensions().size());
-    return fits(array, rank, dimension, sizes) ? "" : about_misfit(array, rank, dimension, *sizes);
-  }
-  return std::string(array.name) + ": expected data type " + std::to_string(static_cast<int>(expected)) +
-         " of XLA, got " + std::to_string(static_cast<int>(got));
-}
-
-char* data_of(Any buffer) { return static_cast<char*>(buffer.untyped_data()); }
-
 // The data of operands for a kernel that writes `result`. XLA gives the result the buffer of the first operand; where
 // the same value is another operand, too, that one lies there as well, and is copied.
 class OtherOperands {
  public:
-  explicit OtherOperands(Any result) : begin_(lsoftmax::data_of(result)), end_(begin_ + result.size_bytes()) {}
+  explicit OtherOperands(Any result) : result_(result) {}
 
   char* data_of(Any operand) {
     char* const begin = lsoftmax::data_of(operand);
-    if (begin >= end_ || begin + operand.size_bytes() <= begin_) return begin;
+    if (!overlap(operand, result_)) return begin;
     copies_.emplace_back(begin, begin + operand.size_bytes());
     return copies_.back().data();
   }
 
  private:
-  char* const begin_;
-  char* const end_;
+  const Any result_;
   std::list<std::vector<char>> copies_;
 };
 
 // Runs the kernel of a call; the error, or nothing.
 template <typename T, const Call& kCall>
-std::string run(ffi::ThreadPool* pool, const std::vector<Any>& operands, const std::vector<Any>& results,
-                int64_t margin) {
+std::string run(ffi::ThreadPool* pool, const Buffers& buffers, int64_t margin) {
   JudgedArguments<T> args;
-  OtherOperands others(results[0]);
-  Sizes sizes;
-  for (size_t i = 0; i < operands.size(); ++i) {
-    const int number = number_of(kCall.operands[i]);
-    const std::string wrong = misfit<T>(kArrays[number], operands[i], &sizes);
-    if (!wrong.empty()) return wrong;
-    char* const data = i == 0 ? data_of(operands[i]) : others.data_of(operands[i]);
-    take<T>(&args, number, data, operands[i].element_count(), operands[i].element_type() == ffi::S64);
-  }
-  for (size_t i = 0; i < results.size(); ++i) {
-    const int number = number_of(kCall.results[i]);
-    const std::string wrong = misfit<T>(kArrays[number], results[i], &sizes);
-    if (!wrong.empty()) return wrong;
-    point<T>(&args, number, results[i].element_count() > 0 ? data_of(results[i]) : nullptr);
-  }
-  args.rows = sizes.rows();
-  args.depth = sizes.depth();
-  args.classes = sizes.classes();
-  if (!is_good_margin(margin)) return about_bad_margin(margin);
-  args.margin.m = static_cast<int>(margin);
-  const std::string wrong = args.judge();
+  const Any first = buffers.operands[0], result = buffers.results[0];
+  OtherOperands others(result);
+  const auto place = [&others](Any operand) { return others.data_of(operand); };
+  std::string wrong = buffers.fill<kCall, T>(margin, place, &args);
+  if (wrong.empty()) wrong = args.judge();
   if (!wrong.empty()) return wrong;
-  const bool changes = std::string_view(kCall.operands[0]) == kCall.results[0];
-  if (changes && data_of(operands[0]) != data_of(results[0])) {
-    std::copy_n(data_of(operands[0]), operands[0].size_bytes(), data_of(results[0]));
+  if (changes(kCall) && data_of(first) != data_of(result)) {
+    std::copy_n(data_of(first), first.size_bytes(), data_of(result));
   }
   run_on_batch<kCall.kernel, T>(args, over(pool));
   return "";
 }
 
-constexpr size_t count_of(const std::array<const char*, 8>& names) {
-  size_t count = 0;
-  while (count < names.size() && names[count] != nullptr) ++count;
-  return count;
-}
-
 template <typename T, const Call& kCall>
 ffi::Error handle(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t margin) {
-  constexpr size_t kOperands = count_of(kCall.operands), kResults = count_of(kCall.results);
-  if (args.size() != kOperands || rets.size() != kResults) {
-    return ffi::Error::InvalidArgument(std::string(kCall.handler) + ": expected " + std::to_string(kOperands) +
-                                       " operands and " + std::to_string(kResults) + " results, got " +
-                                       std::to_string(args.size()) + " and " + std::to_string(rets.size()));
-  }
-  std::vector<Any> operands, results;
-  for (size_t i = 0; i < kOperands; ++i) operands.push_back(args.get<Any>(i).value());
-  for (size_t i = 0; i < kResults; ++i) results.push_back(*rets.get<Any>(i).value());
-  const std::string wrong = run<T, kCall>(&pool, operands, results, margin);
+  Buffers buffers;
+  std::string wrong = buffers.take<kCall>(args, rets);
+  if (wrong.empty()) wrong = run<T, kCall>(&pool, buffers, margin);
   return wrong.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(wrong);
 }
 
@@ -203,33 +119,34 @@ ffi::Error first_column(Any first, ffi::Result<Any> same, int64_t count, int64_t
   return ffi::Error::Success();
 }
 
-bool register_handler(const std::string& name, XLA_FFI_Handler* handler) {
-  ffi::Ffi::RegisterStaticHandler(XLA_FFI_GetApi(), name, "Host", handler);
-  return true;
-}
+constexpr const char* kPlatform = "Host";
 
-template <typename T, const Call& kCall>
-bool register_call(const char* type) {
-  XLA_FFI_DEFINE_HANDLER_EXPLICIT(
-      handler, (handle<T, kCall>),
-      ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<int64_t>("margin"));
-  return register_handler(std::string(kCall.handler) + "_" + type, handler);
-}
-
-template <const Call& kCall>
-bool register_call() {
-  return register_call<float16, kCall>("F16") && register_call<bfloat16, kCall>("BF16") &&
-         register_call<float, kCall>("F32") && register_call<double, kCall>("F64");
-}
+struct OnCpu {
+  template <typename T, const Call& kCall>
+  static bool add(const std::string& name) {
+    XLA_FFI_DEFINE_HANDLER_EXPLICIT(
+        handler, (handle<T, kCall>),
+        ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<int64_t>("margin"));
+    return register_handler(name, kPlatform, handler);
+  }
+};
 
 bool register_first_column() {
   XLA_FFI_DEFINE_HANDLER_EXPLICIT(handler, first_column,
                                   ffi::Ffi::Bind().Arg<Any>().Ret<Any>().Attr<int64_t>("count").Attr<int64_t>("width"));
-  return register_handler(kFirstColumnHandler, handler);
+  return register_handler(kFirstColumnHandler, kPlatform, handler);
 }
 
-[[maybe_unused]] const bool kRegistered = register_call<kLossCall>() && register_call<kFeaturesGradCall>() &&
-                                          register_call<kWeightsGradCall>() && register_first_column();
+// XLA's own kernels of the other ops' formulas are as fast.
+bool answer() {
+  if (register_call<OnCpu, kLossCall>() && register_call<OnCpu, kFeaturesGradCall>() &&
+      register_call<OnCpu, kWeightsGradCall>() && register_first_column()) {
+    answers_on(/*gpu=*/false).handlers = {kLossCall.handler, kFeaturesGradCall.handler, kWeightsGradCall.handler,
+                                          kFirstColumnHandler};
+  }
+  return true;
+}
+[[maybe_unused]] const bool kRegistered = answer();
 
 }  // namespace
 }  // namespace lsoftmax

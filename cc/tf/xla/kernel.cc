@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "tensorflow/compiler/tf2xla/type_util.h"
+
 namespace lsoftmax {
 
 absl::Status Node::check() {
@@ -35,9 +37,13 @@ XlaOp Node::target_bias(const Targets& targets) const {
   return has("bias") ? to_double(element_at(targets, in("bias"))) : constant(0);
 }
 
-bool Node::has_grad_unit() const {
+::xla::PrimitiveType Node::real() const {
   tensorflow::DataType type;
-  return GetNodeAttr(context->op_kernel_context()->op_kernel().def(), "T", &type).ok() && type == tensorflow::DT_HALF;
+  ::xla::PrimitiveType real = ::xla::F32;
+  if (GetNodeAttr(context->op_kernel_context()->op_kernel().def(), "T", &type).ok()) {
+    tensorflow::DataTypeToPrimitiveType(type, &real).IgnoreError();
+  }
+  return real;
 }
 
 XlaOp Node::upstream() const {

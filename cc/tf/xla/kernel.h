@@ -11,8 +11,8 @@ namespace lsoftmax {
 // An op in hand: its inputs and outputs by their names. The inputs have been checked, as tf/inputs.h does everywhere.
 class Node {
  public:
-  Node(tensorflow::XlaOpKernelContext* context, const Signature* signature, const Margin& margin)
-      : margin(margin), context(context), signature_(signature) {}
+  Node(tensorflow::XlaOpKernelContext* context, const Signature* signature, const Margin& margin, bool on_gpu)
+      : margin(margin), on_gpu(on_gpu), context(context), signature_(signature) {}
   absl::Status check();
 
   // An input; and whether it is there: of those that may be none.
@@ -34,8 +34,9 @@ class Node {
   // The bias of each row's target, [N], F64.
   XlaOp target_bias(const Targets& targets) const;
 
-  // Whether gradients of the op's data type have units (core/grad_unit.h).
-  bool has_grad_unit() const;
+  // The op's data type T; and whether gradients of it have units (core/grad_unit.h).
+  ::xla::PrimitiveType real() const;
+  bool has_grad_unit() const { return real() == ::xla::F16; }
 
   // loss_grad times grad_unit, [N], in the type that halves are computed in; [], 1 if it is none.
   XlaOp upstream() const;
@@ -43,6 +44,7 @@ class Node {
   XlaOp constant(double value) const { return ::xla::ConstantR0<double>(context->builder(), value); }
 
   const Margin margin;
+  const bool on_gpu;
   Sizes sizes;
   tensorflow::XlaOpKernelContext* const context;
 
@@ -56,18 +58,21 @@ template <absl::Status (*kCompile)(const Node&)>
 class XlaKernel : public tensorflow::XlaOpKernel {
  public:
   explicit XlaKernel(tensorflow::OpKernelConstruction* construction)
-      : XlaOpKernel(construction), signature_(*this, construction) {
+      : XlaOpKernel(construction),
+        signature_(*this, construction),
+        on_gpu_(construction->device_type() == tensorflow::DeviceType("XLA_GPU_JIT")) {
     if (construction->HasAttr("margin")) OP_REQUIRES_OK(construction, read_margin(construction, &margin_));
   }
 
   void Compile(tensorflow::XlaOpKernelContext* context) override {
-    Node node(context, &signature_, margin_);
+    Node node(context, &signature_, margin_, on_gpu_);
     OP_REQUIRES_OK(context, node.check());
     OP_REQUIRES_OK(context, kCompile(node));
   }
 
  private:
   const Signature signature_;
+  const bool on_gpu_;
   Margin margin_;
 };
 
@@ -75,10 +80,10 @@ class XlaKernel : public tensorflow::XlaOpKernel {
 
 // Not by REGISTER_XLA_OP: TensorFlow looks at its registrations once, when a process first compiles anything, and a
 // library that is loaded later would go unseen.
-#define LSOFTMAX_REGISTER_XLA_ON(DEVICE, OP, ...) \
-  REGISTER_KERNEL_BUILDER(Name(OP).Device("XLA_" DEVICE "_JIT"), ::lsoftmax::XlaKernel<__VA_ARGS__>)
-#define LSOFTMAX_REGISTER_XLA(OP, COMPILE)      \
-  LSOFTMAX_REGISTER_XLA_ON("CPU", OP, COMPILE); \
-  LSOFTMAX_REGISTER_XLA_ON("GPU", OP, COMPILE)
+#define LSOFTMAX_REGISTER_XLA_ON_(DEVICE, OP, ...) \
+  REGISTER_KERNEL_BUILDER(Name(OP).Device(DEVICE), ::lsoftmax::XlaKernel<__VA_ARGS__>)
+#define LSOFTMAX_REGISTER_XLA(OP, ...)                       \
+  LSOFTMAX_REGISTER_XLA_ON_("XLA_CPU_JIT", OP, __VA_ARGS__); \
+  LSOFTMAX_REGISTER_XLA_ON_("XLA_GPU_JIT", OP, __VA_ARGS__)
 
 #endif  // LSOFTMAX_TF_XLA_KERNEL_H_

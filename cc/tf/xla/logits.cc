@@ -1,7 +1,7 @@
 // Logits and its gradient in HLO; the formulas are in the ops' own file.
 #include <limits>
 
-#include "tf/xla/kernel.h"
+#include "tf/xla/calls.h"
 #include "tf/xla/margin.h"
 
 namespace lsoftmax {
@@ -50,8 +50,8 @@ absl::Status logits_grad(const Node& node) {
   return absl::Status();
 }
 
-LSOFTMAX_REGISTER_XLA("LsoftmaxLogits", logits);
-LSOFTMAX_REGISTER_XLA("LsoftmaxLogitsGrad", logits_grad);
+LSOFTMAX_REGISTER_XLA("LsoftmaxLogits", call_or_formula<kLogitsCall, logits>);
+LSOFTMAX_REGISTER_XLA("LsoftmaxLogitsGrad", call_or_formula<kLogitsGradCall, logits_grad>);
 
 }  // namespace
 }  // namespace hlo

@@ -41,11 +41,10 @@ absl::Status same(const Node& node) {
   return absl::Status();
 }
 
-LSOFTMAX_REGISTER_XLA_ON("CPU", "LsoftmaxLoss", call_or_formula<call_loss, loss>);
-LSOFTMAX_REGISTER_XLA_ON("GPU", "LsoftmaxLoss", loss);
+LSOFTMAX_REGISTER_XLA("LsoftmaxLoss", call_or_formula<kLossCall, loss>);
 LSOFTMAX_REGISTER_XLA("LsoftmaxLossWithGradient", same);
 LSOFTMAX_REGISTER_XLA("LsoftmaxLossGradient", same);
-LSOFTMAX_REGISTER_XLA("LsoftmaxBiasGrad", bias_grad);
+LSOFTMAX_REGISTER_XLA("LsoftmaxBiasGrad", written_or_formula<kBiasGradCall, write_bias_grad, bias_grad>);
 
 }  // namespace
 }  // namespace hlo
