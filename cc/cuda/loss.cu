@@ -22,18 +22,26 @@ namespace {
 
 constexpr int kMaxBlock = 1024;
 constexpr int kGroupsBlock = 128;  // threads of a block of groups: what waits for its slowest row is small
+template <typename T>
+constexpr int kGroupsBlocks = kIsHalf<T> ? 8 : 6;  // a multiprocessor is to have: 64 or 80 registers a thread
 constexpr int64_t kUnknown = INT64_MAX;
 
-// finish_row of core/target.h. A row that cannot be computed says so in each number but its predicted class. Labels are
-// below `classes`. Long and serial: a function of its own, so that its registers are none of the row's.
+// The target's logit before its bias: what of finishing a row needs no sums, and so can be done while the row is on its
+// way. Of a bad label or lambda, any number.
 template <typename T>
-__device__ __noinline__ Normalizer<double> finish(const Arguments<T>& args, int64_t row, int64_t classes,
-                                                  const Sums<double>& sums) {
-  const double lambda = *args.lam;
+__device__ TargetLogit<double> target_logit_of(const Arguments<T>& args, int64_t row) {
+  return target_logit(args.margin, margin_share(*args.lam), geometry_of(args, row));
+}
+
+// finish_row of core/target.h. A row that cannot be computed says so in each number but its predicted class. Labels are
+// below `classes`.
+template <typename T>
+__device__ Normalizer<double> finish(const Arguments<T>& args, const TargetLogit<double>& t, int64_t row,
+                                     int64_t classes, const Sums<double>& sums) {
   const int64_t y = label_of(args.labels, row);
-  if (is_good_lambda(lambda) && is_good_label(y, classes)) {
+  if (is_good_lambda(*args.lam) && is_good_label(y, classes)) {
     const double bias = args.bias != nullptr && y >= 0 ? widen(args.bias[y]) : 0;
-    return finish_row(args, margin_share(lambda), row, bias, sums);
+    return finish_row(args, t, row, bias, sums);
   }
   args.predicted[row] = static_cast<int64_t>(sums.predicted);
   assign(args.loss[row], NAN);
@@ -46,8 +54,9 @@ __device__ __noinline__ Normalizer<double> finish(const Arguments<T>& args, int6
 // Finishing is long and serial: the block's rows go through it side by side, a thread each. `log2_lanes` are those of a
 // row.
 template <typename T, bool kBias>
-__global__ void __launch_bounds__(kGroupsBlock)
+__global__ void __launch_bounds__(kGroupsBlock, kGroupsBlocks<T>)
     loss_row_per_group(const __grid_constant__ Arguments<T> args, int log2_lanes) {
+  __shared__ TargetLogit<double> targets[kGroupsBlock / 2];
   __shared__ Sums<double> sums[kGroupsBlock / 2];
   __shared__ Normalizer<double> normalizers[kGroupsBlock / 2];
   const int thread = static_cast<int>(threadIdx.x), lanes = 1 << log2_lanes, rows = kGroupsBlock >> log2_lanes;
@@ -56,29 +65,39 @@ __global__ void __launch_bounds__(kGroupsBlock)
   const int64_t first = static_cast<int64_t>(blockIdx.x) * rows, own = first + of_block, to_finish = first + thread;
   const Span<T, kBias> span(args, own < args.rows ? own : args.rows - 1);  // every lane takes part in shuffles
   Held<T, kBias> held(span, group);
-  const Real<T> largest = held.largest(), m = largest_in_lanes(largest, lanes);
-  const int place = held.place_of(m, largest);
-  const Total total = total_in_lanes({held.sum(base_of(m)), place}, lanes);
+  const bool finishes = thread < rows && to_finish < args.rows;
+  if (finishes) targets[thread] = target_logit_of(args, to_finish);
+  held.prepare(span);
+  const Real<T> largest = held.largest(span), m = largest_in_lanes(largest, lanes);
+  const int place = held.place_of(span, m, largest);
+  const Total total = total_in_lanes({held.sum(span, base_of(m)), place}, lanes);
   if (group.thread == 0) sums[of_block] = sums_of(span, m, total, args.first_class);
   __syncthreads();
-  if (thread < rows && to_finish < args.rows) normalizers[thread] = finish(args, to_finish, args.classes, sums[thread]);
+  if (finishes) normalizers[thread] = finish(args, targets[thread], to_finish, args.classes, sums[thread]);
   __syncthreads();
-  if (own < args.rows) held.differentiate(normalizers[of_block]);
+  // Computed anew, as registers hold the row until here, and little else.
+  if (own < args.rows) held.differentiate(Span<T, kBias>(args, opaque(own)), normalizers[of_block]);
 }
 
 template <typename T, bool kBias>
 __global__ void __launch_bounds__(kMaxBlock) loss_row_per_block(const __grid_constant__ Arguments<T> args) {
+  __shared__ TargetLogit<double> target;
   __shared__ Normalizer<double> normalizer;
+  __shared__ Registers<T> aside[kHeld<T>];
   const Span<T, kBias> span(args, blockIdx.x);
   Held<T, kBias> held(span, group_of_block());
-  const Real<T> largest = held.largest(), m = largest_in_block(largest);
-  const int place = held.place_of(m, largest);
-  const Total total = total_in_block({held.sum(base_of(m)), place});
+  if (threadIdx.x == 0) target = target_logit_of(args, blockIdx.x);
+  held.prepare(span);
+  const Real<T> largest = held.largest(span), m = largest_in_block(largest);
+  const int place = held.place_of(span, m, largest);
+  const Total total = total_in_block({held.sum(span, base_of(m)), place});
   if (threadIdx.x == 0) {
-    normalizer = finish(args, blockIdx.x, args.classes, sums_of(span, m, total, args.first_class));
+    const Sums<double> sums = sums_of(span, m, total, args.first_class);
+    held.stand_aside(aside, [&] { normalizer = finish(args, target, blockIdx.x, args.classes, sums); });
   }
   __syncthreads();
-  held.differentiate(normalizer);
+  // Computed anew, as registers hold the row until here, and little else.
+  held.differentiate(Span<T, kBias>(args, opaque(blockIdx.x)), normalizer);
 }
 
 template <typename T, bool kBias>
@@ -90,7 +109,8 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_in_shared(const __grid_con
   const Real<T> m = largest_in_block(row.largest());
   const Total total = total_in_block({row.sum(m), row.place_of(m)});
   if (threadIdx.x == 0) {
-    normalizer = finish(args, blockIdx.x, args.classes, sums_of(span, m, total, args.first_class));
+    const TargetLogit<double> target = target_logit_of(args, blockIdx.x);
+    normalizer = finish(args, target, blockIdx.x, args.classes, sums_of(span, m, total, args.first_class));
   }
   __syncthreads();
   row.differentiate(normalizer);
@@ -99,9 +119,8 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_in_shared(const __grid_con
 // The block's part of a row.
 template <typename T, bool kBias>
 __device__ Span<T, kBias> part_of_block(const Arguments<T>& args) {
-  constexpr int64_t kVectors = kPart / kWide<T>;
   const unsigned parts = static_cast<unsigned>(ceil_div(args.classes, kPart)), part = blockIdx.x % parts;
-  return {args, blockIdx.x / parts, part * kVectors, kVectors, part + 1 == parts};
+  return {args, blockIdx.x / parts, part, static_cast<int>(kPart / kWide<T>), part + 1 == parts};
 }
 
 // parts: [N, parts a row]
@@ -137,7 +156,7 @@ __global__ void __launch_bounds__(kBlock)
     finish_row_per_thread(const __grid_constant__ Arguments<T> args, int64_t classes) {
   const int64_t row = row_of_thread();
   if (row >= args.rows) return;
-  const Normalizer<double> normalizer = finish(args, row, classes, sums_of(args, row));
+  const Normalizer<double> normalizer = finish(args, target_logit_of(args, row), row, classes, sums_of(args, row));
   args.normalizer[row] = normalizer.max;
   args.normalizer[args.rows + row] = normalizer.scale;
 }

@@ -43,13 +43,12 @@ __device__ inline R minus_infinity() {
   return -static_cast<R>(INFINITY);
 }
 
-// A register of T's entries; what holds -inf in each of them; the same register with -inf as its n-th.
+// A register of T's entries, and what holds -inf in each of them.
 template <typename T>
 struct Packed {
   using Register = T;
   static constexpr int kEntries = 1;
   __device__ static Register lowest() { return minus_infinity<T>(); }
-  __device__ static Register without(Register, int) { return lowest(); }
   __device__ static Register larger_of(Register a, Register b) { return larger(a, b); }
   __device__ static T entry(Register r, int) { return r; }
   __device__ static Register narrowed(const T* entries) { return entries[0]; }
@@ -63,10 +62,6 @@ struct PackedHalves {
   static constexpr uint32_t kLowest = kIsBrain ? 0xff80ff80u : 0xfc00fc00u;
 
   __device__ static Register lowest() { return kLowest; }
-  __device__ static Register without(Register r, int n) {
-    const uint32_t kept = n == 0 ? 0xffff0000u : 0x0000ffffu;
-    return (r & kept) | (kLowest & ~kept);
-  }
 
   // Of a NaN and a number, the number.
   __device__ static Register larger_of(Register a, Register b) {
@@ -125,17 +120,25 @@ using Registers = Vector<typename Packed<T>::Register, 16 / sizeof(typename Pack
 template <typename T>
 constexpr int kRegisters = 16 / sizeof(typename Packed<T>::Register);
 
+// Vector `vector` from an address on that is a multiple of 16 bytes. A device does it in one access if it is told the type: of memcpy the
+// compiler makes bytes.
 template <typename T>
-__device__ inline Registers<T> in_registers(const Wide<T>& wide) {
+__device__ inline Registers<T> load_registers(const T* from, int vector) {
+#if defined(__CUDA_ARCH__)
+  return reinterpret_cast<const Registers<T>*>(from)[vector];
+#else
   Registers<T> v;
-  memcpy(&v, &wide, sizeof v);
+  memcpy(&v, &vector_at<kWide<T>>(from + vector * kWide<T>), sizeof v);
   return v;
+#endif
 }
 template <typename T>
-__device__ inline Wide<T> in_memory(const Registers<T>& v) {
-  Wide<T> wide;
-  memcpy(&wide, &v, sizeof v);
-  return wide;
+__device__ inline void store_registers(const Registers<T>& v, T* to, int vector) {
+#if defined(__CUDA_ARCH__)
+  reinterpret_cast<Registers<T>*>(to)[vector] = v;
+#else
+  memcpy(&vector_at<kWide<T>>(to + vector * kWide<T>), &v, sizeof v);
+#endif
 }
 
 template <typename T>
@@ -146,18 +149,105 @@ __device__ inline Registers<T> lowest_vector() {
   return v;
 }
 
-// The vector's entry l becomes -inf.
+// So that nothing that the compiler made of the vector, such as its entries unpacked, stays in registers over this
+// place: the vector itself takes the fewest.
 template <typename T>
-__device__ inline void drop(Registers<T>& v, int l) {
+__device__ inline void forget_entries(Registers<T>& v) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (kIsHalf<T>) {
 #pragma unroll
-  for (int r = 0; r < kRegisters<T>; ++r) {
-    if (r == l / Packed<T>::kEntries) v.at[r] = Packed<T>::without(v.at[r], l % Packed<T>::kEntries);
+    for (int r = 0; r < kRegisters<T>; ++r) asm volatile("" : "+r"(v.at[r]));
   }
+#else
+  (void)v;
+#endif
 }
+
+// The value, of which the compiler knows nothing: it computes anew what depends on it, in registers of the thread.
+template <typename V>
+__device__ inline V opaque(V value) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(V) == 8) {
+    asm volatile("" : "+l"(value));
+  } else {
+    asm volatile("" : "+r"(value));
+  }
+#endif
+  return value;
+}
+// The same of a pointer to device memory: an address beside it is then one instruction.
+template <typename V>
+__device__ inline V* opaque(V* value) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(value));
+  __builtin_assume(__isGlobal(value));
+#endif
+  return value;
+}
+
+// An entry of some vector, to be replaced by -inf: one predicated instruction a register, which the compiler makes of no
+// C++. Of `if (...)` around the replacement it makes an index into the vector, which it then holds in memory.
+template <typename T>
+class Hole {
+  using Bits = std::conditional_t<sizeof(typename Packed<T>::Register) == 8, uint64_t, uint32_t>;
+
+ public:
+  // Entry l of vector `vector`.
+  __device__ Hole(int vector, int l) : vector_(vector) {
+    constexpr int kEntries = Packed<T>::kEntries;
+    const Bits own = kEntries == 1 ? ~Bits{0} : Bits{0xffff} << (16 * (l % kEntries));
+#pragma unroll
+    for (int r = 0; r < kRegisters<T>; ++r) kept_[r] = r == l / kEntries ? ~own : ~Bits{0};
+  }
+
+  __device__ int vector() const { return vector_; }
+
+  __device__ void apply(int vector, Registers<T>& v) const {
+    const auto lowest = bits_of_register(Packed<T>::lowest());
+#pragma unroll
+    for (int r = 0; r < kRegisters<T>; ++r) {
+      Bits bits = bits_of_register(v.at[r]);
+#if defined(__CUDA_ARCH__)
+      if constexpr (sizeof(Bits) == 4) {
+        asm("{\n .reg .pred here;\n setp.eq.s32 here, %1, %2;\n @here lop3.b32 %0, %3, %0, %4, 0xca;\n}"  // %3 ? %0 : %4
+            : "+r"(bits)
+            : "r"(vector), "r"(vector_), "r"(kept_[r]), "r"(lowest));
+      } else {
+        bits = vector == vector_ ? (bits & kept_[r]) | (lowest & ~kept_[r]) : bits;
+      }
+#else
+      bits = vector == vector_ ? (bits & kept_[r]) | (lowest & ~kept_[r]) : bits;
+#endif
+      memcpy(&v.at[r], &bits, sizeof bits);
+    }
+  }
+
+ private:
+  __device__ static Bits bits_of_register(const typename Packed<T>::Register& r) {
+    Bits bits;
+    memcpy(&bits, &r, sizeof bits);
+    return bits;
+  }
+
+  const int vector_;
+  Bits kept_[kRegisters<T>];
+};
 
 template <typename T>
 __device__ inline Real<T> entry(const Registers<T>& v, int l) {
   return Packed<T>::entry(v.at[l / Packed<T>::kEntries], l % Packed<T>::kEntries);
+}
+
+// The vector's entry l as it is in memory.
+template <typename T>
+__device__ inline T stored_entry(const Registers<T>& v, int l) {
+  if constexpr (kIsHalf<T>) {
+    T half;
+    half.bits = static_cast<uint16_t>(v.at[l / 2] >> (16 * (l % 2)));
+    return half;
+  } else {
+    return v.at[l];
+  }
 }
 
 template <typename T>

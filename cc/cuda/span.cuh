@@ -17,7 +17,7 @@ namespace cuda {
 
 template <typename T>
 __device__ inline int place_in_vector(const T* address) {
-  return static_cast<int>(reinterpret_cast<uintptr_t>(address) / sizeof(T) % kWide<T>);
+  return static_cast<int>(static_cast<unsigned>(reinterpret_cast<uintptr_t>(address)) / sizeof(T) % kWide<T>);
 }
 
 // The threads that share a span, and the caller's place among them.
@@ -38,50 +38,54 @@ struct Span {
   int target;  // or kNowhere
   bool wide_bias, wide_gradient;
 
-  // The row's whole vectors [begin, begin + most), if there are so many, and its ends: those before with the first of
-  // them, those after where `is_last`.
-  __device__ Span(const Arguments<T>& args, int64_t row, int64_t begin, int64_t most, bool is_last) {
+  // The row, of less than 2^31 classes.
+  __device__ Span(const Arguments<T>& args, int64_t row) {
     const T* const own = args.products + row * args.classes;
-    const int64_t lead = (kWide<T> - place_in_vector(own)) % kWide<T>;
-    const int64_t ahead = lead < args.classes ? lead : args.classes, whole = (args.classes - ahead) / kWide<T>;
-    const int64_t from = begin < whole ? begin : whole, left = whole - from;
-    first = ahead + from * kWide<T>;
-    vectors = static_cast<int>(left < most ? left : most);
-    before = begin == 0 ? static_cast<int>(ahead) : 0;
-    after = is_last ? static_cast<int>(args.classes - ahead - whole * kWide<T>) : 0;
-    products = own + first;
-    bias = kBias ? args.bias + first : nullptr;
-    gradient = args.products_grad != nullptr ? args.products_grad + row * args.classes + first : nullptr;
-    wide_bias = place_in_vector(bias) == 0;
-    wide_gradient = place_in_vector(gradient) == 0;
-    const int64_t label = label_of(args.labels, row);
-    const int64_t place = label >= args.first_class ? label - args.first_class - first : INT64_MAX;
-    target = -before <= place && place < end() + after ? static_cast<int>(place) : kNowhere;
+    const int lead = -place_in_vector(own) & (kWide<T> - 1), classes = static_cast<int>(args.classes);
+    before = lead < classes ? lead : classes;
+    vectors = (classes - before) / kWide<T>;
+    after = classes - before - end();
+    point(args, row, own, before);
   }
-  __device__ Span(const Arguments<T>& args, int64_t row) : Span(args, row, 0, INT32_MAX, true) {}
+
+  // Part `part` of its parts of `most` vectors; the last one has what others leave.
+  __device__ Span(const Arguments<T>& args, int64_t row, int64_t part, int most, bool is_last) {
+    const T* const own = args.products + row * args.classes;
+    const int64_t lead = -place_in_vector(own) & (kWide<T> - 1);
+    const int64_t ahead = lead < args.classes ? lead : args.classes, whole = (args.classes - ahead) / kWide<T>;
+    const int64_t begin = part * most < whole ? part * most : whole, left = whole - begin;
+    before = part == 0 ? static_cast<int>(ahead) : 0;
+    vectors = left < most ? static_cast<int>(left) : most;
+    after = is_last ? static_cast<int>(args.classes - ahead - whole * kWide<T>) : 0;
+    point(args, row, own, ahead + begin * kWide<T>);
+  }
 
   __device__ int end() const { return vectors * kWide<T>; }
 
   // Vector n, n < vectors, of the products.
-  __device__ Registers<T> load(int n) const { return in_registers<T>(vector_at<kWide<T>>(products + n * kWide<T>)); }
+  __device__ Registers<T> load(int n) const { return load_registers(products, n); }
 
   // The logits of vector n, whose products are v. -inf stays -inf.
   __device__ void logits(int n, const Registers<T>& v, Real<T>* z) const {
-    Wide<T> biases;
-    if (kBias) biases = entries(bias + n * kWide<T>, wide_bias);
 #pragma unroll
-    for (int l = 0; l < kWide<T>; ++l) z[l] = kBias ? entry<T>(v, l) + widen(biases.at[l]) : entry<T>(v, l);
+    for (int l = 0; l < kWide<T>; ++l) z[l] = entry<T>(v, l);
+    if (!kBias) return;
+    if (wide_bias) {
+      const Registers<T> biases = load_registers(bias, n);
+#pragma unroll
+      for (int l = 0; l < kWide<T>; ++l) z[l] += entry<T>(biases, l);
+    } else {
+#pragma unroll
+      for (int l = 0; l < kWide<T>; ++l) z[l] += widen(bias[n * kWide<T> + l]);
+    }
   }
 
-  __device__ void store(int n, const Registers<T>& v) const {
-    const Wide<T> values = in_memory<T>(v);
+  // `wide`: wide_gradient, if it is known.
+  __device__ void store(int n, const Registers<T>& v, bool wide) const {
+    if (wide) return store_registers(v, gradient, n);
     T* const to = gradient + n * kWide<T>;
-    if (wide_gradient) {
-      vector_at<kWide<T>>(to) = values;
-      return;
-    }
 #pragma unroll
-    for (int l = 0; l < kWide<T>; ++l) to[l] = values.at[l];
+    for (int l = 0; l < kWide<T>; ++l) to[l] = stored_entry<T>(v, l);
   }
 
   // work(place, logit) for each of the caller's own entries at the ends; the target's logit is -inf.
@@ -95,7 +99,7 @@ struct Span {
 
   // The gradient of a row without a target, whatever its logits are.
   __device__ void store_zeros(const Group& group) const {
-    for (int n = group.thread; n < vectors; n += group.threads) store(n, Registers<T>{});
+    for (int n = group.thread; n < vectors; n += group.threads) store(n, Registers<T>{}, wide_gradient);
     at_ends(group, [&](int place, Real<T>) { assign(gradient[place], 0); });
   }
 
@@ -104,19 +108,27 @@ struct Span {
   }
 
  private:
-  __device__ static Wide<T> entries(const T* from, bool wide) {
-    if (wide) return vector_at<kWide<T>>(from);
-    Wide<T> values;
-#pragma unroll
-    for (int l = 0; l < kWide<T>; ++l) values.at[l] = from[l];
-    return values;
+  // Everything else, from the first whole vector's class on.
+  __device__ void point(const Arguments<T>& args, int64_t row, const T* own, int64_t begin) {
+    first = begin;
+    products = opaque(own + first);
+    bias = kBias ? opaque(args.bias + first) : nullptr;
+    gradient = args.products_grad;
+    if (gradient != nullptr) gradient += row * args.classes + first;
+    gradient = opaque(gradient);
+    wide_bias = place_in_vector(bias) == 0;
+    wide_gradient = place_in_vector(gradient) == 0;
+    const int64_t label = label_of(args.labels, row);
+    const int64_t place = label >= args.first_class ? label - args.first_class - first : INT64_MAX;
+    target = -before <= place && place < end() + after ? static_cast<int>(place) : kNowhere;
   }
 };
 
-// The vector that holds the target, and its place there; -1 where no vector does.
+// Where the target is, if a vector holds it.
 template <typename T, bool kBias>
-__device__ inline int target_vector(const Span<T, kBias>& span) {
-  return 0 <= span.target && span.target < span.end() ? span.target / kWide<T> : -1;
+__device__ inline Hole<T> target_of(const Span<T, kBias>& span) {
+  const bool is_here = 0 <= span.target && span.target < span.end();
+  return {is_here ? span.target / kWide<T> : -1, span.target & (kWide<T> - 1)};
 }
 
 }  // namespace cuda

@@ -43,7 +43,6 @@
 #define __shared__ static
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __noinline__ __attribute__((noinline))
 
 enum cudaError_t {
   cudaSuccess = 0,
