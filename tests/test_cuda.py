@@ -241,7 +241,27 @@ def test_loss_of_rows_around_what_a_warp_or_shared_memory_holds(dtype, vectors, 
     assert_loss_is_that_of_the_cpu(loss_state(rows, classes, dtype, bias=bias))
 
 
-@pytest.mark.parametrize("rows", [1, 7, 8, 9, 17])
+HELD = {"float64": 4, "float32": 8, "bfloat16": 4, "float16": 4}  # vectors of a row that a thread holds in registers
+
+
+@pytest.mark.parametrize("threads", [2, 4, 32, 64, 96, 512, 1024])
+@pytest.mark.parametrize("beyond", [-7, 0, 1, 13])
+@pytest.mark.parametrize("bias", [True, False])
+def test_loss_of_rows_around_what_registers_hold(dtype, threads, beyond, bias):
+    classes = WIDE[dtype] * HELD[dtype] * threads + beyond
+    rows = 5 if classes <= 2**14 else classes // 1024 + 1  # rows so few would be cut in parts
+    assert_loss_is_that_of_the_cpu(loss_state(rows, classes, dtype, bias=bias))
+
+
+@pytest.mark.parametrize("classes", [2**14 + 8, 28_035, 57_091, 115_205])
+def test_loss_of_rows_in_a_larger_shared_memory(monkeypatch, classes):
+    """As on sm_90: a row of halves in a fourth of it, a half, all of it, and one that is longer."""
+    monkeypatch.setenv("CUDA_ON_CPU_SHARED", str(227 << 10))
+    state = loss_state(classes // 1024 + 1, classes, "bfloat16", bias=classes % 2 == 0)
+    assert_loss_is_that_of_the_cpu(state)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 17, 63, 65, 129])
 @pytest.mark.parametrize("classes", [1, 2, 3, 7, 8, 9, 33, 255, 256, 257, 300])
 def test_loss_of_short_rows(rows, classes):
     for kind in ("float32", "bfloat16"):
@@ -267,29 +287,49 @@ def test_no_rows(dtype):
 
 
 @pytest.mark.parametrize(
-    ("rows", "classes", "vectors", "shared", "plan"),
+    ("rows", "classes", "vectors", "held", "shared", "plan"),
     [
-        (1, 16384, 4097, 227, "1 512 4097"),
-        (1, 16385, 4097, 227, "2 256 0"),
-        (16, 16385, 4097, 227, "2 256 0"),
-        (17, 17408, 4353, 227, "1 512 4353"),
-        (17, 17409, 4353, 227, "2 256 0"),
-        (256, 1000000, 250001, 227, "2 256 0"),
-        (1024, 100000, 25001, 227, "1 1024 14400"),
-        (4096, 10000, 2501, 227, "1 256 2501"),
-        (4096, 1000, 256, 227, "0 256 256"),
-        (4096, 1000, 257, 227, "1 256 257"),
-        (4096, 1, 3504, 227, "1 256 3504"),
-        (4096, 1, 3505, 227, "1 512 3505"),
-        (4096, 1, 7136, 227, "1 512 7136"),
-        (4096, 1, 7137, 227, "1 1024 7137"),
-        (4096, 1, 14400, 227, "1 1024 14400"),
-        (4096, 1, 14401, 227, "1 1024 14400"),
-        (4096, 1, 3968, 64, "1 1024 3968"),
+        # a row per group
+        (65536, 1, 0, 8, 227, "0 2 0"),
+        (65536, 64, 16, 8, 227, "0 2 0"),
+        (65536, 68, 17, 8, 227, "0 4 0"),
+        (65536, 100, 25, 8, 227, "0 4 0"),
+        (65536, 100, 12, 4, 227, "0 4 0"),
+        (4096, 1000, 250, 8, 227, "0 32 0"),
+        (4096, 1024, 256, 8, 227, "0 32 0"),
+        (4096, 1024, 128, 4, 227, "0 32 0"),
+        # a row per block
+        (4096, 1028, 257, 8, 227, "1 64 0"),
+        (4096, 1032, 129, 4, 227, "1 64 0"),
+        (4096, 10000, 2500, 8, 227, "1 320 0"),
+        (4096, 10000, 1250, 4, 227, "1 320 0"),
+        (1, 16384, 4096, 8, 227, "1 512 0"),
+        (4096, 16388, 4097, 8, 64, "1 544 0"),
+        (4096, 28544, 7136, 8, 227, "2 512 7136"),
+        (4096, 28548, 7137, 8, 227, "1 896 0"),
+        (4096, 32768, 8192, 8, 64, "1 1024 0"),
+        # a row in shared memory
+        (4096, 32772, 8193, 8, 64, "2 1024 3968"),
+        (4096, 16388, 4097, 8, 227, "2 512 4097"),
+        (4096, 16384, 2048, 4, 227, "1 512 0"),
+        (4096, 16392, 2049, 4, 227, "2 256 2049"),
+        (4096, 1, 3504, 4, 227, "2 256 3504"),
+        (4096, 1, 3505, 4, 227, "2 512 3505"),
+        (4096, 1, 7136, 4, 227, "2 512 7136"),
+        (4096, 1, 7137, 4, 227, "2 1024 7137"),
+        (4096, 1, 14400, 4, 227, "2 1024 14400"),
+        (4096, 1, 14401, 4, 227, "2 1024 14400"),
+        (1024, 100000, 25000, 8, 227, "2 1024 14400"),
+        (17, 17408, 4352, 8, 227, "2 512 4352"),
+        # parts
+        (1, 16385, 4096, 8, 227, "3 256 0"),
+        (16, 16385, 4096, 8, 227, "3 256 0"),
+        (17, 17409, 4352, 8, 227, "3 256 0"),
+        (256, 1000000, 250000, 8, 227, "3 256 0"),
     ],
 )
-def test_plan(planner, rows, classes, vectors, shared, plan):
-    command = [planner, *map(str, (rows, classes, vectors, shared << 10))]
+def test_plan(planner, rows, classes, vectors, held, shared, plan):
+    command = [planner, *map(str, (rows, classes, vectors, held, shared << 10))]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == plan
 
 
@@ -302,7 +342,8 @@ def planner(tmp_path_factory):
     (folder / "main.cc").write_text(
         '#include "cuda/loss_plan.h"\n#include <stdio.h>\n#include <stdlib.h>\n'
         "int main(int, char** v) {\n"
-        "  const auto plan = lsoftmax::cuda::plan_loss(atoll(v[1]), atoll(v[2]), atoll(v[3]), atoll(v[4]));\n"
+        "  const auto plan =\n"
+        "      lsoftmax::cuda::plan_loss(atoll(v[1]), atoll(v[2]), atoll(v[3]), atoll(v[4]), atoll(v[5]));\n"
         '  printf("%d %d %d", static_cast<int>(plan.mapping), plan.threads, static_cast<int>(plan.kept));\n}\n'
     )
     subprocess.run(["c++", "-std=c++17", f"-I{ROOT / 'cc'}", "main.cc", "-o", "main"], cwd=folder, check=True)

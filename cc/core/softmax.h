@@ -79,20 +79,24 @@ struct Finished {
   Real unit;
 };
 
-// `bias` is that of the target; `rows` is N. Without a unit it is 1.
+// `t`: the target's logit without its bias; `rows` is N. Without a unit it is 1.
 template <typename Real>
-LSOFTMAX_INLINE Finished<Real> finish(const Margin& margin, Real alpha, const Geometry<Real>& geometry, Real bias,
-                                      const Sums<Real>& sums, Real depth, int64_t rows, bool has_unit) {
-  const TargetLogit<Real> t = target_logit(margin, alpha, geometry);
+LSOFTMAX_INLINE Finished<Real> finish(const TargetLogit<Real>& t, Real features_sq, Real bias, const Sums<Real>& sums,
+                                      Real depth, int64_t rows, bool has_unit) {
   const CrossEntropy<Real> h = cross_entropy(sums, t.value + bias);
   const Real one = number(bias, 1);
-  const Real lift = has_unit ? grad_lift(h.normalizer.scale, -h.slope, geometry.features_sq, depth, rows) : one;
+  const Real lift = has_unit ? grad_lift(h.normalizer.scale, -h.slope, features_sq, depth, rows) : one;
   const Real slope = h.slope * lift;
   return {h.loss,
           slope,
           {slope * t.slope.dot, slope * t.slope.features_sq, slope * t.slope.weights_sq},
           {h.normalizer.max, h.normalizer.scale * lift},
           one / lift};
+}
+template <typename Real>
+LSOFTMAX_INLINE Finished<Real> finish(const Margin& margin, Real alpha, const Geometry<Real>& geometry, Real bias,
+                                      const Sums<Real>& sums, Real depth, int64_t rows, bool has_unit) {
+  return finish(target_logit(margin, alpha, geometry), geometry.features_sq, bias, sums, depth, rows, has_unit);
 }
 
 }  // namespace lsoftmax

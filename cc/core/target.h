@@ -84,14 +84,14 @@ LSOFTMAX_INLINE void store(const Arguments<T>& args, int64_t row, const Sums<dou
 }
 
 // From the sums over a row's classes: loss[row], predicted[row] and, in units of grad_unit[row], geometry_grad[:, row]
-// and target_grad[row]; returns the normalizer, in these units, too, whose scale is 0 without a target. `bias` is that
-// of the target.
+// and target_grad[row]; returns the normalizer, in these units, too, whose scale is 0 without a target. `t` is the
+// target's logit, `bias` is to be added to it.
 template <typename T>
-LSOFTMAX_INLINE Normalizer<double> finish_row(const Arguments<T>& args, double alpha, int64_t row, double bias,
-                                              const Sums<double>& sums) {
+LSOFTMAX_INLINE Normalizer<double> finish_row(const Arguments<T>& args, const TargetLogit<double>& t, int64_t row,
+                                              double bias, const Sums<double>& sums) {
   Finished<double> f = {0, 0, {0, 0, 0}, {0, 0}, 1};
   if (label_of(args.labels, row) >= 0) {
-    f = finish(args.margin, alpha, geometry_of(args, row), bias, sums, static_cast<double>(args.depth), args.rows,
+    f = finish(t, geometry_of(args, row).features_sq, bias, sums, static_cast<double>(args.depth), args.rows,
                kHasGradUnit<T> && args.grad_unit != nullptr);
   }
   args.predicted[row] = static_cast<int64_t>(sums.predicted);
@@ -100,6 +100,11 @@ LSOFTMAX_INLINE Normalizer<double> finish_row(const Arguments<T>& args, double a
   store(args.geometry_grad, args.rows, row, f.geometry_grad);
   if (args.grad_unit != nullptr) args.grad_unit[row] = static_cast<float>(f.unit);
   return f.normalizer;
+}
+template <typename T>
+LSOFTMAX_INLINE Normalizer<double> finish_row(const Arguments<T>& args, double alpha, int64_t row, double bias,
+                                              const Sums<double>& sums) {
+  return finish_row(args, target_logit(args.margin, alpha, geometry_of(args, row)), row, bias, sums);
 }
 
 }  // namespace lsoftmax

@@ -1,8 +1,9 @@
-// The fused loss (core/softmax.h has the formulas), with its rows in one of three mappings (loss_plan.h).
+// The fused loss (core/softmax.h has the formulas), with its rows in one of four mappings (loss_plan.h).
 //
-//   row per warp, row per block    sum up the row, finish it, write its gradient: in one kernel
-//   part per block                 sums of parts of kPart classes, merged row per warp; finish, row per thread;
-//                                  gradient
+//   row per group, row per block    the row in registers (held.cuh): sums, finish and gradient in one kernel
+//   row in shared                   what fits of the row in shared memory (streamed.cuh), likewise
+//   part per block                  sums of parts of kPart classes, merged row per warp; finish, row per thread;
+//                                   gradient
 //
 // The kernels of the last are those of a block of classes, too.
 #include "cuda/loss_plan.h"
@@ -12,24 +13,35 @@
 #include "core/target.h"
 #include "core/validate.h"
 #include "cuda/device.cuh"
-#include "cuda/logits.cuh"
+#include "cuda/held.cuh"
+#include "cuda/streamed.cuh"
 
 namespace lsoftmax {
 namespace cuda {
 namespace {
 
 constexpr int kMaxBlock = 1024;
+constexpr int kGroupsBlock = 128;  // threads of a block of groups: what waits for its slowest row is small
+template <typename T>
+constexpr int kGroupsBlocks = kIsHalf<T> ? 8 : 6;  // a multiprocessor is to have: 64 or 80 registers a thread
 constexpr int64_t kUnknown = INT64_MAX;
+
+// The target's logit before its bias: what of finishing a row needs no sums, and so can be done while the row is on its
+// way. Of a bad label or lambda, any number.
+template <typename T>
+__device__ TargetLogit<double> target_logit_of(const Arguments<T>& args, int64_t row) {
+  return target_logit(args.margin, margin_share(*args.lam), geometry_of(args, row));
+}
 
 // finish_row of core/target.h. A row that cannot be computed says so in each number but its predicted class. Labels are
 // below `classes`.
 template <typename T>
-__device__ Normalizer<double> finish(const Arguments<T>& args, int64_t row, int64_t classes, const Sums<double>& sums) {
-  const double lambda = *args.lam;
+__device__ Normalizer<double> finish(const Arguments<T>& args, const TargetLogit<double>& t, int64_t row,
+                                     int64_t classes, const Sums<double>& sums) {
   const int64_t y = label_of(args.labels, row);
-  if (is_good_lambda(lambda) && is_good_label(y, classes)) {
+  if (is_good_lambda(*args.lam) && is_good_label(y, classes)) {
     const double bias = args.bias != nullptr && y >= 0 ? widen(args.bias[y]) : 0;
-    return finish_row(args, margin_share(lambda), row, bias, sums);
+    return finish_row(args, t, row, bias, sums);
   }
   args.predicted[row] = static_cast<int64_t>(sums.predicted);
   assign(args.loss[row], NAN);
@@ -39,98 +51,122 @@ __device__ Normalizer<double> finish(const Arguments<T>& args, int64_t row, int6
   return {NAN, NAN};
 }
 
-// In shared memory, each row's first `kept` vectors. Finishing is long and serial: the block's rows go through it side
-// by side, a thread each.
-template <typename T>
-__global__ void __launch_bounds__(kBlock) loss_row_per_warp(Arguments<T> args, int64_t kept) {
-  __shared__ Partial<Real<T>> partials[kWarps];
-  __shared__ Normalizer<double> normalizers[kWarps];
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, thread = static_cast<int>(threadIdx.x);
-  const int64_t row = row_of_warp(), to_finish = row - warp + thread;
-  const Kept<T> own = {dynamic_shared<Wide<T>>() + warp * kept, kept};
-  if (row < args.rows) {
-    const Row<T> r(args, row);
-    const Partial<Real<T>> partial = merge_in_warp(sum_of_thread(r, group_of_warp(), 0, r.vectors(), own));
-    if (lane_of_warp() == 0) partials[warp] = partial;
-  }
+// Finishing is long and serial: the block's rows go through it side by side, a thread each. `log2_lanes` are those of a
+// row.
+template <typename T, bool kBias>
+__global__ void __launch_bounds__(kGroupsBlock, kGroupsBlocks<T>)
+    loss_row_per_group(const __grid_constant__ Arguments<T> args, int log2_lanes) {
+  __shared__ TargetLogit<double> targets[kGroupsBlock / 2];
+  __shared__ Sums<double> sums[kGroupsBlock / 2];
+  __shared__ Normalizer<double> normalizers[kGroupsBlock / 2];
+  const int thread = static_cast<int>(threadIdx.x), lanes = 1 << log2_lanes, rows = kGroupsBlock >> log2_lanes;
+  const int of_block = thread >> log2_lanes;
+  const Group group = {thread & (lanes - 1), lanes};
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * rows, own = first + of_block, to_finish = first + thread;
+  const Span<T, kBias> span(args, own < args.rows ? own : args.rows - 1);  // every lane takes part in shuffles
+  Held<T, kBias> held(span, group);
+  const bool finishes = thread < rows && to_finish < args.rows;
+  if (finishes) targets[thread] = target_logit_of(args, to_finish);
+  held.prepare(span);
+  const Real<T> largest = held.largest(span), m = largest_in_lanes(largest, lanes);
+  const int place = held.place_of(span, m, largest);
+  const Total total = total_in_lanes({held.sum(span, base_of(m)), place}, lanes);
+  if (group.thread == 0) sums[of_block] = sums_of(span, m, total, args.first_class);
   __syncthreads();
-  if (thread < kWarps && to_finish < args.rows) {
-    const Row<T> r(args, to_finish);
-    normalizers[thread] =
-        finish(args, to_finish, args.classes, sums_of(r, 0, r.vectors(), args.first_class, partials[thread]));
-  }
+  if (finishes) normalizers[thread] = finish(args, targets[thread], to_finish, args.classes, sums[thread]);
   __syncthreads();
-  if (row >= args.rows) return;
-  const Row<T> r(args, row);
-  differentiate(r, group_of_warp(), 0, r.vectors(), own, normalizers[warp]);
+  // Computed anew, as registers hold the row until here, and little else.
+  if (own < args.rows) held.differentiate(Span<T, kBias>(args, opaque(own)), normalizers[of_block]);
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kMaxBlock) loss_row_per_block(Arguments<T> args, int64_t kept) {
+template <typename T, bool kBias>
+__global__ void __launch_bounds__(kMaxBlock) loss_row_per_block(const __grid_constant__ Arguments<T> args) {
+  __shared__ TargetLogit<double> target;
   __shared__ Normalizer<double> normalizer;
-  const int64_t row = blockIdx.x;
-  const Row<T> r(args, row);
-  const Kept<T> own = {dynamic_shared<Wide<T>>(), kept};
-  const Partial<Real<T>> partial = merge_in_block(sum_of_thread(r, group_of_block(), 0, r.vectors(), own));
+  __shared__ Registers<T> aside[kHeld<T>];
+  const Span<T, kBias> span(args, blockIdx.x);
+  Held<T, kBias> held(span, group_of_block());
+  if (threadIdx.x == 0) target = target_logit_of(args, blockIdx.x);
+  held.prepare(span);
+  const Real<T> largest = held.largest(span), m = largest_in_block(largest);
+  const int place = held.place_of(span, m, largest);
+  const Total total = total_in_block({held.sum(span, base_of(m)), place});
   if (threadIdx.x == 0) {
-    normalizer = finish(args, row, args.classes, sums_of(r, 0, r.vectors(), args.first_class, partial));
+    const Sums<double> sums = sums_of(span, m, total, args.first_class);
+    held.stand_aside(aside, [&] { normalizer = finish(args, target, blockIdx.x, args.classes, sums); });
   }
   __syncthreads();
-  differentiate(r, group_of_block(), 0, r.vectors(), own, normalizer);
+  // Computed anew, as registers hold the row until here, and little else.
+  held.differentiate(Span<T, kBias>(args, opaque(blockIdx.x)), normalizer);
 }
 
-// The block's part of a row, as vectors [begin, end). The last part has what others leave: at most one vector more.
-struct Part {
-  int64_t row, begin, end;
-};
-template <typename T>
-__device__ Part part_of_block(const Arguments<T>& args) {
-  constexpr int64_t kVectors = kPart / kWide<T>;
-  const unsigned parts = static_cast<unsigned>(ceil_div(args.classes, kPart));
-  const int64_t row = blockIdx.x / parts, part = blockIdx.x % parts;
-  const bool is_last = part + 1 == parts;
-  return {row, part * kVectors, is_last ? Row<T>(args, row).vectors() : (part + 1) * kVectors};
+template <typename T, bool kBias>
+__global__ void __launch_bounds__(kMaxBlock) loss_row_in_shared(const __grid_constant__ Arguments<T> args, int kept) {
+  __shared__ Normalizer<double> normalizer;
+  const Span<T, kBias> span(args, blockIdx.x);
+  Streamed<T, kBias> row(span, group_of_block(), Kept<T>{dynamic_shared<Registers<T>>(), kept});
+  row.sum_up();
+  const Real<T> m = largest_in_block(row.largest());
+  const Total total = total_in_block({row.sum(m), row.place_of(m)});
+  if (threadIdx.x == 0) {
+    const TargetLogit<double> target = target_logit_of(args, blockIdx.x);
+    normalizer = finish(args, target, blockIdx.x, args.classes, sums_of(span, m, total, args.first_class));
+  }
+  __syncthreads();
+  row.differentiate(normalizer);
+}
+
+// The block's part of a row.
+template <typename T, bool kBias>
+__device__ Span<T, kBias> part_of_block(const Arguments<T>& args) {
+  const unsigned parts = static_cast<unsigned>(ceil_div(args.classes, kPart)), part = blockIdx.x % parts;
+  return {args, blockIdx.x / parts, part, static_cast<int>(kPart / kWide<T>), part + 1 == parts};
 }
 
 // parts: [N, parts a row]
-template <typename T>
-__global__ void __launch_bounds__(kBlock) sums_part_per_block(Arguments<T> args, Sums<double>* parts) {
-  const Part part = part_of_block(args);
-  const Row<T> r(args, part.row);
-  const Partial<Real<T>> partial =
-      merge_in_block(sum_of_thread(r, group_of_block(), part.begin, part.end, Kept<T>{nullptr, 0}));
-  if (threadIdx.x == 0) parts[blockIdx.x] = sums_of(r, part.begin, part.end, args.first_class, partial);
+template <typename T, bool kBias>
+__global__ void __launch_bounds__(kBlock)
+    sums_part_per_block(const __grid_constant__ Arguments<T> args, Sums<double>* parts) {
+  const Span<T, kBias> part = part_of_block<T, kBias>(args);
+  Streamed<T, kBias> own(part, group_of_block(), Kept<T>{nullptr, 0});
+  own.sum_up();
+  const Real<T> m = largest_in_block(own.largest());
+  const Total total = total_in_block({own.sum(m), own.place_of(m)});
+  if (threadIdx.x == 0) parts[blockIdx.x] = sums_of(part, m, total, args.first_class);
 }
 
 // Takes the row's parts into its sums, or where `anew` into those of no class.
 template <typename T>
 __global__ void __launch_bounds__(kBlock)
-    merge_row_per_warp(Arguments<T> args, const Sums<double>* parts, int64_t count, bool anew) {
+    merge_row_per_warp(const __grid_constant__ Arguments<T> args, const Sums<double>* parts, int64_t count, bool anew) {
   const int64_t row = row_of_warp();
   if (row >= args.rows) return;
   Sums<double> sums = no_sums();
   for (int64_t n = lane_of_warp(); n < count; n += kWarp) sums = merge(sums, parts[row * count + n]);
-  warp_first_of_largest(&sums.best, &sums.predicted);
-  const Partial<double> others = merge_in_warp(Partial<double>{sums.max, sums.sum, 0});
-  sums.max = others.max;
-  sums.sum = others.sum;
+  const double max = largest_in_lanes(sums.max, kWarp), best = largest_in_lanes(sums.best, kWarp);
+  sums.sum = warp_sum(rescale(sums.sum, sums.max, max));
+  sums.predicted = -largest_in_lanes(sums.best == best ? -sums.predicted : minus_infinity<double>(), kWarp);
+  sums.max = max;
+  sums.best = best;
   if (lane_of_warp() == 0) store(args, row, anew ? sums : merge(sums_of(args, row), sums));
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kBlock) finish_row_per_thread(Arguments<T> args, int64_t classes) {
+__global__ void __launch_bounds__(kBlock)
+    finish_row_per_thread(const __grid_constant__ Arguments<T> args, int64_t classes) {
   const int64_t row = row_of_thread();
   if (row >= args.rows) return;
-  const Normalizer<double> normalizer = finish(args, row, classes, sums_of(args, row));
+  const Normalizer<double> normalizer = finish(args, target_logit_of(args, row), row, classes, sums_of(args, row));
   args.normalizer[row] = normalizer.max;
   args.normalizer[args.rows + row] = normalizer.scale;
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kBlock) products_grad_part_per_block(Arguments<T> args) {
-  const Part part = part_of_block(args);
-  const Normalizer<double> normalizer = {args.normalizer[part.row], args.normalizer[args.rows + part.row]};
-  differentiate(Row<T>(args, part.row), group_of_block(), part.begin, part.end, Kept<T>{nullptr, 0}, normalizer);
+template <typename T, bool kBias>
+__global__ void __launch_bounds__(kBlock) products_grad_part_per_block(const __grid_constant__ Arguments<T> args) {
+  const int64_t row = blockIdx.x / static_cast<unsigned>(ceil_div(args.classes, kPart));
+  const Span<T, kBias> part = part_of_block<T, kBias>(args);
+  Streamed<T, kBias>(part, group_of_block(), Kept<T>{nullptr, 0})
+      .differentiate({args.normalizer[row], args.normalizer[args.rows + row]});
 }
 
 // In the workspace of `loss` and `sums`.
@@ -148,7 +184,8 @@ Workspace lay_out(void* workspace, int64_t rows, int64_t classes) {
 template <typename T>
 Status sum_up(const Arguments<T>& args, Sums<double>* parts, bool anew, Stream stream) {
   const int64_t count = ceil_div(args.classes, kPart);
-  const Status status = launch(sums_part_per_block<T>, args.rows * count, 1, kBlock, stream, args, parts);
+  const auto kernel = args.bias != nullptr ? sums_part_per_block<T, true> : sums_part_per_block<T, false>;
+  const Status status = launch(kernel, args.rows * count, 1, kBlock, stream, args, parts);
   if (status != 0) return status;
   return launch(merge_row_per_warp<T>, ceil_div(args.rows, kWarps), 1, kBlock, stream, args,
                 static_cast<const Sums<double>*>(parts), count, anew);
@@ -175,24 +212,41 @@ int64_t loss_workspace(int64_t rows, int64_t classes) {
   return rows * (kOfRow + kOfPart * ceil_div(classes, kPart));
 }
 
+namespace {
+
+// In one kernel; kNoSuch where the plan wants several.
+constexpr Status kNoSuch = -1;
+template <typename T, bool kBias>
+Status loss_in_one(const Arguments<T>& args, const LossPlan& plan, Stream stream) {
+  switch (plan.mapping) {
+    case Mapping::kRowPerGroup: {
+      int log2_lanes = 1;
+      while (1 << log2_lanes < plan.threads) ++log2_lanes;
+      const int64_t blocks = ceil_div(args.rows, kGroupsBlock / plan.threads);
+      return launch(loss_row_per_group<T, kBias>, blocks, 1, kGroupsBlock, stream, args, log2_lanes);
+    }
+    case Mapping::kRowPerBlock:
+      return launch(loss_row_per_block<T, kBias>, args.rows, 1, plan.threads, stream, args);
+    case Mapping::kRowInShared:
+      return launch_with_shared(loss_row_in_shared<T, kBias>, args.rows, 1, plan.threads, plan.kept * 16, stream, args,
+                                static_cast<int>(plan.kept));
+    case Mapping::kPartPerBlock:
+      break;
+  }
+  return kNoSuch;
+}
+
+}  // namespace
+
 template <typename T>
 Status loss(const Arguments<T>& args, Stream stream) {
   int64_t shared = 0;
   const Status status = shared_memory(&shared);
   if (status != 0) return status;
-  // A row that begins in the last entry of a vector touches the most.
-  const int64_t vectors = ceil_div(args.classes + kWide<T> - 1, kWide<T>);
-  const LossPlan plan = plan_loss(args.rows, args.classes, vectors, shared);
-  const int64_t kept_bytes = plan.kept * static_cast<int64_t>(sizeof(Wide<T>));
-  switch (plan.mapping) {
-    case Mapping::kRowPerWarp:
-      return launch_with_shared(loss_row_per_warp<T>, ceil_div(args.rows, kWarps), 1, plan.threads, kWarps * kept_bytes,
-                                stream, args, plan.kept);
-    case Mapping::kRowPerBlock:
-      return launch_with_shared(loss_row_per_block<T>, args.rows, 1, plan.threads, kept_bytes, stream, args, plan.kept);
-    case Mapping::kPartPerBlock:
-      break;
-  }
+  const LossPlan plan = plan_loss(args.rows, args.classes, args.classes / kWide<T>, kHeld<T>, shared);
+  const Status done =
+      args.bias != nullptr ? loss_in_one<T, true>(args, plan, stream) : loss_in_one<T, false>(args, plan, stream);
+  if (done != kNoSuch) return done;
   const Workspace own = lay_out(args.workspace, args.rows, args.classes);
   Arguments<T> stages = args;
   stages.sums = own.sums;
@@ -221,7 +275,9 @@ Status finish(const Arguments<T>& args, Stream stream) {
 
 template <typename T>
 Status products_grad(const Arguments<T>& args, Stream stream) {
-  return launch(products_grad_part_per_block<T>, args.rows * ceil_div(args.classes, kPart), 1, kBlock, stream, args);
+  const auto kernel =
+      args.bias != nullptr ? products_grad_part_per_block<T, true> : products_grad_part_per_block<T, false>;
+  return launch(kernel, args.rows * ceil_div(args.classes, kPart), 1, kBlock, stream, args);
 }
 
 #define LSOFTMAX_INSTANTIATE(T)                                      \

@@ -13,7 +13,8 @@
 //
 // What it is not: fast, or a model of memory. __shared__ arrays are static, so that one block runs at a time, and hold
 // what the last block left; asynchrony and caches do not exist. The device has as much shared memory as the least of
-// those that the library is built for, and wants to be asked for more than 48 KB, as they do.
+// those that the library is built for, or as many bytes a block as CUDA_ON_CPU_SHARED says, and wants to be asked for
+// more than 48 KB, as they do.
 #ifndef LSOFTMAX_CUDA_TESTING_CUDA_RUNTIME_H_
 #define LSOFTMAX_CUDA_TESTING_CUDA_RUNTIME_H_
 
@@ -43,6 +44,7 @@
 #define __host__
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -70,7 +72,12 @@ struct cudaLaunchConfig_t {
 namespace cuda_on_cpu {
 
 constexpr unsigned kWarp = 32;
-constexpr size_t kSharedUnasked = 48 << 10, kShared = 64 << 10;  // bytes a block
+constexpr size_t kSharedUnasked = 48 << 10, kLeastShared = 64 << 10;  // bytes a block
+
+inline size_t shared_of_device() {
+  const char* const wish = getenv("CUDA_ON_CPU_SHARED");
+  return wish != nullptr ? strtoull(wish, nullptr, 10) : kLeastShared;
+}
 
 class Machine {
  public:
@@ -153,7 +160,7 @@ class Machine {
   void* shared() const { return shared_.get(); }
 
   cudaError_t ask_for_shared(const void* kernel, int bytes) {
-    if (bytes < 0 || static_cast<size_t>(bytes) > kShared) return last_error = cudaErrorInvalidValue;
+    if (bytes < 0 || static_cast<size_t>(bytes) > shared_of_device()) return last_error = cudaErrorInvalidValue;
     const std::lock_guard<std::mutex> lock(mutex_);
     shared_asked_[kernel] = static_cast<size_t>(bytes);
     return cudaSuccess;
@@ -364,7 +371,7 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = static_cast<int>(::cuda_on_cpu::kShared);
+  *value = static_cast<int>(::cuda_on_cpu::shared_of_device());
   return cudaSuccess;
 }
 

@@ -1,0 +1,86 @@
+// What the threads of a group, some lanes of a warp or a block, find in a row together: its largest logit first, then
+// what is relative to it.
+//
+//   m = max_j z_j      S = sum_j exp(z_j - m), each thread's own terms in Real<T>, those of all in double
+//   place              the first of the logits that are m
+//
+// Always in the same order: a butterfly over lanes, then one over the warps' results.
+#ifndef LSOFTMAX_CUDA_MERGE_CUH_
+#define LSOFTMAX_CUDA_MERGE_CUH_
+
+#include "cuda/span.cuh"
+
+namespace lsoftmax {
+namespace cuda {
+
+constexpr int kNoPlace = INT32_MAX;
+
+struct Total {
+  double sum;
+  int place;
+};
+
+// Over `lanes` neighbours, 2 to 32, on each of them. Every lane of the warp takes part.
+template <typename R>
+__device__ R largest_in_lanes(R value, int lanes) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+    value = larger(value, __shfl_xor_sync(0xffffffffu, value, distance));
+  }
+  return value;
+}
+__device__ inline Total total_in_lanes(Total total, int lanes) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+    const int place = __shfl_xor_sync(0xffffffffu, total.place, distance);
+    total.sum += __shfl_xor_sync(0xffffffffu, total.sum, distance);
+    total.place = place < total.place ? place : total.place;
+  }
+  return total;
+}
+
+// Over the block, on every thread. Not twice in a kernel.
+template <typename R>
+__device__ R largest_in_block(R value) {
+  __shared__ R of_warps[kWarp];
+  const int lane = lane_of_warp(), warps = static_cast<int>(blockDim.x) / kWarp;
+  value = largest_in_lanes(value, kWarp);
+  if (lane == 0) of_warps[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  return largest_in_lanes(lane < warps ? of_warps[lane] : minus_infinity<R>(), kWarp);
+}
+// Over the block, on the lanes of its first warp. Not twice in a kernel.
+__device__ inline Total total_in_block(Total total) {
+  __shared__ Total of_warps[kWarp];
+  const int lane = lane_of_warp(), warps = static_cast<int>(blockDim.x) / kWarp;
+  total = total_in_lanes(total, kWarp);
+  if (lane == 0) of_warps[threadIdx.x / kWarp] = total;
+  __syncthreads();
+  if (threadIdx.x >= kWarp) return total;
+  return total_in_lanes(lane < warps ? of_warps[lane] : Total{0, kNoPlace}, kWarp);
+}
+
+// What logits of which m is the largest are taken relative to: with none but -inf, 0, so that their exponentials are 0.
+template <typename R>
+__device__ R base_of(R m) {
+  return m == minus_infinity<R>() ? 0 : m;
+}
+
+// The span's sums: joins the target, whose product it reads. Without a finite logit the class is 0.
+template <typename T, bool kBias>
+__device__ Sums<double> sums_of(const Span<T, kBias>& span, Real<T> m, const Total& total, int64_t first_class) {
+  const bool has_place = total.place != kNoPlace;
+  Sums<double> sums = {m, total.sum, m, static_cast<double>(has_place ? span.first + total.place : 0)};
+  if (span.target != kNowhere) {
+    const Real<T> z = span.logit(span.target);
+    if (z > m || (z == m && has_place && span.target < total.place)) {
+      sums.best = z;
+      sums.predicted = static_cast<double>(span.first + span.target);
+    }
+  }
+  sums.predicted += static_cast<double>(first_class);
+  return sums;
+}
+
+}  // namespace cuda
+}  // namespace lsoftmax
+
+#endif  // LSOFTMAX_CUDA_MERGE_CUH_

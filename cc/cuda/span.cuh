@@ -1,0 +1,137 @@
+// Where a row of args.products, or a part of it, lies in memory.
+//
+//   | ends: entries | whole vectors of 16 bytes on borders of 16 bytes ...      | ends: entries |
+//     before                                                                      after
+//
+// Rows begin anywhere. What is not a whole vector, at most 2 (kWide - 1) entries, is read and written one by one; so
+// nothing is touched that is not the row's own, and the loops over whole vectors have no test of its borders in them.
+// A place in a span is an offset from its first whole vector: 32 bits.
+#ifndef LSOFTMAX_CUDA_SPAN_CUH_
+#define LSOFTMAX_CUDA_SPAN_CUH_
+
+#include "core/target.h"
+#include "cuda/packed.cuh"
+
+namespace lsoftmax {
+namespace cuda {
+
+template <typename T>
+__device__ inline int place_in_vector(const T* address) {
+  return static_cast<int>(static_cast<unsigned>(reinterpret_cast<uintptr_t>(address)) / sizeof(T) % kWide<T>);
+}
+
+// The threads that share a span, and the caller's place among them.
+struct Group {
+  int thread, threads;
+};
+__device__ inline Group group_of_block() { return {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)}; }
+
+constexpr int kNowhere = INT32_MIN;
+
+template <typename T, bool kBias>
+struct Span {
+  const T* products;  // of the first whole vector
+  const T* bias;      // of the same class
+  T* gradient;        // likewise; may be where the products are
+  int64_t first;      // that class, counted from the row's own first one
+  int vectors, before, after;
+  int target;  // or kNowhere
+  bool wide_bias, wide_gradient;
+
+  // The row, of less than 2^31 classes.
+  __device__ Span(const Arguments<T>& args, int64_t row) {
+    const T* const own = args.products + row * args.classes;
+    const int lead = -place_in_vector(own) & (kWide<T> - 1), classes = static_cast<int>(args.classes);
+    before = lead < classes ? lead : classes;
+    vectors = (classes - before) / kWide<T>;
+    after = classes - before - end();
+    point(args, row, own, before);
+  }
+
+  // Part `part` of its parts of `most` vectors; the last one has what others leave.
+  __device__ Span(const Arguments<T>& args, int64_t row, int64_t part, int most, bool is_last) {
+    const T* const own = args.products + row * args.classes;
+    const int64_t lead = -place_in_vector(own) & (kWide<T> - 1);
+    const int64_t ahead = lead < args.classes ? lead : args.classes, whole = (args.classes - ahead) / kWide<T>;
+    const int64_t begin = part * most < whole ? part * most : whole, left = whole - begin;
+    before = part == 0 ? static_cast<int>(ahead) : 0;
+    vectors = left < most ? static_cast<int>(left) : most;
+    after = is_last ? static_cast<int>(args.classes - ahead - whole * kWide<T>) : 0;
+    point(args, row, own, ahead + begin * kWide<T>);
+  }
+
+  __device__ int end() const { return vectors * kWide<T>; }
+
+  // Vector n, n < vectors, of the products.
+  __device__ Registers<T> load(int n) const { return load_registers(products, n); }
+
+  // The logits of vector n, whose products are v. -inf stays -inf.
+  __device__ void logits(int n, const Registers<T>& v, Real<T>* z) const {
+#pragma unroll
+    for (int l = 0; l < kWide<T>; ++l) z[l] = entry<T>(v, l);
+    if (!kBias) return;
+    if (wide_bias) {
+      const Registers<T> biases = load_registers(bias, n);
+#pragma unroll
+      for (int l = 0; l < kWide<T>; ++l) z[l] += entry<T>(biases, l);
+    } else {
+#pragma unroll
+      for (int l = 0; l < kWide<T>; ++l) z[l] += widen(bias[n * kWide<T> + l]);
+    }
+  }
+
+  // `wide`: wide_gradient, if it is known.
+  __device__ void store(int n, const Registers<T>& v, bool wide) const {
+    if (wide) return store_registers(v, gradient, n);
+    T* const to = gradient + n * kWide<T>;
+#pragma unroll
+    for (int l = 0; l < kWide<T>; ++l) to[l] = stored_entry<T>(v, l);
+  }
+
+  // work(place, logit) for each of the caller's own entries at the ends; the target's logit is -inf.
+  template <typename Work>
+  __device__ void at_ends(const Group& group, const Work& work) const {
+    for (int e = group.thread; e < before + after; e += group.threads) {
+      const int place = e < before ? e - before : e - before + end();
+      work(place, place == target ? minus_infinity<Real<T>>() : logit(place));
+    }
+  }
+
+  // The gradient of a row without a target, whatever its logits are.
+  __device__ void store_zeros(const Group& group) const {
+    for (int n = group.thread; n < vectors; n += group.threads) store(n, Registers<T>{}, wide_gradient);
+    at_ends(group, [&](int place, Real<T>) { assign(gradient[place], 0); });
+  }
+
+  __device__ Real<T> logit(int place) const {
+    return kBias ? widen(products[place]) + widen(bias[place]) : widen(products[place]);
+  }
+
+ private:
+  // Everything else, from the first whole vector's class on.
+  __device__ void point(const Arguments<T>& args, int64_t row, const T* own, int64_t begin) {
+    first = begin;
+    products = opaque(own + first);
+    bias = kBias ? opaque(args.bias + first) : nullptr;
+    gradient = args.products_grad;
+    if (gradient != nullptr) gradient += row * args.classes + first;
+    gradient = opaque(gradient);
+    wide_bias = place_in_vector(bias) == 0;
+    wide_gradient = place_in_vector(gradient) == 0;
+    const int64_t label = label_of(args.labels, row);
+    const int64_t place = label >= args.first_class ? label - args.first_class - first : INT64_MAX;
+    target = -before <= place && place < end() + after ? static_cast<int>(place) : kNowhere;
+  }
+};
+
+// Where the target is, if a vector holds it.
+template <typename T, bool kBias>
+__device__ inline Hole<T> target_of(const Span<T, kBias>& span) {
+  const bool is_here = 0 <= span.target && span.target < span.end();
+  return {is_here ? span.target / kWide<T> : -1, span.target & (kWide<T> - 1)};
+}
+
+}  // namespace cuda
+}  // namespace lsoftmax
+
+#endif  // LSOFTMAX_CUDA_SPAN_CUH_
