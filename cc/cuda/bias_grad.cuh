@@ -1,6 +1,6 @@
 // bias_grad[c] = sum over the rows i of h_i (products_grad[i, c] + [y_i = c] target_grad[i]),  h = loss_grad grad_unit
 //
-// A block takes 32 columns, a column per lane. Each of its kRowsAtOnce warps adds up one of so many rows, and the warps'
+// A block takes 32 columns, a column per lane. Each of its kRowsAtOnce warps adds up one row of so many, and the warps'
 // sums are added in their order.
 #ifndef LSOFTMAX_CUDA_BIAS_GRAD_CUH_
 #define LSOFTMAX_CUDA_BIAS_GRAD_CUH_
