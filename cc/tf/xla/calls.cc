@@ -106,8 +106,8 @@ std::vector<XlaOp> results_of(const Node& node, const Call& what, const Given& g
   const size_t count = shapes.size();
   if (answers.workspace_of != nullptr) {
     const Sizes& sizes = node.sizes;
-    shapes.push_back(
-        dense(::xla::U8, {answers.workspace_of(what.kernel, sizes.rows(), sizes.depth(), sizes.classes())}));
+    const int64_t bytes = answers.workspace_of(what.kernel, sizes.rows(), sizes.depth(), sizes.classes());
+    shapes.push_back(dense(::xla::U8, {std::max<int64_t>(bytes, 1)}));  // every buffer has an address
   }
   const XlaOp all = call(absl::StrCat(what.handler, "_", ::xla::PrimitiveType_Name(node.real())), operands, shapes,
                          absl::StrCat("{margin = ", node.margin.m, " : i64", attributes, "}"),
