@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import CudaOnCpu
@@ -253,7 +254,7 @@ def test_loss_of_rows_around_what_registers_hold(dtype, threads, beyond, bias):
     assert_loss_is_that_of_the_cpu(loss_state(rows, classes, dtype, bias=bias))
 
 
-@pytest.mark.parametrize("classes", [2**14 + 8, 28_035, 57_091, 115_205])
+@pytest.mark.parametrize("classes", [2**14 + 8, 28_035, 57_091, pytest.param(115_205, marks=pytest.mark.slow)])
 def test_loss_of_rows_in_a_larger_shared_memory(monkeypatch, classes):
     """As on sm_90: a row of halves in a fourth of it, a half, all of it, and one that is longer."""
     monkeypatch.setenv("CUDA_ON_CPU_SHARED", str(227 << 10))
@@ -352,15 +353,20 @@ def planner(tmp_path_factory):
 
 @pytest.mark.parametrize("order", ["reverse", "1", "2", "3"])
 def test_the_loss_in_any_order_gives_the_same_bits(monkeypatch, dtype, order):
-    # row per warp; row per block, kept whole and in part; parts
+    # row per group; row per block; row in shared memory, kept whole and in part; parts
     states = [loss_state(rows, classes, dtype) for rows, classes in ((19, 70), (3, 4500), (17, 17400), (3, 20001))]
     for state in states:
         state["sums"] = np.tile([[-np.inf], [0], [-np.inf], [0]], len(state["labels"]))
         state["normalizer"] = np.full((2, len(state["labels"])), -7.0)
+    in_shared = loss_state(34, 34001, dtype)
     results = (*RESULTS, "sums", "normalizer", "bias_grad")
 
     def all_bits():
         found = [bits(run(kernels, ["loss"], copied(state))) for state in states]
+        for shared in (227, 36):
+            with monkeypatch.context() as larger:
+                larger.setenv("CUDA_ON_CPU_SHARED", str(shared << 10))
+                found.append(bits(run(kernels, ["loss"], copied(in_shared))))
         for state, last in zip(states, (["bias_grad"], [], [], []), strict=True):  # of many classes it takes its time
             found.append(bits(run(kernels, ["sums", "finish", "products_grad", *last], copied(state)), results))
         return found
@@ -449,6 +455,26 @@ def test_extreme_logits(dtype, classes):
     got["products_grad"][poisoned, classes // 2] = expected["products_grad"][poisoned, classes // 2]  # 0 or NaN
     assert ((got["predicted"] >= 0) & (got["predicted"] < classes)).all()
     got["predicted"][8] = expected["predicted"][8]  # of NaNs, any
+    assert_close(got, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("classes", [9, 1500, 17000])
+@pytest.mark.parametrize("bias", [True, False])
+def test_huge_logits(dtype, classes, bias):
+    """No exponent overflows on the way, whatever is added to or subtracted from them."""
+    state = loss_state(6, classes, dtype, bias=bias, scale=0)
+    products, huge = state["products"], float(ml_dtypes.finfo(DTYPES[dtype]).max)
+    state["labels"][:] = classes - 1
+    products[0, :3] = [huge, -huge, huge]
+    products[1] = -huge
+    products[2], products[2, 5] = huge / 4, huge / 2
+    products[3], products[3, 5] = -huge / 2, -huge / 4
+    products[4], products[4, 2:4] = 1e7, 1.25e7
+    products[5] = np.linspace(3e4, 4e4, classes)
+    with np.errstate(over="ignore"):
+        expected, got = (run(module, ["loss"], copied(state)) for module in (_core, kernels))
+    assert np.isfinite(expected["products_grad"].astype(float)).all()
     assert_close(got, expected)
 
 

@@ -35,8 +35,13 @@ class Held {
   __device__ void prepare(const Span<T, kBias>& span) {
     if (kBias && !kIsHalf<T>) add_bias(span);
     const Hole<T> target = target_of(span);
+    bool is_held = false;
 #pragma unroll
-    for (int n = 0; n < kHeld<T>; ++n) target.apply(vector(n), v_[n]);
+    for (int n = 0; n < kHeld<T>; ++n) is_held |= vector(n) == target.vector();
+    if (is_held) {
+#pragma unroll
+      for (int n = 0; n < kHeld<T>; ++n) target.apply(vector(n), v_[n]);
+    }
     forget();
   }
 

@@ -3,15 +3,18 @@
 // A register holds two halves, a float or a double. Two halves are compared and narrowed by one instruction, which the
 // devices from sm_80 on have; elsewhere, and on the CPU, the same is done entry by entry.
 //
-// exp(d) for d <= 0 comes in two qualities, by what it is for. Errors are relative, instructions a float's:
+// exp(d), d = z - m <= 0, comes in two qualities, by what it is for; in double there is one. Instructions are float's:
 //
-//   exponential(d)   2^-22.7 (2 ulp), results below the normal range included. 8 instructions. Gradients of float
-//   quick_exp(d)     2^(d log2 e), where rounding d log2 e costs |d| 2^-23.7, and ex2.approx 2^-22. 2 instructions.
-//                    0 where the result is below the normal range. Sums: the terms whose |d| is large are small, and
-//                    S errs by no more than 2^-21.8. Gradients of halves: less than a 64th of their ulp, where |d| < 100
+//   exponential(d)   2 ulp, results below the normal range included; 8 instructions. Gradients of float
+//   quick_exp(d)     2^(d log2 e): 2 instructions. 0 where the result is below the normal range. Relative error
+//                    2^-22 of ex2.approx, and |d| 2^-23.7 of log2 e and of rounding d log2 e
 //
-// d = z - m is subtracted first: at |m| = 10^4, z log2 e - m log2 e in one multiply-add would err by 3e-4. In double
-// there is one quality, exp's.
+// quick_exp serves sums: S errs by 2^-22 + D 2^-23.7, with D the mean of |d| under the row's own probabilities, about
+// ln C at the most; d itself has been rounded by |d| 2^-24 in either quality. And gradients of halves: below 2^-16 in all
+// of their range, where rounding them costs 2^-12 or more.
+//
+// m is subtracted first. z log2 e - m log2 e in one multiply-add would save an instruction, and err by 3e-4 at
+// |m| = 10^4.
 #ifndef LSOFTMAX_CUDA_PACKED_CUH_
 #define LSOFTMAX_CUDA_PACKED_CUH_
 
@@ -120,8 +123,8 @@ using Registers = Vector<typename Packed<T>::Register, 16 / sizeof(typename Pack
 template <typename T>
 constexpr int kRegisters = 16 / sizeof(typename Packed<T>::Register);
 
-// Vector `vector` from an address on that is a multiple of 16 bytes. A device does it in one access if it is told the type: of memcpy the
-// compiler makes bytes.
+// Vector `vector` from an address on that is a multiple of 16 bytes. A device does it in one access if it is told the
+// type: of memcpy the compiler makes bytes.
 template <typename T>
 __device__ inline Registers<T> load_registers(const T* from, int vector) {
 #if defined(__CUDA_ARCH__)
@@ -185,11 +188,12 @@ __device__ inline V* opaque(V* value) {
   return value;
 }
 
-// An entry of some vector, to be replaced by -inf: one predicated instruction a register, which the compiler makes of no
-// C++. Of `if (...)` around the replacement it makes an index into the vector, which it then holds in memory.
+// An entry of some vector, to be replaced by -inf. By selections under masks: of an index into the vector's registers
+// the compiler makes an array in memory.
 template <typename T>
 class Hole {
-  using Bits = std::conditional_t<sizeof(typename Packed<T>::Register) == 8, uint64_t, uint32_t>;
+  using Register = typename Packed<T>::Register;
+  using Bits = std::conditional_t<sizeof(Register) == 8, uint64_t, uint32_t>;
 
  public:
   // Entry l of vector `vector`.
@@ -203,27 +207,17 @@ class Hole {
   __device__ int vector() const { return vector_; }
 
   __device__ void apply(int vector, Registers<T>& v) const {
-    const auto lowest = bits_of_register(Packed<T>::lowest());
+    const Bits lowest = bits_of_register(Packed<T>::lowest());
 #pragma unroll
     for (int r = 0; r < kRegisters<T>; ++r) {
-      Bits bits = bits_of_register(v.at[r]);
-#if defined(__CUDA_ARCH__)
-      if constexpr (sizeof(Bits) == 4) {
-        asm("{\n .reg .pred here;\n setp.eq.s32 here, %1, %2;\n @here lop3.b32 %0, %3, %0, %4, 0xca;\n}"  // %3 ? %0 : %4
-            : "+r"(bits)
-            : "r"(vector), "r"(vector_), "r"(kept_[r]), "r"(lowest));
-      } else {
-        bits = vector == vector_ ? (bits & kept_[r]) | (lowest & ~kept_[r]) : bits;
-      }
-#else
-      bits = vector == vector_ ? (bits & kept_[r]) | (lowest & ~kept_[r]) : bits;
-#endif
+      const Bits old = bits_of_register(v.at[r]);
+      const Bits bits = vector == vector_ ? (old & kept_[r]) | (lowest & ~kept_[r]) : old;
       memcpy(&v.at[r], &bits, sizeof bits);
     }
   }
 
  private:
-  __device__ static Bits bits_of_register(const typename Packed<T>::Register& r) {
+  __device__ static Bits bits_of_register(const Register& r) {
     Bits bits;
     memcpy(&bits, &r, sizeof bits);
     return bits;
