@@ -8,8 +8,7 @@
 // Threads run in the order of their index, or as the environment variable CUDA_ON_CPU_ORDER says: `reverse`, or a
 // number that seeds a shuffle for each block. A kernel without races gives the same result in every order. Where
 // CUDA_ON_CPU_LAST is a number, only so many blocks of each launch run, the last ones: the far end of arrays that are
-// too large to be walked through. CUDA_ON_CPU_LOG names a file, to which each launch adds a line: its blocks and
-// threads.
+// too large to be walked through. To the file CUDA_ON_CPU_LOG each launch adds a line: its blocks and threads.
 //
 // What it is not: fast, or a model of memory. __shared__ arrays are static, so that one block runs at a time, and hold
 // what the last block left; asynchrony and caches do not exist. The device has as much shared memory as the least of
@@ -20,12 +19,12 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
 
 #include <algorithm>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <memory>
@@ -100,7 +99,8 @@ class Machine {
     if (config.dynamicSmemBytes > (asked != shared_asked_.end() ? asked->second : kSharedUnasked)) {
       return last_error = cudaErrorInvalidValue;
     }
-    log(blocks, threads);
+    const char* const log = getenv("CUDA_ON_CPU_LOG");
+    if (log != nullptr) std::ofstream(log, std::ios::app) << blocks << ' ' << threads << '\n';
     shared_.reset(new char[config.dynamicSmemBytes]);  // as large as asked for: the sanitizer sees its end
     gridDim = grid;
     blockDim = block;
@@ -192,14 +192,6 @@ class Machine {
     unsigned arrived = 0;
     uint64_t passed = 0;
   };
-
-  static void log(uint64_t blocks, uint64_t threads) {
-    const char* const name = getenv("CUDA_ON_CPU_LOG");
-    FILE* const file = name != nullptr ? fopen(name, "a") : nullptr;
-    if (file == nullptr) return;
-    fprintf(file, "%llu %llu\n", static_cast<unsigned long long>(blocks), static_cast<unsigned long long>(threads));
-    fclose(file);
-  }
 
   void prepare(unsigned threads) {
     while (fibers_.size() < threads) fibers_.push_back(std::make_unique<Fiber>());
