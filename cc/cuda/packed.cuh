@@ -10,8 +10,8 @@
 //                    2^-22 of ex2.approx, and |d| 2^-23.7 of log2 e and of rounding d log2 e
 //
 // quick_exp serves sums: S errs by 2^-22 + D 2^-23.7, with D the mean of |d| under the row's own probabilities, about
-// ln C at the most; d itself has been rounded by |d| 2^-24 in either quality. And gradients of halves: below 2^-16 in all
-// of their range, where rounding them costs 2^-12 or more.
+// ln C at the most; d itself has been rounded by |d| 2^-24 in either quality. And gradients of halves: below 2^-16 in
+// all of their range, where rounding them costs 2^-12 or more.
 //
 // m is subtracted first. z log2 e - m log2 e in one multiply-add would save an instruction, and err by 3e-4 at
 // |m| = 10^4.
