@@ -59,7 +59,6 @@ def library_path() -> str:
     return str(_LIBRARY)
 
 
-@functools.cache
 def load() -> Any:
     """Loads the op library into TensorFlow, registers its gradients, and returns the module of its ops.
 
@@ -67,6 +66,13 @@ def load() -> Any:
         ImportError: there is no TensorFlow, or the library is missing, damaged, built for another TensorFlow, or
             loaded already from another file.
     """
+    import tensorflow  # noqa: F401  (first: its import has the hook load them)
+
+    return _load()
+
+
+@functools.cache
+def _load() -> Any:
     import tensorflow as tf
 
     path = library_path()

@@ -93,6 +93,11 @@ assert "lsoftmax" in ops.lsoftmax_logits.__name__ and "products" in ops.lsoftmax
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("first", ["", "import tensorflow; ", "import lsoftmax_op, tensorflow; "])
+def test_loading_before_and_after_tensorflow(first):
+    run_python(f"{first}from lsoftmax_op import library; assert library.load() is library.load()")
+
+
 def test_a_library_for_another_tensorflow(copy):
     tf = pytest.importorskip("tensorflow")
     folder, prelude = copy
