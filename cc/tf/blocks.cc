@@ -114,7 +114,6 @@ new_matrix: [D, C].
 )doc");
 
 constexpr InPlace kSums = {"sums_before", "sums", InPlace::kChanged};
-constexpr InPlace kProductsGrad = {"products", "products_grad", InPlace::kOverwritten};
 
 template <typename Backend, typename T>
 using SumsOp = KernelOp<Backend, T, Kernel::sums, kSums>;

@@ -17,6 +17,7 @@ struct InPlace {
   Content content = kOverwritten;
 };
 inline constexpr InPlace kNowhere = {"", ""};
+inline constexpr InPlace kProductsGrad = {"products", "products_grad", InPlace::kOverwritten};
 
 template <typename Backend, typename T, Kernel kernel, const InPlace& kInPlace>
 class KernelOp : public OpKernel {

@@ -62,12 +62,12 @@ geometry_grad: [3, N], the loss's derivative in the geometry.
 )doc");
 
 constexpr InPlace kLogits = {"products", "logits", InPlace::kChanged};
-constexpr InPlace kProductsGrad = {"logits_grad", "products_grad", InPlace::kChanged};
+constexpr InPlace kLogitsGrad = {"logits_grad", "products_grad", InPlace::kChanged};
 
 template <typename Backend, typename T>
 using Logits = KernelOp<Backend, T, Kernel::logits, kLogits>;
 template <typename Backend, typename T>
-using LogitsGrad = KernelOp<Backend, T, Kernel::logits_grad, kProductsGrad>;
+using LogitsGrad = KernelOp<Backend, T, Kernel::logits_grad, kLogitsGrad>;
 
 LSOFTMAX_REGISTER_KERNELS("LsoftmaxLogits", Logits);
 LSOFTMAX_REGISTER_KERNELS("LsoftmaxLogitsGrad", LogitsGrad);

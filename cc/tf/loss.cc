@@ -160,8 +160,6 @@ grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish, what products_grad and target
 bias_grad: [B].
 )doc");
 
-constexpr InPlace kProductsGrad = {"products", "products_grad", InPlace::kOverwritten};
-
 template <typename Backend, typename T>
 using Loss = KernelOp<Backend, T, Kernel::geometry_and_loss, kProductsGrad>;
 template <typename Backend, typename T>
