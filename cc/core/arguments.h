@@ -7,6 +7,7 @@
 
 #include <stdint.h>
 
+#include "core/half.h"
 #include "core/margin.h"
 
 namespace lsoftmax {
@@ -30,10 +31,12 @@ LSOFTMAX_INLINE int64_t label_of(const Labels& labels, int64_t row) {
   X(T*, logits, "[N, C]")                                                                                           \
   X(Labels, labels, "[N]") /* each -1 or in [0, C) */                                                               \
   X(const T*, bias, "[C] or none")                                                                                  \
-  X(const double*, lam, "[]")      /* lambda >= 0 */                                                                \
-  X(double*, geometry, "[3, N]")   /* x . w_y, |x|^2, |w_y|^2 */                                                    \
-  X(double*, sums, "[4, N]")       /* of the classes so far: see softmax.h */                                       \
-  X(double*, normalizer, "[2, N]") /* see softmax.h */                                                              \
+  X(const double*, lam, "[]")               /* lambda >= 0 */                                                       \
+  X(const double*, terms, "[7] or none")    /* Terms of margin.h; none: 0, 1, 0, 0, 1, 0, 0 */                      \
+  X(Real<T>*, class_factors, "[C] or none") /* what logits are multiples of; none: 1, and of a row, too */          \
+  X(double*, geometry, "[3, N]")            /* x . w_y, |x|^2, |w_y|^2 */                                           \
+  X(double*, sums, "[5, N]")                /* of the classes so far: see softmax.h */                              \
+  X(double*, normalizer, "[3, N]")          /* see softmax.h */                                                     \
   X(T*, loss, "[N]")                                                                                                \
   X(const T*, loss_grad, "[N] or none")   /* the upstream gradient of the loss; none: 1 */                          \
   X(double*, geometry_grad, "[3, N]")     /* the loss's derivative in the geometry, ... */                          \
@@ -71,6 +74,7 @@ struct Arguments {
   X(geometry)                       \
   X(logits)                         \
   X(logits_grad)                    \
+  X(class_factors)                  \
   X(angles)                         \
   X(features_grad)                  \
   X(weights_grad)                   \

@@ -16,7 +16,8 @@
 
 namespace lsoftmax {
 
-enum class Element { kReal, kDouble, kFloat, kInt32, kInt64, kLabel };  // kReal: of type T; kLabel: int32 or int64
+// kReal: T; kWide: Real<T>, what T is computed in; kLabel: int32 or int64.
+enum class Element { kReal, kWide, kDouble, kFloat, kInt32, kInt64, kLabel };
 
 // The sizes of a shape: numbers, or letters, the L-th of which is -1 - L.
 constexpr std::string_view kLetters = "NDCB";
@@ -44,6 +45,8 @@ struct Array {
 };
 
 struct AnyReal {};  // stands in for T
+struct AnyWide {};
+AnyWide widen(AnyReal);
 
 template <typename Pointer>
 constexpr Element element_of() {
@@ -52,6 +55,7 @@ constexpr Element element_of() {
   if (std::is_same_v<Value, float>) return Element::kFloat;
   if (std::is_same_v<Value, int32_t>) return Element::kInt32;
   if (std::is_same_v<Value, int64_t>) return Element::kInt64;
+  if (std::is_same_v<Value, AnyWide>) return Element::kWide;
   return std::is_same_v<Value, Labels> ? Element::kLabel : Element::kReal;
 }
 

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "core/columns.h"
 #include "core/groups.h"
 #include "core/loss.h"
 #include "core/rows.h"
@@ -63,10 +64,20 @@ void features_grad_of_batch(const Arguments<T>& args, const Over& over) {
 
 template <typename T, typename Over>
 void weights_grad_of_batch(const Arguments<T>& args, const Over& over) {
+  if (args.margin.normalize_weights) {
+    over(args.classes, 2 * kEntryCost * args.depth,
+         [&](int64_t begin, int64_t end) { column_kernels<T>().take_off_radial(args, begin, end); });
+  }
   const RowGrouping grouping(args.labels, args.rows);
   const Groups groups = grouping.groups();
   over(args.depth, kColumnCost * args.rows,
        [&](int64_t begin, int64_t end) { row_kernels<T>().weights_grad(args, groups, begin, end); });
+}
+
+template <typename T, typename Over>
+void class_factors_of_batch(const Arguments<T>& args, const Over& over) {
+  over(args.classes, kEntryCost * args.depth,
+       [&](int64_t begin, int64_t end) { column_kernels<T>().class_factors(args, begin, end); });
 }
 
 template <typename T, typename Over>

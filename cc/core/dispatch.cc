@@ -3,17 +3,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/columns.h"
 #include "core/loss.h"
 #include "core/rows.h"
 
 namespace lsoftmax {
 
-#define LSOFTMAX_DECLARE(variant)       \
-  namespace variant {                   \
-  template <typename T>                 \
-  const RowKernels<T>& row_kernels();   \
-  template <typename T>                 \
-  const LossKernels<T>& loss_kernels(); \
+#define LSOFTMAX_DECLARE(variant)           \
+  namespace variant {                       \
+  template <typename T>                     \
+  const RowKernels<T>& row_kernels();       \
+  template <typename T>                     \
+  const LossKernels<T>& loss_kernels();     \
+  template <typename T>                     \
+  const ColumnKernels<T>& column_kernels(); \
   }
 LSOFTMAX_DECLARE(baseline)
 #ifdef LSOFTMAX_X86_VARIANTS
@@ -85,9 +88,15 @@ const LossKernels<T>& loss_kernels() {
   LSOFTMAX_CHOOSE(loss_kernels)
 }
 
-#define LSOFTMAX_INSTANTIATE(T)                   \
-  template const RowKernels<T>& row_kernels<T>(); \
-  template const LossKernels<T>& loss_kernels<T>()
+template <typename T>
+const ColumnKernels<T>& column_kernels() {
+  LSOFTMAX_CHOOSE(column_kernels)
+}
+
+#define LSOFTMAX_INSTANTIATE(T)                     \
+  template const RowKernels<T>& row_kernels<T>();   \
+  template const LossKernels<T>& loss_kernels<T>(); \
+  template const ColumnKernels<T>& column_kernels<T>()
 LSOFTMAX_INSTANTIATE(float16);
 LSOFTMAX_INSTANTIATE(bfloat16);
 LSOFTMAX_INSTANTIATE(float);

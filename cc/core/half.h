@@ -56,6 +56,10 @@ LSOFTMAX_INLINE float widen(float16 x) {
 #endif
 }
 
+// What T is computed in: float, or double for doubles.
+template <typename T>
+using Real = decltype(widen(T()));
+
 // Narrowing: `assign(y, x)` sets y to the value nearest to x. A NaN stays a NaN, an overflow becomes
 // an infinity.
 LSOFTMAX_INLINE void assign(double& y, double x) { y = x; }

@@ -14,42 +14,50 @@ namespace {
 constexpr int64_t kBlock = 1024;  // classes whose exponentials stay in the first-level cache
 constexpr int64_t kLanes = 32;    // kept apart for the vector unit
 
-// What logits are computed in.
-template <typename T>
-struct RealOf {
-  using type = float;
-};
-template <>
-struct RealOf<double> {
-  using type = double;
-};
-template <typename T>
-using Real = typename RealOf<T>::type;
-
 // Whether an array of T holds exponentials without rounding them.
 template <typename T>
 constexpr bool kKeepsExponentials = sizeof(T) == sizeof(Real<T>);
 
 LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// What makes logits of the products, class by class.
+enum class Classes { kPlain, kBias, kFactors };
+
 // The logits of one row without the margin.
-template <typename T, bool kBias>
+template <typename T, Classes kClasses>
 struct Logits {
   const T* products;
   const T* bias;
+  const Real<T>* factors;
+  Real<T> of_row;  // factor
+
+  Logits(const Arguments<T>& args, int64_t row)
+      : products(args.products + row * args.classes),
+        bias(args.bias),
+        factors(args.class_factors),
+        of_row(static_cast<Real<T>>(row_factor_of(args, row))) {}
 
   Real<T> operator[](int64_t c) const {
-    if constexpr (kBias) {
-      return widen(products[c]) + widen(bias[c]);
-    } else {
-      return widen(products[c]);
-    }
+    if constexpr (kClasses == Classes::kBias) return widen(products[c]) + widen(bias[c]);
+    if constexpr (kClasses == Classes::kFactors) return widen(products[c]) * of_row * factors[c];
+    return widen(products[c]);
+  }
+
+  Real<T> factor(int64_t c) const { return kClasses == Classes::kFactors ? factors[c] : 1; }
+
+  // Those from class c on.
+  Logits from(int64_t c) const {
+    Logits rest = *this;
+    rest.products += c;
+    if (kClasses == Classes::kBias) rest.bias += c;
+    if (kClasses == Classes::kFactors) rest.factors += c;
+    return rest;
   }
 };
 
 // The largest of z[begin .. end), NaNs aside; -inf of none.
-template <typename T, bool kBias>
-LSOFTMAX_INLINE Real<T> largest(const Logits<T, kBias>& z, int64_t begin, int64_t end) {
+template <typename T, Classes kClasses>
+LSOFTMAX_INLINE Real<T> largest(const Logits<T, kClasses>& z, int64_t begin, int64_t end) {
   Real<T> max = -static_cast<Real<T>>(INFINITY);
   int64_t c = begin;
   if (end - begin >= kLanes) {
@@ -65,8 +73,8 @@ LSOFTMAX_INLINE Real<T> largest(const Logits<T, kBias>& z, int64_t begin, int64_
 }
 
 // The first place in [begin, end) where z is `value`, or `end`.
-template <typename T, bool kBias>
-LSOFTMAX_INLINE int64_t place_of(const Logits<T, kBias>& z, int64_t begin, int64_t end, Real<T> value) {
+template <typename T, Classes kClasses>
+LSOFTMAX_INLINE int64_t place_of(const Logits<T, kClasses>& z, int64_t begin, int64_t end, Real<T> value) {
   int64_t c = begin;
   for (; c + kLanes <= end; c += kLanes) {
     int32_t hits = 0;
@@ -78,8 +86,8 @@ LSOFTMAX_INLINE int64_t place_of(const Logits<T, kBias>& z, int64_t begin, int64
 }
 
 // e[c] = exp(z[c] - max) for c in [0, width); returns their sum. `e` may be where z's products are.
-template <typename T, bool kBias>
-LSOFTMAX_INLINE double exponentials(const Logits<T, kBias>& z, int64_t width, Real<T> max, Real<T>* e) {
+template <typename T, Classes kClasses>
+LSOFTMAX_INLINE double exponentials(const Logits<T, kClasses>& z, int64_t width, Real<T> max, Real<T>* e) {
   double sum = 0;
   int64_t c = 0;
   if (width >= kLanes) {
@@ -99,23 +107,35 @@ LSOFTMAX_INLINE double exponentials(const Logits<T, kBias>& z, int64_t width, Re
 }
 
 // The sum of exp(z - max) over [begin, end). Where `kept` is not null, they are left at kept[begin .. end).
-template <typename T, bool kBias>
-LSOFTMAX_INLINE double sum_of_exponentials(const Logits<T, kBias>& z, int64_t begin, int64_t end, Real<T> max,
+template <typename T, Classes kClasses>
+LSOFTMAX_INLINE double sum_of_exponentials(const Logits<T, kClasses>& z, int64_t begin, int64_t end, Real<T> max,
                                            Real<T>* kept) {
   alignas(64) Real<T> scratch[kBlock];
   double sum = 0;
   for (int64_t c = begin; c < end; c += kBlock) {
-    const Logits<T, kBias> block = {z.products + c, kBias ? z.bias + c : nullptr};
-    sum += exponentials(block, smaller(kBlock, end - c), max, kept != nullptr ? kept + c : scratch);
+    sum += exponentials(z.from(c), smaller(kBlock, end - c), max, kept != nullptr ? kept + c : scratch);
   }
+  return sum;
+}
+
+// The sum of z[begin .. end).
+template <typename T, Classes kClasses>
+LSOFTMAX_INLINE double total(const Logits<T, kClasses>& z, int64_t begin, int64_t end) {
+  double lanes[kLanes] = {}, sum = 0;
+  int64_t c = begin;
+  for (; c + kLanes <= end; c += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += z[c + l];
+  }
+  for (int64_t l = 0; l < kLanes; ++l) sum += lanes[l];
+  for (; c < end; ++c) sum += z[c];
   return sum;
 }
 
 // The sums over the row's classes at hand. Where `kept` is not null, exp(z - m) is left there of every class but the
 // target.
-template <typename T, bool kBias>
+template <typename T, Classes kClasses>
 LSOFTMAX_INLINE Sums<double> sum_row(const Arguments<T>& args, int64_t row, Real<T>* kept) {
-  const Logits<T, kBias> z = {args.products + row * args.classes, args.bias};
+  const Logits<T, kClasses> z(args, row);
   const int64_t y = label_of(args.labels, row) - args.first_class;
   const bool has_target = 0 <= y && y < args.classes;
   const int64_t before = has_target ? y : args.classes, after = has_target ? y + 1 : args.classes;
@@ -133,6 +153,9 @@ LSOFTMAX_INLINE Sums<double> sum_row(const Arguments<T>& args, int64_t row, Real
     sums.predicted = place < args.classes ? static_cast<double>(place) : 0;  // of NaNs, the first
   }
   sums.predicted += static_cast<double>(args.first_class);
+  if (args.terms != nullptr && terms_of(args.terms).smoothing != 0) {
+    sums.total = total(z, 0, before) + total(z, after, args.classes);
+  }
   // Where all of them are -inf their exponentials are 0.
   const Real<T> finite = max == -static_cast<Real<T>>(INFINITY) ? 0 : max;
   sums.sum =
@@ -140,35 +163,41 @@ LSOFTMAX_INLINE Sums<double> sum_row(const Arguments<T>& args, int64_t row, Real
   return sums;
 }
 
-// gradient[c] = exp(z[c] - max) scale for every class; 0 at the target, and everywhere in a row without one. Only the
+// gradient[c] = (exp(z[c] - max) scale + addend) factor(c) for every class; 0 at the target, and everywhere in a row without one. Only the
 // target's logit may be above `max`: whatever comes of it is replaced.
-template <typename T, bool kBias>
+template <typename T, Classes kClasses>
 LSOFTMAX_INLINE void differentiate_row(const Arguments<T>& args, int64_t row, const Normalizer<double>& normalizer) {
   T* const gradient = args.products_grad + row * args.classes;
   const int64_t label = label_of(args.labels, row), y = label - args.first_class;
-  const Logits<T, kBias> z = {args.products + row * args.classes, args.bias};
+  const Logits<T, kClasses> z(args, row);
   const Real<T> max = static_cast<Real<T>>(normalizer.max), scale = static_cast<Real<T>>(normalizer.scale);
+  const Real<T> addend = static_cast<Real<T>>(normalizer.addend);
   if (label < 0) {
     for (int64_t c = 0; c < args.classes; ++c) assign(gradient[c], 0);
     return;
   }
 #pragma GCC ivdep
-  for (int64_t c = 0; c < args.classes; ++c) assign(gradient[c], exponential(z[c] - max) * scale);
+  for (int64_t c = 0; c < args.classes; ++c) {
+    assign(gradient[c], (exponential(z[c] - max) * scale + addend) * z.factor(c));
+  }
   if (0 <= y && y < args.classes) assign(gradient[y], 0);
 }
 
 // The same from the exponentials exp(z[c] - max), which are in the gradient's place.
-template <typename R>
+template <typename R, Classes kClasses>
 LSOFTMAX_INLINE void scale_row(const Arguments<R>& args, int64_t row, const Normalizer<double>& normalizer) {
   R* const gradient = args.products_grad + row * args.classes;
+  const R* const factors = args.class_factors;
   const int64_t y = label_of(args.labels, row);
-  const R scale = static_cast<R>(normalizer.scale);
+  const R scale = static_cast<R>(normalizer.scale), addend = static_cast<R>(normalizer.addend);
   if (y < 0) {
     for (int64_t c = 0; c < args.classes; ++c) gradient[c] = 0;
     return;
   }
+  for (int64_t c = 0; c < args.classes; ++c) {
+    gradient[c] = (gradient[c] * scale + addend) * (kClasses == Classes::kFactors ? factors[c] : 1);
+  }
   gradient[y] = 0;
-  for (int64_t c = 0; c < args.classes; ++c) gradient[c] *= scale;
 }
 
 // The bias of the row's target; `bias` is of all classes.
@@ -178,30 +207,35 @@ LSOFTMAX_INLINE double target_bias(const Arguments<T>& args, int64_t row) {
   return args.bias != nullptr && y >= 0 ? widen(args.bias[y]) : 0;
 }
 
-template <typename T, bool kBias>
+template <typename T, Classes kClasses>
 void loss_rows(const Arguments<T>& args, int64_t begin, int64_t end) {
   const double alpha = margin_share(*args.lam);
   for (int64_t i = begin; i < end; ++i) {
     if constexpr (kKeepsExponentials<T>) {
-      const Sums<double> sums = sum_row<T, kBias>(args, i, args.products_grad + i * args.classes);
-      scale_row(args, i, finish_row(args, alpha, i, target_bias(args, i), sums));
+      const Sums<double> sums = sum_row<T, kClasses>(args, i, args.products_grad + i * args.classes);
+      scale_row<T, kClasses>(args, i, finish_row(args, alpha, i, target_bias(args, i), sums));
     } else {
-      const Sums<double> sums = sum_row<T, kBias>(args, i, nullptr);
-      differentiate_row<T, kBias>(args, i, finish_row(args, alpha, i, target_bias(args, i), sums));
+      const Sums<double> sums = sum_row<T, kClasses>(args, i, nullptr);
+      differentiate_row<T, kClasses>(args, i, finish_row(args, alpha, i, target_bias(args, i), sums));
     }
   }
 }
 
+// Runs kernel<T, kClasses> for the Classes of the batch.
+#define LSOFTMAX_FOR_CLASSES(kernel, args)                        \
+  ((args).class_factors != nullptr ? kernel<T, Classes::kFactors> \
+   : (args).bias != nullptr        ? kernel<T, Classes::kBias>    \
+                                   : kernel<T, Classes::kPlain>)
+
 template <typename T>
 void loss(const Arguments<T>& args, int64_t begin, int64_t end) {
-  (args.bias != nullptr ? loss_rows<T, true> : loss_rows<T, false>)(args, begin, end);
+  LSOFTMAX_FOR_CLASSES(loss_rows, args)(args, begin, end);
 }
 
 template <typename T>
 void sums(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const Sums<double> block =
-        args.bias != nullptr ? sum_row<T, true>(args, i, nullptr) : sum_row<T, false>(args, i, nullptr);
+    const Sums<double> block = LSOFTMAX_FOR_CLASSES(sum_row, args)(args, i, nullptr);
     store(args, i, merge(sums_of(args, i), block));
   }
 }
@@ -210,17 +244,14 @@ template <typename T>
 void finish(const Arguments<T>& args, int64_t begin, int64_t end) {
   const double alpha = margin_share(*args.lam);
   for (int64_t i = begin; i < end; ++i) {
-    const Normalizer<double> normalizer = finish_row(args, alpha, i, target_bias(args, i), sums_of(args, i));
-    args.normalizer[i] = normalizer.max;
-    args.normalizer[args.rows + i] = normalizer.scale;
+    store(args, i, finish_row(args, alpha, i, target_bias(args, i), sums_of(args, i)));
   }
 }
 
 template <typename T>
 void products_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const Normalizer<double> normalizer = {args.normalizer[i], args.normalizer[args.rows + i]};
-    (args.bias != nullptr ? differentiate_row<T, true> : differentiate_row<T, false>)(args, i, normalizer);
+    LSOFTMAX_FOR_CLASSES(differentiate_row, args)(args, i, normalizer_of(args, i));
   }
 }
 

@@ -17,19 +17,20 @@ namespace lsoftmax {
 
 template <typename T>
 struct LossKernels {
-  // Rows [begin, end), from products, bias, labels, lambda, margin, geometry: loss, products_grad, geometry_grad,
-  // target_grad and predicted. A row without a target gets zeros, and its predicted class.
+  // Rows [begin, end), from products, bias or class_factors, labels, lambda, margin, terms, geometry: loss,
+  // products_grad, geometry_grad, target_grad and predicted. A row without a target gets zeros, and its predicted class.
   void (*loss)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // The same in two passes, for products that exist a block of classes at a time.
   //
-  // Rows [begin, end), from products, bias, labels, first_class: takes these classes into the row's sums, which begin
-  // as those of no class.
+  // Rows [begin, end), from products, bias or class_factors, labels, first_class, margin, terms, geometry: takes these
+  // classes into the row's sums, which begin as those of no class.
   void (*sums)(const Arguments<T>&, int64_t begin, int64_t end);
-  // Rows [begin, end), from sums, geometry, bias (of all classes), labels, lambda, margin, depth: loss, normalizer,
-  // geometry_grad, target_grad and predicted.
+  // Rows [begin, end), from sums, geometry, bias (of all classes), labels, lambda, margin, terms, depth: loss,
+  // normalizer, geometry_grad, target_grad and predicted.
   void (*finish)(const Arguments<T>&, int64_t begin, int64_t end);
-  // Rows [begin, end), from products, bias, labels, first_class, normalizer: products_grad.
+  // Rows [begin, end), from products, bias or class_factors, labels, first_class, margin, terms, geometry, normalizer:
+  // products_grad.
   void (*products_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // Classes [begin, end), from products_grad, target_grad, loss_grad, grad_unit, labels, first_class: bias_grad.

@@ -131,11 +131,27 @@ void angles(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) measure_angle(args, i);
 }
 
+// The part along x of what came through the products of unit features, to be taken off it: x . f / |x|^2.
+template <typename T>
+LSOFTMAX_INLINE double radial_part(const Arguments<T>& args, int64_t row) {
+  if (!args.margin.normalize_features) return 0;
+  const T* const x = args.features + row * args.depth;
+  const T* const f = args.features_grad + row * args.depth;
+  double dot[kLanes] = {}, norm_sq[kLanes] = {};
+  for (int64_t first = 0; first < args.depth; first += kLanes) {
+    for (int64_t l = 0; l < smaller(kLanes, args.depth - first); ++l) {
+      const double xl = widen(x[first + l]);
+      dot[l] += xl * widen(f[first + l]);
+      norm_sq[l] += xl * xl;
+    }
+  }
+  return total(norm_sq) == 0 ? 0 : total(dot) / total(norm_sq);
+}
+
 // gradient[0 .. width) = scale (gradient + along_w w + along_x x), where w is strided.
 template <typename T>
-LSOFTMAX_INLINE void add_row(const T* __restrict x, const T* __restrict w, int64_t stride, const Geometry<double>& grad,
-                             double scale, int64_t width, T* __restrict gradient) {
-  const double along_w = scale * grad.dot, along_x = scale * 2 * grad.features_sq;
+LSOFTMAX_INLINE void add_row(const T* __restrict x, const T* __restrict w, int64_t stride, double along_w,
+                             double along_x, double scale, int64_t width, T* __restrict gradient) {
   for (int64_t l = 0; l < width; ++l) {
     assign(gradient[l], scale * widen(gradient[l]) + (along_w * widen(w[l * stride]) + along_x * widen(x[l])));
   }
@@ -157,7 +173,9 @@ LSOFTMAX_INLINE void features_grad_of_copies(const Arguments<T>& args, int64_t b
     if (label_of(args.labels, i) < 0) {
       scale_row(scale, args.depth, gradient);
     } else {
-      add_row(args.features + i * args.depth, args.target_weights + i * args.depth, 1, geometry_grad_of(args, i), scale,
+      const Geometry<double> grad = geometry_grad_of(args, i);
+      const double along_w = scale * grad.dot, along_x = scale * (2 * grad.features_sq - radial_part(args, i));
+      add_row(args.features + i * args.depth, args.target_weights + i * args.depth, 1, along_w, along_x, scale,
               args.depth, gradient);
     }
   }
@@ -168,6 +186,8 @@ void features_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
   if (args.target_weights != nullptr) return features_grad_of_copies(args, begin, end);
   for (int64_t first = begin; first < end; first += kRowBlock) {
     const int64_t last = smaller(first + kRowBlock, end);
+    double radial[kRowBlock];
+    for (int64_t i = first; i < last; ++i) radial[i - first] = radial_part(args, i);
     for (int64_t d = 0; d < args.depth; d += kTile) {
       const int64_t width = smaller(kTile, args.depth - d);
       for (int64_t i = first; i < last; ++i) {
@@ -176,14 +196,15 @@ void features_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
         const double scale = loss_grad_of(args, i);
         T* gradient = args.features_grad + i * args.depth + d;
         if (y < 0) scale_row(scale, width, gradient);
-        if (y < 0 || (grad.dot == 0 && grad.features_sq == 0 && scale == 1)) continue;
+        const double along_x = 2 * grad.features_sq - radial[i - first];
+        if (y < 0 || (grad.dot == 0 && along_x == 0 && scale == 1)) continue;
         const T* x = args.features + i * args.depth + d;
         const T* w = args.weights + d * args.classes + y;
         prefetch_column(w + width * args.classes, args.classes, smaller(kTile, args.depth - d - width));
         if (width == kTile) {
-          add_row(x, w, args.classes, grad, scale, kTile, gradient);
+          add_row(x, w, args.classes, scale * grad.dot, scale * along_x, scale, kTile, gradient);
         } else {
-          add_row(x, w, args.classes, grad, scale, width, gradient);
+          add_row(x, w, args.classes, scale * grad.dot, scale * along_x, scale, width, gradient);
         }
       }
     }

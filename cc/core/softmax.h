@@ -13,8 +13,16 @@
 // m, which is one of the logits to the last bit, and exp(m - M) / (R + e) are called the row's normalizer.
 // z_y = t + b_y with t of margin.h, from the row's geometry.
 //
-// m and S may be gathered in parts, block after block of the classes, beside the largest plain logit so far and its
-// class. In memory all four are the row's `sums`.
+// Labels may be smoothed: the target distribution is 1 - epsilon on the class and epsilon / C on each of the C. With
+// Z = sum_j z_j, that adds to the loss and to its derivatives
+//
+//   epsilon z_y - epsilon / C (Z + z_y)        dloss/dz_y: epsilon - epsilon / C        dloss/dz_j: -epsilon / C
+//
+// of which the last is the normalizer's third number. Where the logits are multiples of the products (margin.h), the
+// normalizer is in the products' derivatives, but for the class's own factor: both numbers times the row's factor.
+//
+// m, S and Z may be gathered in parts, block after block of the classes, beside the largest plain logit so far and its
+// class. In memory all five are the row's `sums`. Z is summed up only where labels are smoothed.
 #ifndef LSOFTMAX_CORE_SOFTMAX_H_
 #define LSOFTMAX_CORE_SOFTMAX_H_
 
@@ -27,6 +35,7 @@ template <typename Real>
 struct Sums {
   Real max, sum;         // m and S, of the classes but the target
   Real best, predicted;  // the largest plain logit, of all classes, and where it is first
+  Real total;            // Z, of the classes but the target; or 0
 };
 
 // S exp(m - M): a sum relative to m, from now on relative to `max` >= m.
@@ -41,12 +50,13 @@ LSOFTMAX_INLINE Sums<Real> merge(const Sums<Real>& a, const Sums<Real>& b) {
   const Real max = where(less(a.max, b.max), b.max, a.max);
   const auto later = less(a.best, b.best);
   return {max, rescale(a.sum, a.max, max) + rescale(b.sum, b.max, max), where(later, b.best, a.best),
-          where(later, b.predicted, a.predicted)};
+          where(later, b.predicted, a.predicted), a.total + b.total};
 }
 
 template <typename Real>
 struct Normalizer {
   Real max, scale;  // m and exp(m - M) / (R + e); both 0 where there is no other class, or all are -inf
+  Real addend;      // -epsilon / C
 };
 
 template <typename Real>
@@ -66,7 +76,18 @@ LSOFTMAX_INLINE CrossEntropy<Real> cross_entropy(const Sums<Real>& others, Real 
   const Real own = where(behind, small, one + zero * target);
   const Real loss = where(behind, natural_log(rest + own) - lead, natural_log1p(rest) + zero * target);
   const Real scale = where(behind, one, small) / (rest + own);
-  return {loss, -rest / (rest + own), {where(alone, zero, others.max), where(alone, zero, scale)}};
+  return {loss, -rest / (rest + own), {where(alone, zero, others.max), where(alone, zero, scale), zero}};
+}
+template <typename Real>
+LSOFTMAX_INLINE CrossEntropy<Real> smoothed_cross_entropy(const Terms<Real>& terms, const Sums<Real>& others,
+                                                          Real target) {
+  const CrossEntropy<Real> h = cross_entropy(others, target);
+  const Real epsilon = terms.smoothing, of_class = terms.smoothing_of_class;
+  // Without smoothing, not 0 times an infinite logit.
+  const Real addend = epsilon * target - of_class * (others.total + target);
+  return {where(is_zero(epsilon), h.loss, h.loss + addend),
+          h.slope + (epsilon - of_class),
+          {h.normalizer.max, h.normalizer.scale, -of_class}};
 }
 
 // What a row's sums and its geometry make of it: the loss, and in units of `unit` (grad_unit.h) its derivatives in the
@@ -79,24 +100,35 @@ struct Finished {
   Real unit;
 };
 
-// `t`: the target's logit without its bias; `rows` is N. Without a unit it is 1.
+// Of the row's cross-entropy and its target's logit t, without its bias. `of_row`, `of_class`: the factors of the row's
+// logits and of its target's (margin.h), by which the derivatives in the products differ from those in the logits: the
+// unit fits classes whose norms are the target's. `rows` is N. Without a unit it is 1.
 template <typename Real>
-LSOFTMAX_INLINE Finished<Real> finish(const TargetLogit<Real>& t, Real features_sq, Real bias, const Sums<Real>& sums,
-                                      Real depth, int64_t rows, bool has_unit) {
-  const CrossEntropy<Real> h = cross_entropy(sums, t.value + bias);
-  const Real one = number(bias, 1);
-  const Real lift = has_unit ? grad_lift(h.normalizer.scale, -h.slope, features_sq, depth, rows) : one;
+LSOFTMAX_INLINE Finished<Real> finish(const CrossEntropy<Real>& h, const TargetLogit<Real>& t, Real of_row,
+                                      Real of_class, Real features_sq, Real depth, int64_t rows, bool has_unit) {
+  const Real zero = number(depth, 0), one = number(depth, 1);
+  const Real scale = h.normalizer.scale * of_row, addend = h.normalizer.addend * of_row;
+  const Real rest = where(less(zero, h.slope), h.slope, -h.slope) * of_row;
+  const Real lift = has_unit ? grad_lift(scale * of_class, rest * of_class, features_sq, depth, rows) : one;
   const Real slope = h.slope * lift;
   return {h.loss,
           slope,
           {slope * t.slope.dot, slope * t.slope.features_sq, slope * t.slope.weights_sq},
-          {h.normalizer.max, h.normalizer.scale * lift},
+          {h.normalizer.max, scale * lift, addend * lift},
           one / lift};
 }
+
+// From the row's sums; `terms` may be null: none. `t` is of the same margin and geometry.
 template <typename Real>
-LSOFTMAX_INLINE Finished<Real> finish(const Margin& margin, Real alpha, const Geometry<Real>& geometry, Real bias,
-                                      const Sums<Real>& sums, Real depth, int64_t rows, bool has_unit) {
-  return finish(target_logit(margin, alpha, geometry), geometry.features_sq, bias, sums, depth, rows, has_unit);
+LSOFTMAX_INLINE Finished<Real> finish(const Margin& margin, const Terms<Real>* terms, const TargetLogit<Real>& t,
+                                      const Geometry<Real>& geometry, Real bias, const Sums<Real>& sums, Real depth,
+                                      int64_t rows, bool has_unit) {
+  const Real one = number(depth, 1), features_sq = geometry.features_sq;
+  if (terms == nullptr) {
+    return finish(cross_entropy(sums, t.value + bias), t, one, one, features_sq, depth, rows, has_unit);
+  }
+  return finish(smoothed_cross_entropy(*terms, sums, t.value + bias), t, row_factor(margin, *terms, features_sq),
+                class_factor(margin, geometry.weights_sq), features_sq, depth, rows, has_unit);
 }
 
 }  // namespace lsoftmax

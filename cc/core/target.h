@@ -20,6 +20,26 @@ LSOFTMAX_INLINE Geometry<double> geometry_grad_of(const Arguments<T>& args, int6
   return {args.geometry_grad[row], args.geometry_grad[args.rows + row], args.geometry_grad[2 * args.rows + row]};
 }
 
+LSOFTMAX_INLINE Terms<double> terms_of(const double* terms) {
+  return {terms[0], terms[1], terms[2], terms[3], terms[4], terms[5], terms[6]};
+}
+
+// The target's logit, without its bias, of a row of this geometry.
+template <typename T>
+LSOFTMAX_INLINE TargetLogit<double> target_logit_of(const Arguments<T>& args, double alpha, const Geometry<double>& g) {
+  if (args.terms == nullptr) return target_logit(args.margin, alpha, g);
+  return target_logit(args.margin, terms_of(args.terms), alpha, g);
+}
+
+// What the row's products are multiplied by to be logits, beside the classes' inverse norms.
+template <typename T>
+LSOFTMAX_INLINE double row_factor_of(const Arguments<T>& args, int64_t row) {
+  if (args.class_factors == nullptr) return 1;
+  const Terms<double> terms = terms_of(args.terms);
+  // Without a target there is no geometry, and of the logits nothing is wanted but which is the largest.
+  return label_of(args.labels, row) < 0 ? terms.scale : row_factor(args.margin, terms, args.geometry[args.rows + row]);
+}
+
 LSOFTMAX_INLINE void store(double* geometry, int64_t rows, int64_t row, const Geometry<double>& g) {
   geometry[row] = g.dot;
   geometry[rows + row] = g.features_sq;
@@ -38,8 +58,8 @@ template <typename T>
 LSOFTMAX_INLINE void patch_logit(const Arguments<T>& args, double alpha, int64_t row) {
   const int64_t y = label_of(args.labels, row);
   const Geometry<double> g = geometry_of(args, row);
-  if (y < 0 || is_dense(args.margin, alpha, g)) return;
-  assign(args.logits[row * args.classes + y], target_logit(args.margin, alpha, g).value);
+  if (y < 0 || (args.terms == nullptr && is_dense(args.margin, alpha, g))) return;
+  assign(args.logits[row * args.classes + y], target_logit_of(args, alpha, g).value);
 }
 
 // geometry_grad[:, row] = products_grad[row, y] dt, and that entry becomes 0.
@@ -47,8 +67,9 @@ template <typename T>
 LSOFTMAX_INLINE void split_gradient(const Arguments<T>& args, double alpha, int64_t row) {
   const int64_t y = label_of(args.labels, row);
   const Geometry<double> g = geometry_of(args, row);
-  if (y < 0 || is_dense(args.margin, alpha, g)) return store(args.geometry_grad, args.rows, row, {0, 0, 0});
-  const Geometry<double> slope = target_logit(args.margin, alpha, g).slope;
+  const bool dense = args.terms == nullptr && is_dense(args.margin, alpha, g);
+  if (y < 0 || dense) return store(args.geometry_grad, args.rows, row, {0, 0, 0});
+  const Geometry<double> slope = target_logit_of(args, alpha, g).slope;
   T& entry = args.products_grad[row * args.classes + y];
   const double upstream = widen(entry);
   assign(entry, 0);
@@ -67,12 +88,13 @@ LSOFTMAX_INLINE void measure_angle(const Arguments<T>& args, int64_t row) {
 }
 
 LSOFTMAX_INLINE Sums<double> no_sums() {
-  return {-static_cast<double>(INFINITY), 0, -static_cast<double>(INFINITY), 0};
+  return {-static_cast<double>(INFINITY), 0, -static_cast<double>(INFINITY), 0, 0};
 }
 
 template <typename T>
 LSOFTMAX_INLINE Sums<double> sums_of(const Arguments<T>& args, int64_t row) {
-  return {args.sums[row], args.sums[args.rows + row], args.sums[2 * args.rows + row], args.sums[3 * args.rows + row]};
+  const double* const sums = args.sums + row;
+  return {sums[0], sums[args.rows], sums[2 * args.rows], sums[3 * args.rows], sums[4 * args.rows]};
 }
 
 template <typename T>
@@ -81,6 +103,19 @@ LSOFTMAX_INLINE void store(const Arguments<T>& args, int64_t row, const Sums<dou
   args.sums[args.rows + row] = sums.sum;
   args.sums[2 * args.rows + row] = sums.best;
   args.sums[3 * args.rows + row] = sums.predicted;
+  args.sums[4 * args.rows + row] = sums.total;
+}
+
+template <typename T>
+LSOFTMAX_INLINE Normalizer<double> normalizer_of(const Arguments<T>& args, int64_t row) {
+  return {args.normalizer[row], args.normalizer[args.rows + row], args.normalizer[2 * args.rows + row]};
+}
+
+template <typename T>
+LSOFTMAX_INLINE void store(const Arguments<T>& args, int64_t row, const Normalizer<double>& normalizer) {
+  args.normalizer[row] = normalizer.max;
+  args.normalizer[args.rows + row] = normalizer.scale;
+  args.normalizer[2 * args.rows + row] = normalizer.addend;
 }
 
 // From the sums over a row's classes: loss[row], predicted[row] and, in units of grad_unit[row], geometry_grad[:, row]
@@ -89,10 +124,11 @@ LSOFTMAX_INLINE void store(const Arguments<T>& args, int64_t row, const Sums<dou
 template <typename T>
 LSOFTMAX_INLINE Normalizer<double> finish_row(const Arguments<T>& args, const TargetLogit<double>& t, int64_t row,
                                               double bias, const Sums<double>& sums) {
-  Finished<double> f = {0, 0, {0, 0, 0}, {0, 0}, 1};
+  Finished<double> f = {0, 0, {0, 0, 0}, {0, 0, 0}, 1};
   if (label_of(args.labels, row) >= 0) {
-    f = finish(t, geometry_of(args, row).features_sq, bias, sums, static_cast<double>(args.depth), args.rows,
-               kHasGradUnit<T> && args.grad_unit != nullptr);
+    const Terms<double> terms = args.terms != nullptr ? terms_of(args.terms) : Terms<double>{};
+    f = finish(args.margin, args.terms != nullptr ? &terms : nullptr, t, geometry_of(args, row), bias, sums,
+               static_cast<double>(args.depth), args.rows, kHasGradUnit<T> && args.grad_unit != nullptr);
   }
   args.predicted[row] = static_cast<int64_t>(sums.predicted);
   assign(args.loss[row], f.loss);
@@ -104,7 +140,7 @@ LSOFTMAX_INLINE Normalizer<double> finish_row(const Arguments<T>& args, const Ta
 template <typename T>
 LSOFTMAX_INLINE Normalizer<double> finish_row(const Arguments<T>& args, double alpha, int64_t row, double bias,
                                               const Sums<double>& sums) {
-  return finish_row(args, target_logit(args.margin, alpha, geometry_of(args, row)), row, bias, sums);
+  return finish_row(args, target_logit_of(args, alpha, geometry_of(args, row)), row, bias, sums);
 }
 
 }  // namespace lsoftmax

@@ -20,7 +20,7 @@ namespace lsoftmax {
 struct Call {
   std::string dtype;
   int64_t rows = 0, depth = 0, classes = 0, first_class = 0;
-  int margin = 1;
+  Margin margin;
   bool wide_labels = false;
   uintptr_t workspace = 0;
 #define LSOFTMAX_DECLARE(TYPE, NAME, SHAPE) uintptr_t NAME = 0;
@@ -33,7 +33,7 @@ struct Call {
     args.rows = rows;
     args.depth = depth;
     args.classes = classes;
-    args.margin.m = margin;
+    args.margin = margin;
     args.first_class = first_class;
     args.workspace = reinterpret_cast<void*>(workspace);
 #define LSOFTMAX_SET(TYPE, NAME, SHAPE) point(&args.NAME, reinterpret_cast<void*>(NAME));
@@ -68,7 +68,17 @@ void define_kernels(pybind11::module_& module) {
       .def_readwrite("depth", &Call::depth)
       .def_readwrite("classes", &Call::classes)
       .def_readwrite("first_class", &Call::first_class)
-      .def_readwrite("margin", &Call::margin)
+      .def_property(
+          "margin", [](const Call& call) { return call.margin.m; }, [](Call& call, int m) { call.margin.m = m; })
+      .def_property(
+          "normalize_features", [](const Call& call) { return call.margin.normalize_features; },
+          [](Call& call, bool does) { call.margin.normalize_features = does; })
+      .def_property(
+          "normalize_weights", [](const Call& call) { return call.margin.normalize_weights; },
+          [](Call& call, bool does) { call.margin.normalize_weights = does; })
+      .def_property(
+          "linear_continuation", [](const Call& call) { return call.margin.linear; },
+          [](Call& call, bool does) { call.margin.linear = does; })
       .def_readwrite("wide_labels", &Call::wide_labels)
 #define LSOFTMAX_DEFINE(TYPE, NAME, SHAPE) .def_readwrite(#NAME, &Call::NAME)
           LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_DEFINE)

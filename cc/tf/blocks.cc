@@ -20,9 +20,14 @@ REGISTER_OP("LsoftmaxSums")
     .Input("labels: Tlabels")
     .Input("bias: T")
     .Input("first_class: int64")
+    .Input("class_factors: Twide")
+    .Input("terms: double")
+    .Input("geometry: double")
     .Input("sums_before: double")
     .Output("sums: double")
+    .Attr("normalize_features: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Twide: {float, double} = DT_FLOAT")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
@@ -32,8 +37,12 @@ products: [N, B], features times the weights of the block's classes.
 labels: [N], global class indices; -1 for a row without a target.
 bias: [B], or [0] for none.
 first_class: [], the class of the first column, >= 0. Under XLA, where nothing can raise an error, another makes NaNs.
-sums_before: [4, N], of the blocks before; of none: the lowest finite number, 0, the lowest finite number, 0.
-sums: [4, N], with this block.
+class_factors: [B], of the block's classes, or [0], as for LsoftmaxLoss.
+terms: [7], as for LsoftmaxLoss, or [0].
+geometry: [3, N], from LsoftmaxTargetGeometry, where there are class_factors; else it may be [0].
+sums_before: [5, N], of the blocks before; of none: the lowest finite number, 0, the lowest finite number, 0, 0.
+normalize_features: as for LsoftmaxLoss.
+sums: [5, N], with this block.
 )doc");
 
 REGISTER_OP("LsoftmaxFinish")
@@ -42,6 +51,7 @@ REGISTER_OP("LsoftmaxFinish")
     .Input("labels: Tlabels")
     .Input("bias: T")
     .Input("lam: double")
+    .Input("terms: double")
     .Input("depth: int64")
     .Output("loss: T")
     .Output("normalizer: double")
@@ -50,25 +60,29 @@ REGISTER_OP("LsoftmaxFinish")
     .Output("predicted: int64")
     .Output("grad_unit: float")
     .Attr("margin: int >= 1")
-    .Attr("shift: float = 0")
-    .Attr("offset: float = 0")
+    .Attr("normalize_features: bool = false")
+    .Attr("normalize_weights: bool = false")
+    .Attr("linear_continuation: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
 The loss of LsoftmaxLoss, from sums that LsoftmaxSums has gathered.
 
-sums: [4, N], over all classes.
+sums: [5, N], over all classes.
 geometry: [3, N], from LsoftmaxTargetGeometry.
 labels: [N], as checked by LsoftmaxTargetGeometry.
 bias: [C], of all classes, or [0] for none.
 lam: [], the annealing weight lambda >= 0.
+terms: [7], shift, cos(shift), sin(shift), offset, scale, and for smoothed labels epsilon and epsilon / C; or [0] for
+  0, 1, 0, 0, 1, 0 and 0.
 depth: [], the number D of features of a sample.
 margin: m, from 1 (no margin) to 64.
-shift: 0; others are not there yet.
-offset: 0; others are not there yet.
+normalize_features: whether logits are divided by the norms of the features: with terms.
+normalize_weights: whether they are divided by the norms of the weights: with terms.
+linear_continuation: whether psi goes on in a straight line beyond m theta + shift = pi: with terms and m = 1.
 loss: [N].
-normalizer: [2, N], for LsoftmaxProductsGrad.
+normalizer: [3, N], for LsoftmaxProductsGrad.
 geometry_grad: [3, N], the derivative of each row's loss in its geometry, in units of grad_unit.
 target_grad: [N], the derivative of each row's loss in its target's logit, in units of grad_unit.
 predicted: [N], the class of the largest logit without the margin.
@@ -80,9 +94,14 @@ REGISTER_OP("LsoftmaxProductsGrad")
     .Input("labels: Tlabels")
     .Input("bias: T")
     .Input("first_class: int64")
+    .Input("class_factors: Twide")
+    .Input("terms: double")
+    .Input("geometry: double")
     .Input("normalizer: double")
     .Output("products_grad: T")
+    .Attr("normalize_features: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Twide: {float, double} = DT_FLOAT")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
@@ -92,7 +111,11 @@ products: [N, B], features times the weights of the block's classes.
 labels: [N], global class indices; -1 for a row without a target.
 bias: [B], or [0] for none.
 first_class: [], the class of the first column, >= 0. Under XLA, where nothing can raise an error, another makes NaNs.
-normalizer: [2, N], of LsoftmaxFinish.
+class_factors: [B], of the block's classes, or [0], as for LsoftmaxLoss.
+terms: [7], as for LsoftmaxLoss, or [0].
+geometry: [3, N], from LsoftmaxTargetGeometry, where there are class_factors; else it may be [0].
+normalizer: [3, N], of LsoftmaxFinish.
+normalize_features: as for LsoftmaxLoss.
 products_grad: [N, B].
 )doc");
 

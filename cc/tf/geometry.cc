@@ -4,6 +4,7 @@
 //   FeaturesGrad     features_grad[i]   = h_i (products_features_grad[i] + g_s w_{y_i} + 2 g_A x_i)
 //   WeightsGrad      weights_grad[:, y] = products_weights_grad[:, y] + sum over the rows i of class y of
 //                                         h_i (g_s x_i + 2 g_B w_y)
+//   ClassFactors     class_factors[c]   = 1 / |w_c|
 //
 // with (g_s, g_A, g_B) = geometry_grad[:, i] and h = loss_grad grad_unit: of a loss; else 1.
 //
@@ -36,6 +37,19 @@ same_weights: ... with these, and the product's gradients are completed in place
 geometry: [3, N], the inner product of the sample and its class's weights, and both squared norms.
 )doc");
 
+REGISTER_OP("LsoftmaxClassFactors")
+    .Input("weights: T")
+    .Output("class_factors: Twide")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Twide: {float, double} = DT_FLOAT")
+    .SetShapeFn(infer_shapes)
+    .Doc(R"doc(
+What the logits of every class are multiples of where they are divided by the norms of the weights.
+
+weights: [D, C].
+class_factors: [C], 1 / |w_c|, or 0 of a zero column, in float32, or in float64 for weights of it.
+)doc");
+
 REGISTER_OP("LsoftmaxFeaturesGrad")
     .Input("products_features_grad: T")
     .Input("features: T")
@@ -46,6 +60,7 @@ REGISTER_OP("LsoftmaxFeaturesGrad")
     .Input("grad_unit: float")
     .Input("target_weights: T")
     .Output("features_grad: T")
+    .Attr("normalize_features: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
@@ -60,6 +75,7 @@ geometry_grad: [3, N], the gradient that reached `geometry`.
 loss_grad: [N], the upstream gradient of a loss, by which the two above are still to be multiplied; [0] for none.
 grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish, what the two above are multiples of; [0] for none.
 target_weights: [N, D], of LsoftmaxLoss, or [0]: the columns are read from `weights`.
+normalize_features: whether the part of products_features_grad along each sample is taken off it first.
 features_grad: [N, D], their sum.
 )doc");
 
@@ -73,6 +89,7 @@ REGISTER_OP("LsoftmaxWeightsGrad")
     .Input("grad_unit: float")
     .Input("target_weights: T")
     .Output("weights_grad: T")
+    .Attr("normalize_weights: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
@@ -87,6 +104,7 @@ geometry_grad: [3, N], the gradient that reached `geometry`.
 loss_grad: [N], the upstream gradient of a loss, by which `geometry_grad` is still to be multiplied; [0] for none.
 grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish, what `geometry_grad` is a multiple of; [0] for none.
 target_weights: [N, D], of LsoftmaxLoss, or [0]: the columns are read from `weights`.
+normalize_weights: whether the part of products_weights_grad along each class's weights is taken off it first.
 weights_grad: [D, C], their sum.
 )doc");
 
@@ -96,11 +114,14 @@ constexpr InPlace kWeightsGrad = {"products_weights_grad", "weights_grad", InPla
 template <typename Backend, typename T>
 using TargetGeometry = KernelOp<Backend, T, Kernel::geometry, kNowhere>;
 template <typename Backend, typename T>
+using ClassFactors = KernelOp<Backend, T, Kernel::class_factors, kNowhere>;
+template <typename Backend, typename T>
 using FeaturesGrad = KernelOp<Backend, T, Kernel::features_grad, kFeaturesGrad>;
 template <typename Backend, typename T>
 using WeightsGrad = KernelOp<Backend, T, Kernel::weights_grad, kWeightsGrad>;
 
 LSOFTMAX_REGISTER_KERNELS("LsoftmaxTargetGeometry", TargetGeometry);
+LSOFTMAX_REGISTER_KERNELS("LsoftmaxClassFactors", ClassFactors);
 LSOFTMAX_REGISTER_KERNELS("LsoftmaxFeaturesGrad", FeaturesGrad);
 LSOFTMAX_REGISTER_KERNELS("LsoftmaxWeightsGrad", WeightsGrad);
 

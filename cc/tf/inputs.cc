@@ -20,10 +20,10 @@ constexpr Array kBefore[] = {{"logits_grad", "[N, C]", Element::kReal}};
 constexpr Array kAfter[] = {
     {"first_class", "[]", Element::kInt64},
     {"depth", "[]", Element::kInt64},
-    {"sums_before", "[4, N]", Element::kDouble},
+    {"sums_before", "[5, N]", Element::kDouble},
     {"same_loss", "[N]", Element::kReal},
     {"whole_products_grad", "[N, C] or none", Element::kReal},
-    {"normalizer_of_blocks", "[2, N] or none", Element::kDouble},
+    {"normalizer_of_blocks", "[3, N] or none", Element::kDouble},
     {"products_features_grad", "[N, D]", Element::kReal},
     {"products_weights_grad", "[D, C]", Element::kReal},
     {"same_features", "[N, D]", Element::kReal},
@@ -128,14 +128,16 @@ absl::Status infer_shapes(InferenceContext* context) {
 }
 
 absl::Status read_margin(tensorflow::OpKernelConstruction* construction, Margin* margin) {
-  float shift = 0, offset = 0;
-  TF_RETURN_IF_ERROR(construction->GetAttr("margin", &margin->m));
-  TF_RETURN_IF_ERROR(construction->GetAttr("shift", &shift));
-  TF_RETURN_IF_ERROR(construction->GetAttr("offset", &offset));
-  TF_RETURN_IF_ERROR(status_of(is_good_margin(margin->m) ? "" : about_bad_margin(margin->m)));
-  if (shift == 0 && offset == 0) return absl::Status();
-  return absl::InvalidArgumentError(
-      absl::StrCat("shift, offset: expected 0, the only ones so far, got ", shift, " and ", offset));
+  const auto read = [construction](const char* name, auto* value) {
+    return construction->HasAttr(name) ? construction->GetAttr(name, value) : absl::Status();
+  };
+  TF_RETURN_IF_ERROR(read("margin", &margin->m));
+  TF_RETURN_IF_ERROR(read("normalize_features", &margin->normalize_features));
+  TF_RETURN_IF_ERROR(read("normalize_weights", &margin->normalize_weights));
+  TF_RETURN_IF_ERROR(read("linear_continuation", &margin->linear));
+  if (!is_good_margin(margin->m)) return absl::InvalidArgumentError(about_bad_margin(margin->m));
+  if (!margin->linear || margin->m == 1) return absl::Status();
+  return absl::InvalidArgumentError(absl::StrCat("margin: expected 1 for a linear continuation, got ", margin->m));
 }
 
 }  // namespace lsoftmax

@@ -17,23 +17,28 @@ REGISTER_OP("LsoftmaxLogits")
     .Input("labels: Tlabels")
     .Input("geometry: double")
     .Input("lam: double")
+    .Input("terms: double")
     .Output("logits: T")
     .Attr("margin: int >= 1")
-    .Attr("shift: float = 0")
-    .Attr("offset: float = 0")
+    .Attr("normalize_features: bool = false")
+    .Attr("normalize_weights: bool = false")
+    .Attr("linear_continuation: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
 The logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6).
 
-products: [N, C], features times weights, without a bias.
+products: [N, C], features times weights, without a bias: the plain logits of the margin.
 labels: [N], each in [0, C), or -1 for a row that stays as it is.
 geometry: [3, N], from LsoftmaxTargetGeometry of the same features, weights and labels.
 lam: [], the annealing weight lambda >= 0; at infinity the margin vanishes.
+terms: [7], shift, cos(shift), sin(shift), offset, scale, and for smoothed labels epsilon and epsilon / C; or [0] for
+  0, 1, 0, 0, 1, 0 and 0.
 margin: m, from 1 (no margin) to 64.
-shift: 0; others are not there yet.
-offset: 0; others are not there yet.
+normalize_features: whether logits are divided by the norms of the features: with terms.
+normalize_weights: whether they are divided by the norms of the weights: with terms.
+linear_continuation: whether psi goes on in a straight line beyond m theta + shift = pi: with terms and m = 1.
 logits: [N, C], `products` with the target's entry of each row replaced.
 )doc");
 
@@ -42,11 +47,13 @@ REGISTER_OP("LsoftmaxLogitsGrad")
     .Input("labels: Tlabels")
     .Input("geometry: double")
     .Input("lam: double")
+    .Input("terms: double")
     .Output("products_grad: T")
     .Output("geometry_grad: double")
     .Attr("margin: int >= 1")
-    .Attr("shift: float = 0")
-    .Attr("offset: float = 0")
+    .Attr("normalize_features: bool = false")
+    .Attr("normalize_weights: bool = false")
+    .Attr("linear_continuation: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
@@ -57,6 +64,7 @@ logits_grad: [N, C], the loss's derivative in the margin logits.
 labels: [N].
 geometry: [3, N].
 lam: [], the annealing weight lambda.
+terms: [7] or [0].
 products_grad: [N, C], the loss's derivative in the products: 0 at a target with a margin.
 geometry_grad: [3, N], the loss's derivative in the geometry.
 )doc");

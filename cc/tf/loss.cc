@@ -31,6 +31,8 @@ REGISTER_OP("LsoftmaxLoss")
     .Input("labels: Tlabels")
     .Input("bias: T")
     .Input("lam: double")
+    .Input("terms: double")
+    .Input("class_factors: Twide")
     .Output("loss: T")
     .Output("products_grad: T")
     .Output("geometry: double")
@@ -40,9 +42,11 @@ REGISTER_OP("LsoftmaxLoss")
     .Output("predicted: int64")
     .Output("grad_unit: float")
     .Attr("margin: int >= 1")
-    .Attr("shift: float = 0")
-    .Attr("offset: float = 0")
+    .Attr("normalize_features: bool = false")
+    .Attr("normalize_weights: bool = false")
+    .Attr("linear_continuation: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Twide: {float, double} = DT_FLOAT")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
@@ -52,11 +56,15 @@ products: [N, C], `features` times `weights`.
 features: [N, D].
 weights: [D, C], a column for every class.
 labels: [N], each in [0, C), or -1 for a row whose loss and gradient are 0.
-bias: [C], or [0] for none.
+bias: [C], or [0] for none, as with class_factors.
 lam: [], the annealing weight lambda >= 0; at infinity the margin vanishes.
+terms: [7], shift, cos(shift), sin(shift), offset, scale, and for smoothed labels epsilon and epsilon / C; or [0] for
+  0, 1, 0, 0, 1, 0 and 0.
+class_factors: [C], of LsoftmaxClassFactors, or ones, where `scale` is not 1 or norms are divided by; else [0].
 margin: m, from 1 (no margin) to 64.
-shift: 0; others are not there yet.
-offset: 0; others are not there yet.
+normalize_features: whether logits are divided by the norms of the features: with terms.
+normalize_weights: whether they are divided by the norms of the weights: with terms.
+linear_continuation: whether psi goes on in a straight line beyond m theta + shift = pi: with terms and m = 1.
 loss: [N].
 products_grad: [N, C], the derivative of each row's loss in its products, in units of grad_unit, but 0 at its target.
 geometry: [3, N], the inner product of the sample and its class's weights, and both squared norms.
@@ -73,6 +81,8 @@ REGISTER_OP("LsoftmaxLossWithGradient")
     .Input("labels: Tlabels")
     .Input("bias: T")
     .Input("lam: double")
+    .Input("terms: double")
+    .Input("class_factors: Twide")
     .Input("loss: T")
     .Input("whole_products_grad: T")
     .Input("geometry_grad: double")
@@ -82,10 +92,12 @@ REGISTER_OP("LsoftmaxLossWithGradient")
     .Input("grad_unit: float")
     .Output("same_loss: T")
     .Attr("margin: int >= 1")
-    .Attr("shift: float = 0")
-    .Attr("offset: float = 0")
+    .Attr("normalize_features: bool = false")
+    .Attr("normalize_weights: bool = false")
+    .Attr("linear_continuation: bool = false")
     .Attr("class_block_size: int >= 0 = 0")
     .Attr("T: {half, bfloat16, float, double}")
+    .Attr("Twide: {float, double} = DT_FLOAT")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
@@ -96,12 +108,14 @@ weights: [D, C].
 labels: [N].
 bias: [C], or [0] for none.
 lam: [], the annealing weight lambda.
+terms: [7] or [0].
+class_factors: [C] or [0].
 loss: [N], of the above.
 whole_products_grad: [N, C], of LsoftmaxLoss; [0] where the gradient is made block by block.
 geometry_grad: [3, N], of LsoftmaxLoss or LsoftmaxFinish.
 target_grad: [N], of LsoftmaxLoss or LsoftmaxFinish.
 target_weights: [N, D], of LsoftmaxLoss; [0] where the gradient is made block by block.
-normalizer_of_blocks: [2, N], of LsoftmaxFinish; [0] where LsoftmaxLoss made the gradient.
+normalizer_of_blocks: [3, N], of LsoftmaxFinish; [0] where LsoftmaxLoss made the gradient.
 grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish.
 class_block_size: the classes of a block; 0 where LsoftmaxLoss made the gradient.
 same_loss: `loss`, the same buffer.
@@ -114,11 +128,13 @@ REGISTER_OP("LsoftmaxLossGradient")
     .Input("labels: Tlabels")
     .Input("bias: T")
     .Input("lam: double")
+    .Input("terms: double")
     .Input("loss_grad: T")
     .Output("same_gradient: T")
     .Attr("margin: int >= 1")
-    .Attr("shift: float = 0")
-    .Attr("offset: float = 0")
+    .Attr("normalize_features: bool = false")
+    .Attr("normalize_weights: bool = false")
+    .Attr("linear_continuation: bool = false")
     .Attr("of: {'features', 'weights', 'bias'} = 'features'")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
@@ -132,6 +148,7 @@ weights: [D, C].
 labels: [N].
 bias: [C], or [0] for none.
 lam: [], the annealing weight lambda.
+terms: [7] or [0].
 loss_grad: [N], the upstream gradient of the loss.
 of: the argument that it is the gradient in.
 same_gradient: `gradient`, the same buffer.

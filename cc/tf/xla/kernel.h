@@ -61,7 +61,7 @@ class XlaKernel : public tensorflow::XlaOpKernel {
       : XlaOpKernel(construction),
         signature_(*this, construction),
         on_gpu_(construction->device_type() == tensorflow::DeviceType("XLA_GPU_JIT")) {
-    if (construction->HasAttr("margin")) OP_REQUIRES_OK(construction, read_margin(construction, &margin_));
+    OP_REQUIRES_OK(construction, read_margin(construction, &margin_));
   }
 
   void Compile(tensorflow::XlaOpKernelContext* context) override {
