@@ -11,9 +11,12 @@ import math
 import operator
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from lsoftmax_op.margins import Margin
 
 MAX_MARGIN = 64
 
@@ -48,13 +51,17 @@ def label_smoothing(value: object) -> float:
     return number
 
 
-def no_bias(margin: object) -> None:
+def bias_beside(bias: object, margin: Margin) -> None:
     """Refuses a bias beside a margin that normalises features or weights.
 
     Raises:
-        ValueError: always.
+        ValueError: there is one.
     """
-    raise ValueError(f"bias: expected None with a margin that normalises features or weights, as {shown(margin)} does")
+    if bias is not None and margin.normalizes:
+        raise ValueError(
+            f"bias: expected None with a margin that normalises features or weights, {shown(margin)}, "
+            f"got {described(bias)}"
+        )
 
 
 def host_lambda(value: object) -> float:
