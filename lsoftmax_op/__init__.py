@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lsoftmax_op import arrays, keras, reference
+    from lsoftmax_op import arrays, keras, margins, reference
     from lsoftmax_op.drop_in import L_softmax
     from lsoftmax_op.library import build_info, library_path
     from lsoftmax_op.ops import lsoftmax_logits, lsoftmax_loss, target_angles
@@ -31,7 +31,7 @@ _HOME = {
     "lsoftmax_loss": "ops",
     "target_angles": "ops",
 }
-_MODULES = ("arrays", "keras", "reference")
+_MODULES = ("arrays", "keras", "margins", "reference")
 
 __all__ = [
     "L_softmax",
@@ -42,6 +42,7 @@ __all__ = [
     "library_path",
     "lsoftmax_logits",
     "lsoftmax_loss",
+    "margins",
     "reference",
     "target_angles",
 ]
