@@ -37,20 +37,6 @@ def margin(value: object, name: str = "margin") -> int:
     return number
 
 
-def label_smoothing(value: object) -> float:
-    """Returns the share of the target distribution that label smoothing spreads over all classes, as a float.
-
-    Raises:
-        TypeError: it is a bool or no number.
-        ValueError: it is outside [0, 1), or NaN.
-    """
-    expected = "label_smoothing: expected a number in [0, 1)"
-    number = real(value, expected)
-    if not 0 <= number < 1:
-        raise ValueError(f"{expected}, got {shown(value)}")
-    return number
-
-
 def bias_beside(bias: object, margin: Margin) -> None:
     """Refuses a bias beside a margin that normalises features or weights.
 
@@ -74,6 +60,20 @@ def host_lambda(value: object) -> float:
     expected = "lam: expected a number >= 0"
     number = real(value, expected)
     if math.isnan(number) or number < 0:
+        raise ValueError(f"{expected}, got {shown(value)}")
+    return number
+
+
+def label_smoothing(value: object) -> float:
+    """Returns the share of the target distribution that all classes have, as a float.
+
+    Raises:
+        TypeError: it is a bool or no number.
+        ValueError: it is not within [0, 1).
+    """
+    expected = "label_smoothing: expected a number in [0, 1)"
+    number = real(value, expected)
+    if not 0 <= number < 1:
         raise ValueError(f"{expected}, got {shown(value)}")
     return number
 
