@@ -38,14 +38,14 @@ def margin(value: object, name: str = "margin") -> int:
 
 
 def bias_beside(bias: object, margin: Margin) -> None:
-    """Refuses a bias beside a margin that normalises features or weights.
+    """Refuses a bias beside a margin that normalises features or weights, or scales.
 
     Raises:
         ValueError: there is one.
     """
-    if bias is not None and margin.normalizes:
+    if bias is not None and margin.has_factors:
         raise ValueError(
-            f"bias: expected None with a margin that normalises features or weights, {shown(margin)}, "
+            f"bias: expected None with a margin that normalises or scales, {shown(margin)}, "
             f"got {described(bias)}"
         )
 

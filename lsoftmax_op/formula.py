@@ -72,17 +72,12 @@ def _is_plain(margin: Margin) -> bool:
     return known and numbers == (0, 0, 1) and not margin.normalizes
 
 
-def has_factors(margin: Margin) -> bool:
-    """Whether the margin's plain logits are multiples of the products."""
-    return margin.normalizes or not isinstance(margin.scale, float) or margin.scale != 1
-
-
 def class_factors(ops: Any, margin: Margin, weights: tf.Tensor) -> tf.Tensor:
     """Returns what the logits of each class are multiples of, [C], in the type they are computed in; [0] for none."""
     wide = tf.float64 if weights.dtype == tf.float64 else tf.float32
     if margin.normalize_weights:
         return ops.lsoftmax_class_factors(weights, Twide=wide)
-    return tf.ones(tf.shape(weights)[1:], wide) if has_factors(margin) else tf.constant([], wide)
+    return tf.ones(tf.shape(weights)[1:], wide) if margin.has_factors else tf.constant([], wide)
 
 
 def plain_logits(

@@ -15,6 +15,7 @@ A margin is a value: frozen, and equal to another that means the same. Importing
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 from typing import TYPE_CHECKING, Any
@@ -89,8 +90,13 @@ class Margin:
 
     @property
     def normalizes(self) -> bool:
-        """Whether features or weights are normalised; with such a margin a layer has no bias."""
+        """Whether features or weights are normalised."""
         return self.normalize_features or self.normalize_weights
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether a layer's plain logits are multiples of X W: it normalises or scales. It has no bias then."""
+        return self.normalizes or not isinstance(self.scale, float) or self.scale != 1
 
     def psi(self, theta: ArrayLike) -> Any:
         """Computes what psi is at an angle.
@@ -305,9 +311,14 @@ def margin_of(value: object) -> Margin:
     if isinstance(value, Margin):
         return value
     try:
-        return LSoftmax(_checks.margin(value))
+        return _lsoftmax(_checks.margin(value))
     except TypeError as error:
         raise TypeError(f"{error}; a margin of lsoftmax_op.margins is accepted, too: {_NAMES}") from None
+
+
+@functools.lru_cache(maxsize=_checks.MAX_MARGIN)
+def _lsoftmax(m: int) -> Margin:
+    return LSoftmax(m)
 
 
 # Checks ---------------------------------------------------------------------------------------------------------------

@@ -385,8 +385,7 @@ def _batch(features: Any, weights: Any, labels: Any) -> _Batch:
 
 
 def _bias(bias: Any, weights: tf.Tensor, margin: Margin) -> tf.Tensor:
-    if formula.has_factors(margin):
-        raise ValueError(f"bias: expected None with {margin!r}, which normalises or scales the logits, got a bias")
+    _checks.bias_beside(bias, margin)
     bias = checked_tensor("bias", bias, (weights.dtype,), "[C]")
     _checks.bias_shape(*(tuple(tensor.shape.as_list()) for tensor in (bias, weights)))
     return bias
