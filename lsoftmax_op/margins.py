@@ -204,7 +204,7 @@ class Margin:
     def _number(self, name: str) -> float:
         value: Any = getattr(self, name)
         try:
-            return float(value)
+            return value if isinstance(value, float) else np.asarray(value).astype(np.float64).item()
         except Exception as error:  # a symbolic tensor raises what it likes
             raise TypeError(f"{name}: expected a number, got {_checks.shown(value)}, which has no value yet") from error
 
