@@ -1,8 +1,11 @@
 """What is compared of ArcFace and CosFace in TensorFlow: this library, a good hand-written version, and the usual one.
 
-    z_ij = s cos(theta_ij),  at the target s psi(theta);          cos(theta_ij) = x_i . w_j / (|x_i| |w_j|)
-    ArcFace:  psi = cos(theta + m),  -2 - cos(theta + m) beyond theta + m = pi   (Deng et al., 2019, eq. 3, continued)
-    CosFace:  psi = cos(theta) - m                                              (Wang et al., 2018, eq. 4)
+    z_ij = s cos(theta_ij),  at the target s psi(theta);     cos(theta_ij) = x_i . w_j / (|x_i| |w_j|)
+    ArcFace:  psi = cos(theta + m),  and -2 - cos(theta + m) beyond theta + m = pi
+    CosFace:  psi = cos(theta) - m
+
+ArcFace is eq. 3 of Deng et al., 2019, continued so that psi falls on all of [0, pi]; CosFace, eq. 4 of Wang et al.,
+2018.
 """
 
 from __future__ import annotations
@@ -41,7 +44,10 @@ def arcface_by_angle(cosine: tf.Tensor) -> tf.Tensor:
 
 @tf.custom_gradient
 def over_column_norms(features: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """z_ij = x_i . w_j / |w_j|, with dz's share along w_j taken from z, which is at hand, and not from W's product."""
+    """Returns z_ij = x_i . w_j / |w_j|, with its gradient written out: automatic differentiation passes W once more.
+
+    dL/dw_j = sum_i g_ij x_i / |w_j|  -  w_j sum_i g_ij z_ij / |w_j|^2
+    """
     inverse = tf.math.rsqrt(tf.maximum(tf.reduce_sum(tf.square(weights), axis=0), TINY))
     products = tf.matmul(features, weights) * inverse
 

@@ -43,15 +43,15 @@ def _measure(python: str | None, shape: Shape, quick: bool) -> tuple[dict[str, f
     if python is not None:
         processes.append(turns.Process(python, "benchmarks.torch_margin_peers", shape))
     losses = {peer: loss for process in processes for peer, loss in process.losses.items()}
-    _agree(losses)
-    repeats = 1 if quick else max(3, min(31, 10**10 // math.prod(shape)))
+    check_losses(losses)
+    repeats = 1 if quick else max(3, min(15, 10**10 // math.prod(shape)))
     seconds = turns.take(processes, 3 if quick else 5, repeats)
     for process in processes:
         process.close()
     return losses, seconds
 
 
-def _agree(losses: dict[str, float]) -> None:
+def check_losses(losses: dict[str, float]) -> None:
     """Checks that all peers of one margin compute the same loss, before anybody compares their times."""
     for margin in set(map(_margin, losses)):
         same = {peer: loss for peer, loss in losses.items() if _margin(peer) == margin}
