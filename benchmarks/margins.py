@@ -45,7 +45,7 @@ def _measure(python: str | None, shape: Shape, quick: bool) -> tuple[dict[str, f
     losses = {peer: loss for process in processes for peer, loss in process.losses.items()}
     check_losses(losses)
     repeats = 1 if quick else max(3, min(15, 10**10 // math.prod(shape)))
-    seconds = turns.take(processes, 3 if quick else 5, repeats)
+    seconds = turns.take(processes, 3 if quick or shape[2] > 50_000 else 5, repeats)
     for process in processes:
         process.close()
     return losses, seconds
