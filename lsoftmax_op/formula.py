@@ -46,9 +46,14 @@ class Terms(NamedTuple):
     smoothing_of_class: Any
 
 
+def has_terms(margin: Margin, smoothing: float = 0.0) -> bool:
+    """Whether the raw ops need the terms: not of L-Softmax with labels that are not smoothed."""
+    return smoothing != 0 or not margin.is_plain
+
+
 def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = None) -> tf.Tensor:
-    """Returns the terms [7], float64; [0] where there are none: of L-Softmax with labels that are not smoothed."""
-    if _is_plain(margin) and smoothing == 0:
+    """Returns the terms [7], float64; [0] where they are not needed."""
+    if not has_terms(margin, smoothing):
         return tf.constant([], tf.float64)
     of_class: Any = 0.0
     if smoothing != 0 and weights is not None:
@@ -68,12 +73,6 @@ def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = No
 @functools.lru_cache(maxsize=256)
 def _known_terms(shift: float, offset: float, scale: float, smoothing: float, of_class: float) -> np.ndarray:
     return np.array(Terms(shift, math.cos(shift), math.sin(shift), offset, scale, smoothing, of_class))
-
-
-def _is_plain(margin: Margin) -> bool:
-    numbers = (margin.m2, margin.m3, margin.scale)
-    known = all(isinstance(number, float) for number in numbers)
-    return known and numbers == (0, 0, 1) and not margin.normalizes
 
 
 def class_factors(ops: Any, margin: Margin, weights: tf.Tensor) -> tf.Tensor:
