@@ -6,26 +6,15 @@ raw ops take of a margin: attributes, terms and the factors of the classes.
 
 from __future__ import annotations
 
-import functools
-import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
+from lsoftmax_op._terms import Terms, has_terms, known_terms
+from lsoftmax_op._terms import attributes as attributes
 from lsoftmax_op.margins import Margin
 
 _POLE = 2.0**-46  # of sin(theta)^2
-
-
-def attributes(margin: Margin) -> dict[str, Any]:
-    """Returns the attributes of the raw ops that a margin is made of."""
-    return {
-        "margin": margin.m1,
-        "normalize_features": margin.normalize_features,
-        "normalize_weights": margin.normalize_weights,
-        "linear_continuation": margin.continuation == "linear",
-    }
 
 
 def attributes_of(op: Any) -> dict[str, Any]:
@@ -34,21 +23,9 @@ def attributes_of(op: Any) -> dict[str, Any]:
     return {name: op.get_attr(name) for name in names}
 
 
-class Terms(NamedTuple):
-    """The numbers of a margin and of its loss, float64 scalars, as `Terms` of cc/core/margin.h has them."""
-
-    shift: Any
-    cos_shift: Any
-    sin_shift: Any
-    offset: Any
-    scale: Any
-    smoothing: Any
-    smoothing_of_class: Any
-
-
 def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = None) -> tf.Tensor:
     """Returns the terms [7], float64; [0] where there are none: of L-Softmax with labels that are not smoothed."""
-    if _is_plain(margin) and smoothing == 0:
+    if not has_terms(margin, smoothing):
         return tf.constant([], tf.float64)
     of_class: Any = 0.0
     if smoothing != 0 and weights is not None:
@@ -56,20 +33,9 @@ def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = No
         of_class = smoothing / (tf.cast(tf.shape(weights)[1], tf.float64) if classes is None else classes)
     numbers = (margin.m2, margin.m3, margin.scale, smoothing, of_class)
     if all(isinstance(number, float) for number in numbers):
-        return tf.constant(_known_terms(*numbers))
+        return tf.constant(known_terms(*numbers), tf.float64)
     shift, offset, scale, smoothing, of_class = (tf.cast(number, tf.float64) for number in numbers)
     return tf.stack(Terms(shift, tf.cos(shift), tf.sin(shift), offset, scale, smoothing, of_class))
-
-
-@functools.lru_cache(maxsize=256)
-def _known_terms(shift: float, offset: float, scale: float, smoothing: float, of_class: float) -> np.ndarray:
-    return np.array(Terms(shift, math.cos(shift), math.sin(shift), offset, scale, smoothing, of_class))
-
-
-def _is_plain(margin: Margin) -> bool:
-    numbers = (margin.m2, margin.m3, margin.scale)
-    known = all(isinstance(number, float) for number in numbers)
-    return known and numbers == (0, 0, 1) and not margin.normalizes
 
 
 def class_factors(ops: Any, margin: Margin, weights: tf.Tensor) -> tf.Tensor:

@@ -11,7 +11,6 @@ completed in place.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tensorflow as tf
 
 from lsoftmax_op import _checks, blocks, formula, library
+from lsoftmax_op._terms import without_psi
 from lsoftmax_op.gradients import LossInputs, none
 from lsoftmax_op.margins import Margin, margin_of
 
@@ -398,7 +398,7 @@ def _margin(margin: Any, lam: Any) -> tuple[Margin, tf.Tensor]:
         return margin, tf.cast(checked_tensor("lam", lam, (*FLOATS, *_INTEGERS), "[]"), tf.float64)
     lam = _checks.host_lambda(lam)
     if math.isinf(lam):
-        margin, lam = dataclasses.replace(margin, m1=1, m2=0.0, m3=0.0, continuation="unfolded"), 0.0
+        margin, lam = without_psi(margin), 0.0
     return margin, tf.constant(lam, tf.float64)
 
 
