@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lsoftmax_op
-from lsoftmax_op import arrays, reference
+from lsoftmax_op import arrays, margins, reference
 
 tf = pytest.importorskip("tensorflow")
 
@@ -143,6 +143,52 @@ def test_lambdas_out_of_range(call, lam):
 def test_lambdas_of_the_wrong_type(call, lam):
     with pytest.raises((TypeError, ValueError), match="lam: expected"):
         call(lam=lam)
+
+
+ARRAYS = [by_arrays, by_arrays_grad, by_arrays_loss, by_arrays_loss_grad]
+
+
+@pytest.mark.parametrize("call", ARRAYS)
+def test_a_margin_that_is_none_of_this_library(call):
+    class ArcFace:
+        pass
+
+    for bad in (ArcFace(), ArcFace, "ArcFace", {"m1": 2}, margins.ArcFace):
+        with pytest.raises(
+            TypeError, match="margin: expected an integer from 1 to 64, got .*; a margin of lsoftmax_op"
+        ):
+            call(margin=bad)
+
+
+@pytest.mark.parametrize("call", ARRAYS)
+@pytest.mark.parametrize("name", ["m2", "m3", "scale"])
+def test_among_arrays_the_numbers_of_a_margin_are_numbers(call, name):
+    for value in (tf.constant(0.5), tf.Variable(0.5)):
+        margin = margins.Margin(**{name: value})
+        with pytest.raises(TypeError, match=f"margin: expected one whose {name} is a number, among arrays, got"):
+            call(margin=margin, bias=None)
+
+
+@pytest.mark.parametrize("call", ARRAYS)
+@pytest.mark.parametrize(
+    "margin",
+    [margins.SphereFace(2), margins.CosFace(0.35, 64), margins.ArcFace(0.5, 64), margins.Margin(scale=2)],
+    ids=repr,
+)
+def test_a_bias_beside_a_margin_that_normalises_or_scales(call, margin):
+    with pytest.raises(ValueError, match=r"bias: expected None with a margin that normalises or scales, .*, got numpy"):
+        call(margin=margin)
+    call(margin=margin, bias=None)
+
+
+@pytest.mark.parametrize("call", [by_arrays_loss, by_arrays_loss_grad])
+@pytest.mark.parametrize(
+    ("smoothing", "error"),
+    [*((bad, ValueError) for bad in (-0.1, 1, np.nan, np.inf)), *((bad, TypeError) for bad in (True, "0.1", None))],
+)
+def test_label_smoothing(call, smoothing, error):
+    with pytest.raises(error, match=r"label_smoothing: expected a number in \[0, 1\), got"):
+        call(label_smoothing=smoothing)
 
 
 RUN_TIME = {
