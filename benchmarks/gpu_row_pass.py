@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks import harness, on_torch
-from lsoftmax_op import arrays
+from lsoftmax_op._array_layer import Layer
+from lsoftmax_op._array_libraries import library_of
 
 TITLE = __doc__.splitlines()[0]
 sees_gpu = on_torch.sees_gpu
@@ -34,7 +35,8 @@ _LARGE = 2**30
 def rows(wanted: tuple[int, int, torch.dtype], quick: bool) -> list[dict[str, Any]]:
     """Measures one shape in one data type."""
     n, c, dtype = (8, 6, wanted[2]) if quick else wanted
-    layer = arrays._Layer(*on_torch.batch(n, DEPTH, c, dtype), None, 4, 5.0, None)
+    batch = on_torch.batch(n, DEPTH, c, dtype)
+    layer = Layer(library_of(batch[0], None), *batch, None, 4, 5.0)
     state = layer.loss()
     # Again and again from one array into another, so that it always reads products: no other bytes than in place.
     gradient, products = state.pop("products_grad"), layer.features @ layer.weights

@@ -77,9 +77,18 @@ class Library(abc.ABC):
         own = self._own_dtype(dtype)
         return self._made("memory", self._empty(shape, own), own, shape)
 
+    def full(self, shape: tuple[int, ...], value: float, dtype: str) -> Any:
+        """Returns a new dense array of one value. On a device a kernel fills it: nothing is copied from the host."""
+        own = self._own_dtype(dtype)
+        return self._made("numbers", self._full(shape, value, own), own, shape)
+
     def scalar(self, value: float) -> Any:
         """Returns a new float64 array of shape []."""
-        return self._made("scalar", self._scalar(value), self._own_dtype("float64"), ())
+        return self.full((), value, "float64")
+
+    def set(self, array: Any, place: int, value: float) -> None:
+        """Sets an entry of an array [.], as `full` does."""
+        array[place] = value
 
     def cast(self, array: Any, dtype: str) -> Any:
         """Returns a dense array in another dtype."""
@@ -94,6 +103,10 @@ class Library(abc.ABC):
         """Returns a @ b, a new dense array of their dtype."""
         return self._made("product", self._product(a, b), a.dtype, (a.shape[0], b.shape[1]))
 
+    def row_sums(self, a: Any) -> Any:
+        """Returns the sums over the columns, in the array's dtype."""
+        return self._made("row sums", a.sum(axis=1), a.dtype, (a.shape[0],))
+
     def column_sums(self, a: Any) -> Any:
         """Returns the sums over the rows, in the array's dtype."""
         return self._made("column sums", self._column_sums(a), a.dtype, (a.shape[1],))
@@ -106,7 +119,7 @@ class Library(abc.ABC):
     def _empty(self, shape: tuple[int, ...], dtype: Any) -> Any: ...
 
     @abc.abstractmethod
-    def _scalar(self, value: float) -> Any: ...
+    def _full(self, shape: tuple[int, ...], value: float, dtype: Any) -> Any: ...
 
     def _cast(self, array: Any, dtype: Any) -> Any:
         return array.astype(dtype, copy=False)
@@ -153,8 +166,8 @@ class NumPy(Library):
     def _empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.empty(shape, dtype)
 
-    def _scalar(self, value: float) -> np.ndarray:
-        return np.array(value, np.float64)
+    def _full(self, shape: tuple[int, ...], value: float, dtype: Any) -> np.ndarray:
+        return np.full(shape, value, dtype)
 
     def address(self, array: np.ndarray) -> int:
         return array.__array_interface__["data"][0]
@@ -216,8 +229,8 @@ class CuPy(Library):
     def _empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self.cupy.empty(shape, dtype)
 
-    def _scalar(self, value: float) -> Any:
-        return self.cupy.full((), value, "float64")  # a kernel fills it: nothing is copied from the host
+    def _full(self, shape: tuple[int, ...], value: float, dtype: Any) -> Any:
+        return self.cupy.full(shape, value, dtype)
 
     def address(self, array: Any) -> int:
         return array.data.ptr
@@ -311,8 +324,11 @@ class Torch(Library):
     def _empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self.torch.empty(shape, dtype=dtype, device=self.on)
 
-    def _scalar(self, value: float) -> Any:
-        return self.torch.full((), value, dtype=self.torch.float64, device=self.on)
+    def _full(self, shape: tuple[int, ...], value: float, dtype: Any) -> Any:
+        return self.torch.full(shape, value, dtype=dtype, device=self.on)
+
+    def set(self, array: Any, place: int, value: float) -> None:
+        array[place].fill_(value)
 
     def address(self, array: Any) -> int:
         return array.data_ptr()

@@ -6,26 +6,15 @@ the raw ops take of a margin: attributes, terms and the factors of the classes.
 
 from __future__ import annotations
 
-import functools
-import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
+from lsoftmax_op._terms import Terms, has_terms, known_terms
+from lsoftmax_op._terms import attributes as attributes
 from lsoftmax_op.margins import Margin
 
 _POLE = 2.0**-46  # of sin(theta)^2
-
-
-def attributes(margin: Margin) -> dict[str, Any]:
-    """Returns the attributes of the raw ops that a margin is made of."""
-    return {
-        "margin": margin.m1,
-        "normalize_features": margin.normalize_features,
-        "normalize_weights": margin.normalize_weights,
-        "linear_continuation": margin.continuation == "linear",
-    }
 
 
 def attributes_of(op: Any) -> dict[str, Any]:
@@ -34,25 +23,8 @@ def attributes_of(op: Any) -> dict[str, Any]:
     return {name: op.get_attr(name) for name in names}
 
 
-class Terms(NamedTuple):
-    """The numbers of a margin and of its loss, float64 scalars, as `Terms` of cc/core/margin.h has them."""
-
-    shift: Any
-    cos_shift: Any
-    sin_shift: Any
-    offset: Any
-    scale: Any
-    smoothing: Any
-    smoothing_of_class: Any
-
-
-def has_terms(margin: Margin, smoothing: float = 0.0) -> bool:
-    """Whether the raw ops need the terms: not of L-Softmax with labels that are not smoothed."""
-    return smoothing != 0 or not margin.is_plain
-
-
 def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = None) -> tf.Tensor:
-    """Returns the terms [7], float64; [0] where they are not needed."""
+    """Returns the terms [7], float64; [0] where there are none: of L-Softmax with labels that are not smoothed."""
     if not has_terms(margin, smoothing):
         return tf.constant([], tf.float64)
     of_class: Any = 0.0
@@ -61,18 +33,13 @@ def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = No
         of_class = smoothing / (tf.cast(tf.shape(weights)[1], tf.float64) if classes is None else classes)
     numbers = (margin.m2, margin.m3, margin.scale, smoothing, of_class)
     if all(isinstance(number, float) for number in numbers):
-        return tf.constant(_known_terms(*numbers))
+        return tf.constant(known_terms(*numbers), tf.float64)
     # Not tf.cast of a float, which would make it a float32 first.
     shift, offset, scale, smoothing, of_class = (
         tf.constant(number, tf.float64) if isinstance(number, float) else tf.cast(number, tf.float64)
         for number in numbers
     )
     return tf.stack(Terms(shift, tf.cos(shift), tf.sin(shift), offset, scale, smoothing, of_class))
-
-
-@functools.lru_cache(maxsize=256)
-def _known_terms(shift: float, offset: float, scale: float, smoothing: float, of_class: float) -> np.ndarray:
-    return np.array(Terms(shift, math.cos(shift), math.sin(shift), offset, scale, smoothing, of_class))
 
 
 def class_factors(ops: Any, margin: Margin, weights: tf.Tensor) -> tf.Tensor:
@@ -93,7 +60,9 @@ def plain_logits(
     if attributes["normalize_features"]:
         norm_sq = tf.reduce_sum(tf.square(tf.cast(features, tf.float64)), axis=1, keepdims=True)
         is_zero = norm_sq == 0
-        factor *= tf.where(is_zero, tf.zeros_like(norm_sq), tf.math.rsqrt(tf.where(is_zero, 1.0, norm_sq)))
+        factor *= tf.where(
+            is_zero, tf.zeros_like(norm_sq), tf.math.rsqrt(tf.where(is_zero, tf.ones_like(norm_sq), norm_sq))
+        )
     logits = tf.matmul(tf.cast(tf.cast(features, tf.float64) * factor, features.dtype), weights)
     if not attributes["normalize_weights"]:
         return logits

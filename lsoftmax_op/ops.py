@@ -11,7 +11,6 @@ completed in place.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tensorflow as tf
 
 from lsoftmax_op import _checks, blocks, formula, library
+from lsoftmax_op._terms import has_terms, without_psi
 from lsoftmax_op.gradients import LossInputs, none
 from lsoftmax_op.margins import Margin, margin_of
 
@@ -328,8 +328,7 @@ def loss_layer(
     bias = none(weights.dtype) if bias is None else _bias(bias, weights, margin)
     ops = library.load()
     no_double = none(tf.float64)  # once: eagerly a constant costs as much as a small op
-    has_terms = formula.has_terms(margin, label_smoothing)
-    terms = formula.terms(margin, label_smoothing, weights) if has_terms else no_double
+    terms = formula.terms(margin, label_smoothing, weights) if has_terms(margin, label_smoothing) else no_double
     factors, attributes = formula.class_factors(ops, margin, weights), formula.attributes(margin)
     if class_block_size is None:
         block_size = 0
@@ -400,7 +399,7 @@ def _margin(margin: Any, lam: Any) -> tuple[Margin, tf.Tensor]:
         return margin, tf.cast(checked_tensor("lam", lam, (*FLOATS, *_INTEGERS), "[]"), tf.float64)
     lam = _checks.host_lambda(lam)
     if math.isinf(lam):
-        margin, lam = dataclasses.replace(margin, m1=1, m2=0.0, m3=0.0, continuation="unfolded"), 0.0
+        margin, lam = without_psi(margin), 0.0
     return margin, tf.constant(lam, tf.float64)
 
 

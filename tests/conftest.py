@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections.abc import Iterable
 from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -16,27 +17,34 @@ from support import DTYPES, Batch
 
 from lsoftmax_op import arrays
 from lsoftmax_op._array_libraries import NumPy
+from lsoftmax_op.margins import Margin
+
+
+def present(values: Iterable) -> list:
+    """Those of arguments or gradients that there are: a bias need not be one."""
+    return [value for value in values if value is not None]
 
 
 class ArraysLayer:
     """lsoftmax_op.arrays on the CPU."""
 
-    def __call__(self, batch: Batch, margin: int, lam: float) -> tuple:
+    def __call__(self, batch: Batch, margin: Margin | int, lam: float) -> tuple:
         options = {"margin": margin, "lam": lam}
-        return arrays.logits(*batch.layer, **options), arrays.logits_grad(batch.grad, *batch.layer, **options)
+        gradients = arrays.logits_grad(batch.grad, *batch.layer, **options)
+        return arrays.logits(*batch.layer, **options), present(gradients)
 
     def plain(self, batch: Batch) -> tuple:
         dtype = batch.features.dtype
         wide = np.float64 if dtype == np.float64 else np.float32
         x, w, g = (a.astype(wide) for a in (batch.features, batch.weights, batch.grad))
-        logits = (x @ w).astype(dtype) + batch.bias
+        logits = (x @ w).astype(dtype)
         gradients = [a.astype(dtype) for a in (g @ w.T, x.T @ g, g.sum(axis=0))]
-        return logits, gradients
+        return (logits, gradients[:2]) if batch.bias is None else (logits + batch.bias, gradients)
 
-    def loss(self, batch: Batch, margin: int, lam: float, bias: bool = True) -> tuple:
+    def loss(self, batch: Batch, margin: Margin | int, lam: float, bias: bool = True, **settings: float) -> tuple:
         layer = batch.layer if bias else batch.layer[:3]
-        results = arrays.loss_grad(batch.loss_grad, *layer, margin=margin, lam=lam)
-        return results.loss, results[:3]
+        results = arrays.loss_grad(batch.loss_grad, *layer, margin=margin, lam=lam, **settings)
+        return results.loss, present(results[:3])
 
     def plain_loss(self, batch: Batch) -> tuple:
         """The cross-entropy of the plain logits; what a framework stores in the dtype is rounded to it."""
@@ -71,13 +79,13 @@ class CudaOnCpu(NumPy):
 class CudaOnCpuLayer(ArraysLayer):
     """lsoftmax_op.arrays as on a CUDA device, its kernels run on the CPU."""
 
-    def __call__(self, batch: Batch, margin: int, lam: float) -> tuple:
+    def __call__(self, batch: Batch, margin: Margin | int, lam: float) -> tuple:
         with mock.patch.object(arrays, "library_of", return_value=CudaOnCpu()):
             return super().__call__(batch, margin, lam)
 
-    def loss(self, batch: Batch, margin: int, lam: float, bias: bool = True) -> tuple:
+    def loss(self, batch: Batch, margin: Margin | int, lam: float, bias: bool = True, **settings: float) -> tuple:
         with mock.patch.object(arrays, "library_of", return_value=CudaOnCpu()):
-            return super().loss(batch, margin, lam, bias)
+            return super().loss(batch, margin, lam, bias, **settings)
 
 
 def require_gpu(has_one: bool, reason: str) -> None:
@@ -89,39 +97,44 @@ def require_gpu(has_one: bool, reason: str) -> None:
 class CudaLayer:
     """lsoftmax_op.arrays on PyTorch tensors on a CUDA device."""
 
-    def __call__(self, batch: Batch, margin: int, lam: float) -> tuple:
+    def __call__(self, batch: Batch, margin: Margin | int, lam: float) -> tuple:
         options = {"margin": margin, "lam": lam}
         *layer, grad = map(self._tensor, (*batch.layer, batch.grad))
         return self._arrays(arrays.logits(*layer, **options), arrays.logits_grad(grad, *layer, **options))
 
     def plain(self, batch: Batch) -> tuple:
         x, w, _, b, g = map(self._tensor, (*batch.layer, batch.grad))
+        if b is None:
+            return self._arrays(x @ w, (g @ w.T, x.T @ g))
         return self._arrays(x @ w + b, (g @ w.T, x.T @ g, g.sum(dim=0)))
 
-    def loss(self, batch: Batch, margin: int, lam: float, bias: bool = True) -> tuple:
+    def loss(self, batch: Batch, margin: Margin | int, lam: float, bias: bool = True, **settings: float) -> tuple:
         *layer, grad = map(self._tensor, (*(batch.layer if bias else batch.layer[:3]), batch.loss_grad))
-        results = arrays.loss_grad(grad, *layer, margin=margin, lam=lam)
-        return self._arrays(results.loss, results[: len(layer) - 1])
+        results = arrays.loss_grad(grad, *layer, margin=margin, lam=lam, **settings)
+        return self._arrays(results.loss, results[:3])
 
     def plain_loss(self, batch: Batch) -> tuple:
         import torch
 
         x, w, y, b, g = map(self._tensor, (*batch.layer, batch.loss_grad))
-        leaves = [tensor.requires_grad_(True) for tensor in (x, w, b)]
-        loss = torch.nn.functional.cross_entropy(x @ w + b, y.long(), ignore_index=-1, reduction="none")
+        leaves = [tensor.requires_grad_(True) for tensor in present((x, w, b))]
+        logits = x @ w if b is None else x @ w + b
+        loss = torch.nn.functional.cross_entropy(logits, y.long(), ignore_index=-1, reduction="none")
         return self._arrays(loss.detach(), torch.autograd.grad(loss, leaves, g))
 
     @staticmethod
-    def _tensor(array: np.ndarray) -> object:
+    def _tensor(array: np.ndarray | None) -> object:
         import torch
 
+        if array is None:
+            return None
         if array.dtype.name == "bfloat16":
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).cuda()
         return torch.from_numpy(array).cuda()
 
     @staticmethod
     def _arrays(logits: object, gradients: tuple) -> tuple:
-        logits, *gradients = (tensor.double().cpu().numpy() for tensor in (logits, *gradients))
+        logits, *gradients = (tensor.double().cpu().numpy() for tensor in (logits, *present(gradients)))
         return logits, gradients
 
 
@@ -136,41 +149,40 @@ class TensorFlowLayer:
         self.xla_calls = xla_calls  # of our kernels, where XLA can; else its own of our formulas
         self.class_block_size = class_block_size  # of the loss
 
-    def __call__(self, batch: Batch, margin: int, lam: float) -> tuple:
+    def __call__(self, batch: Batch, margin: Margin | int, lam: float) -> tuple:
         import lsoftmax_op
 
-        return self._run(
-            batch,
-            lambda x, w, b: lsoftmax_op.lsoftmax_logits(x, w, batch.labels, b, margin=margin, lam=lam),
-            batch.grad,
-        )
+        of_integer = isinstance(margin, int)
+        logits = lsoftmax_op.lsoftmax_logits if of_integer else lsoftmax_op.margin_softmax_logits
+        return self._run(batch, lambda x, w, b=None: logits(x, w, batch.labels, b, margin=margin, lam=lam), batch.grad)
 
     def plain(self, batch: Batch) -> tuple:
-        import tensorflow as tf
+        return self._run(batch, self._plain_logits, batch.grad)
 
-        return self._run(batch, lambda x, w, b: tf.nn.bias_add(tf.matmul(x, w), b), batch.grad)
-
-    def loss(self, batch: Batch, margin: int, lam: float, bias: bool = True) -> tuple:
+    def loss(self, batch: Batch, margin: Margin | int, lam: float, bias: bool = True, **settings: float) -> tuple:
         import lsoftmax_op
 
-        options = {"margin": margin, "lam": lam, "class_block_size": self.class_block_size}
-        return self._run(
-            batch,
-            lambda x, w, b=None: lsoftmax_op.lsoftmax_loss(x, w, batch.labels, b, **options),
-            batch.loss_grad,
-            bias,
-        )
+        loss = lsoftmax_op.lsoftmax_loss if isinstance(margin, int) else lsoftmax_op.margin_softmax_loss
+        options = {"margin": margin, "lam": lam, "class_block_size": self.class_block_size, **settings}
+        return self._run(batch, lambda x, w, b=None: loss(x, w, batch.labels, b, **options), batch.loss_grad, bias)
 
     def plain_loss(self, batch: Batch) -> tuple:
         import tensorflow as tf
 
-        def loss(x: tf.Tensor, w: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-            logits = tf.nn.bias_add(tf.matmul(x, w), b)
+        def loss(*layer: tf.Tensor) -> tf.Tensor:
+            logits = self._plain_logits(*layer)
             labels = tf.maximum(batch.labels, 0)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
             return tf.where(batch.labels >= 0, losses, 0)
 
         return self._run(batch, loss, batch.loss_grad)
+
+    @staticmethod
+    def _plain_logits(x: object, w: object, b: object = None) -> object:
+        import tensorflow as tf
+
+        products = tf.matmul(x, w)
+        return products if b is None else tf.nn.bias_add(products, b)
 
     def _run(self, batch: Batch, layer: object, grad: np.ndarray, bias: bool = True) -> tuple:
         import tensorflow as tf
@@ -183,7 +195,7 @@ class TensorFlowLayer:
 
         if self.compiled:
             step = tf.function(step, jit_compile=self.xla)
-        arguments = (batch.features, batch.weights, batch.bias) if bias else (batch.features, batch.weights)
+        arguments = present((batch.features, batch.weights, batch.bias if bias else None))
         with mock.patch.dict(os.environ, LSOFTMAX_XLA_CALLS="ON" if self.xla_calls else "OFF"):
             value, gradients = step(*map(tf.constant, arguments))
         return value.numpy(), [g.numpy() for g in gradients]

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from lsoftmax_op import library, reference
+from lsoftmax_op.margins import ArcFace, Combined, CosFace, Margin, SphereFace, margin_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lsoftmax_op"
@@ -31,8 +32,23 @@ DTYPES = {
     "float64": np.dtype(np.float64),
 }
 MARGINS = range(1, 9)
+# Of every kind a margin that no integer is; beside the last two of them a bias is allowed.
+KINDS = (
+    SphereFace(3),
+    CosFace(0.35, 16),
+    ArcFace(0.5, 16),
+    ArcFace(1.2, 16, "linear"),
+    Combined(2, 0.7, 0.2, 6),
+    Margin(3, 0.5, 0.1, 2, normalize_features=True),
+    Margin(scale=0.25),
+    Margin(2, 0.5, 0.1),
+    Margin(m3=0.4),
+)
 LAMBDAS = (0.0, 0.5, 5.0, 1000.0, np.inf)
 SHAPES = ((1, 1, 1), (1, 5, 1), (7, 1, 3), (5, 17, 2), (13, 33, 7), (130, 19, 6), (0, 4, 3))
+
+# Those in which a sample is at some angle to its class, not at a pole, where m2 makes a tip.
+WIDER_SHAPES = tuple(shape for shape in SHAPES if shape[1] > 1)
 
 # Relative to the natural scale of each entry: its own size plus |x||w| for a logit, and sums of those for a gradient.
 LOGITS_TOLERANCE = {"float64": 1e-12, "float32": 2e-6}
@@ -41,6 +57,7 @@ GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 # The raw ops, and of each the input that its GPU kernel takes from the host's memory, if any.
 RAW_OPS = {
     "TargetGeometry": None,
+    "ClassFactors": None,
     "FeaturesGrad": None,
     "WeightsGrad": None,
     "Logits": None,
@@ -63,7 +80,7 @@ class Batch:
     features: np.ndarray
     weights: np.ndarray
     labels: np.ndarray
-    bias: np.ndarray
+    bias: np.ndarray | None
     grad: np.ndarray
 
     @property
@@ -78,8 +95,14 @@ class Batch:
 
     def exact(self) -> Batch:
         """Returns the same numbers in float64, for the oracle."""
-        wide = [a.astype(np.float64) for a in (self.features, self.weights, self.bias, self.grad)]
-        return Batch(wide[0], wide[1], self.labels, wide[2], wide[3])
+        x, w, b, g = (
+            None if a is None else a.astype(np.float64) for a in (self.features, self.weights, self.bias, self.grad)
+        )
+        return Batch(x, w, self.labels, b, g)
+
+    def beside(self, margin: Margin | int) -> Batch:
+        """Returns the batch, without its bias where the margin allows none."""
+        return replace(self, bias=None) if margin_of(margin).has_factors else self
 
 
 def random_batch(shape: tuple[int, int, int], dtype: str, seed: int = 0) -> Batch:
@@ -97,14 +120,29 @@ def random_batch(shape: tuple[int, int, int], dtype: str, seed: int = 0) -> Batc
     )
 
 
-def angle_batch(margin: int, dtype: str, norms: tuple[float, ...] | None = None) -> Batch:
-    """Rows at every segment's middle, every edge, both poles and next to them; norms tiny and huge; zeros."""
-    rng = np.random.default_rng(margin)
+def angles_of(margin: Margin | int) -> np.ndarray:
+    """Every segment's middle, every edge, both poles and next to them.
+
+    Where m2 makes a tip of the poles, they are as near as 0.01: from s, |x|^2 and |w|^2 in float64 the gradient at an
+    angle is known to 1e-16 over its square. And not at the jump of a linear continuation, but beside it.
+    """
+    margin = margin_of(margin)
+    edges = np.pi * np.arange(margin.m1 + 1) / margin.m1
+    near = np.array([1e-9, 1e-4])
+    if margin.m2 > 0:
+        edges, near = edges[1:] - margin.m2 / margin.m1, np.array([0.01, 0.3])
+    middles = (edges[1:] + edges[:-1]) / 2
+    if margin.continuation == "linear":
+        edges = np.array([edges[0] - 0.02, edges[0] + 0.02])
+    return np.concatenate([edges, middles, near, np.pi - near])
+
+
+def angle_batch(margin: Margin | int, dtype: str, norms: tuple[float, ...] | None = None) -> Batch:
+    """Rows at the angles that matter to a margin; norms tiny and huge; zeros."""
+    angles = angles_of(margin)
+    rng = np.random.default_rng(margin_of(margin).m1)
     depth, classes = 11, 4
     weights = rng.normal(size=(depth, classes))
-    edges = np.pi * np.arange(margin + 1) / margin
-    middles = (edges[1:] + edges[:-1]) / 2
-    angles = np.concatenate([edges, middles, [1e-9, 1e-4, np.pi - 1e-9, np.pi - 1e-4]])
     features, labels = [], []
     for norm in norms or ((1.0, 1e-2, 1e2) if dtype == "float16" else (1.0, 1e-20, 1e18)):
         for n, angle in enumerate(angles):
@@ -128,70 +166,87 @@ def angle_batch(margin: int, dtype: str, norms: tuple[float, ...] | None = None)
     )
 
 
-def errors(batch: Batch, logits: np.ndarray, gradients: tuple, margin: int, lam: float) -> list[np.ndarray]:
+def errors(batch: Batch, logits: np.ndarray, gradients: tuple, margin: Margin | int, lam: float) -> list[np.ndarray]:
     """How far logits, and the gradients of features, weights and bias, are from the oracle's: entry by entry, each
     relative to its natural scale."""
     exact = batch.exact()
     expected = reference.logits(*exact.layer, margin=margin, lam=lam)
     expected_gradients = reference.logits_grad(exact.grad, *exact.layer, margin=margin, lam=lam)
-    x = np.linalg.norm(exact.features, axis=1)
-    w = np.linalg.norm(exact.weights, axis=0)
+    x, w, per_x, per_w = _sizes(exact, margin)
     g = np.abs(exact.grad)
     scales = (
-        x[:, None] * max(w.max(), 1e-300) + np.abs(exact.bias),
-        (g @ np.maximum(w, w.mean()))[:, None],
-        (g.T @ x)[None, :],
+        x[:, None] * max(w.max(), 1e-300) + (0 if exact.bias is None else np.abs(exact.bias)),
+        (g @ np.maximum(w, w.mean()) * per_x)[:, None],
+        (g.T @ x * per_w)[None, :],
         g.sum(axis=0),
     )
     return _relative((logits, *gradients), (expected, *expected_gradients), scales)
 
 
-def loss_errors(batch: Batch, loss: np.ndarray, gradients: tuple, margin: int, lam: float) -> list[np.ndarray]:
+def loss_errors(
+    batch: Batch, loss: np.ndarray, gradients: tuple, margin: Margin | int, lam: float, label_smoothing: float = 0.0
+) -> list[np.ndarray]:
     """The same of the loss. What rounding does to a probability grows with the size of the logits."""
     exact = batch.exact()
-    expected = reference.loss(*exact.layer, margin=margin, lam=lam)
-    expected_gradients = reference.loss_grad(exact.loss_grad, *exact.layer, margin=margin, lam=lam)
-    x = np.linalg.norm(exact.features, axis=1)
-    w = np.linalg.norm(exact.weights, axis=0).max()
-    z = x * w + np.abs(exact.bias).max()
+    settings = {"margin": margin, "lam": lam, "label_smoothing": label_smoothing}
+    expected = reference.loss(*exact.layer, **settings)
+    expected_gradients = reference.loss_grad(exact.loss_grad, *exact.layer, **settings)
+    x, w, per_x, per_w = _sizes(exact, margin)
+    z = x * w.max() + (0 if exact.bias is None else np.abs(exact.bias).max())
     g = np.abs(exact.loss_grad) * (1 + z)
-    scales = (z, (g * w)[:, None], g @ x, g.sum())
+    scales = (z, (g * w.max() * per_x)[:, None], (g @ x * per_w)[None, :], g.sum())
     return _relative((loss, *gradients), (expected, *expected_gradients), scales)
+
+
+def _sizes(exact: Batch, margin: Margin | int) -> tuple[np.ndarray, ...]:
+    """What the logits have for |x| and |w|, scaled; and what their derivatives in x and w are multiples of."""
+    margin = margin_of(margin)
+    x, w = np.linalg.norm(exact.features, axis=1), np.linalg.norm(exact.weights, axis=0)
+    per_x, per_w = np.ones_like(x), np.ones_like(w)
+    if margin.normalize_features:
+        x, per_x = np.sign(x), np.divide(1, x, out=np.zeros_like(x), where=x > 0)
+    if margin.normalize_weights:
+        w, per_w = np.sign(w), np.divide(1, w, out=np.zeros_like(w), where=w > 0)
+    return margin.scale * x, w, margin.scale * per_x, per_w
 
 
 def _relative(got: tuple, expected: tuple, scales: tuple) -> list[np.ndarray]:
     found = []
-    for one, want, scale in zip(got, expected, scales, strict=True):
+    expected = tuple(want for want in expected if want is not None)  # there may be no bias
+    for one, want, scale in zip(got, expected, scales[: len(expected)], strict=True):
         assert one.shape == want.shape
         error = np.abs(np.asarray(one, np.float64) - want)
         found.append(np.where(error == 0, 0, error / np.maximum(scale + np.abs(want), 1e-300)))
     return found
 
 
-def assert_close_to_oracle(batch: Batch, dtype: str, layer: object, margin: int, lam: float) -> None:
-    """`layer` (of conftest.py) is as close to the oracle as its dtype allows."""
-    _assert_close(batch, dtype, errors, layer(batch, margin=margin, lam=lam), layer.plain, margin, lam)
+def assert_close_to_oracle(batch: Batch, dtype: str, layer: object, margin: Margin | int, lam: float) -> None:
+    """`layer` (of conftest.py) is as close to the oracle as its dtype allows. Of a bias only where the margin does."""
+    batch = batch.beside(margin)
+    found = errors(batch, *layer(batch, margin=margin, lam=lam), margin, lam)
+    _assert_close(found, dtype, lambda: errors(batch, *layer.plain(batch), 1, 0.0))
 
 
-def assert_loss_close_to_oracle(batch: Batch, dtype: str, layer: object, margin: int, lam: float) -> None:
-    """So is its loss."""
-    _assert_close(batch, dtype, loss_errors, layer.loss(batch, margin=margin, lam=lam), layer.plain_loss, margin, lam)
-
-
-def _assert_close(
-    batch: Batch, dtype: str, errors: Callable, results: tuple, plain: Callable, margin: int, lam: float
+def assert_loss_close_to_oracle(
+    batch: Batch, dtype: str, layer: object, margin: Margin | int, lam: float, label_smoothing: float = 0.0
 ) -> None:
-    found = errors(batch, *results, margin, lam)
-    names = ("value", "features_grad", "weights_grad", "bias_grad")
+    """So is its loss."""
+    batch = batch.beside(margin)
+    results = layer.loss(batch, margin=margin, lam=lam, label_smoothing=label_smoothing)
+    found = loss_errors(batch, *results, margin, lam, label_smoothing)
+    _assert_close(found, dtype, lambda: loss_errors(batch, *layer.plain_loss(batch), 1, 0.0))
+
+
+def _assert_close(found: list[np.ndarray], dtype: str, plain: Callable) -> None:
+    names = ("value", "features_grad", "weights_grad", "bias_grad")[: len(found)]
     if dtype in LOGITS_TOLERANCE:
         for name, error in zip(names, found, strict=True):
             tolerance = (LOGITS_TOLERANCE if name == "value" else GRADIENT_TOLERANCE)[dtype]
             assert error.size == 0 or error.max() <= tolerance, (name, error.max())
         return
     # A half-precision result may be twice as far from the oracle as the framework's own plain layer in that dtype.
-    plain_found = errors(batch, *plain(batch), 1, 0.0)
     epsilon = float(ml_dtypes.finfo(DTYPES[dtype]).eps)
-    for name, error, plain_error in zip(names, found, plain_found, strict=True):
+    for name, error, plain_error in zip(names, found, plain(), strict=True):
         if error.size:
             bound = 2 * max(rms(plain_error), epsilon / 4)
             assert rms(error) <= bound, (name, rms(error), rms(plain_error))

@@ -6,7 +6,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from support import LAMBDAS, ROOT, random_batch
+from support import KINDS, LAMBDAS, ROOT, random_batch
 
 from lsoftmax_op import _array_libraries, arrays
 
@@ -19,35 +19,49 @@ def tensors(batch):
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(array)
 
-    return [tensor(array) for array in (*batch.layer, batch.grad)]
+    return [None if array is None else tensor(array) for array in (*batch.layer, batch.grad)]
+
+
+def batch_for(margin, dtype):
+    """A batch with a zero row and a zero column, with and without a target."""
+    batch = random_batch((13, 33, 7), dtype).beside(margin)
+    batch.labels[2:5] = [1, 2, -1]
+    batch.features[[2, 4]], batch.weights[:, 2] = 0, 0
+    return batch
+
+
+def assert_as_of_numpy(got, expected, dtype):
+    """The results of PyTorch, whose products are its own, are those of NumPy."""
+    tolerance = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-1}[dtype]
+    for one, want in zip(got, expected, strict=True):
+        if want is None:
+            assert one is None
+            continue
+        assert isinstance(one, torch.Tensor)
+        assert str(one.dtype).removeprefix("torch.") == want.dtype.name
+        want = np.asarray(want, np.float64)
+        assert np.isfinite(want).all()
+        np.testing.assert_allclose(one.double().numpy(), want, atol=tolerance * np.abs(want).max())
 
 
 @pytest.mark.parametrize("lam", LAMBDAS)
-def test_tensors_on_the_cpu(dtype, lam):
-    batch = random_batch((13, 33, 7), dtype)
+@pytest.mark.parametrize("margin", [4, *KINDS], ids=repr)
+def test_tensors_on_the_cpu(dtype, margin, lam):
+    batch, options = batch_for(margin, dtype), {"margin": margin, "lam": lam}
     *layer, grad = tensors(batch)
-    logits = arrays.logits(*layer, lam=lam)
-    gradients = arrays.logits_grad(grad, *layer, lam=lam)
-    expected = arrays.logits(*batch.layer, lam=lam), *arrays.logits_grad(batch.grad, *batch.layer, lam=lam)
-    tolerance = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-1}[dtype]
-    for got, want in zip((logits, *gradients), expected, strict=True):
-        assert isinstance(got, torch.Tensor)
-        assert got.dtype == layer[0].dtype
-        want = np.asarray(want, np.float64)
-        np.testing.assert_allclose(got.double().numpy(), want, atol=tolerance * np.abs(want).max())
+    got = arrays.logits(*layer, **options), *arrays.logits_grad(grad, *layer, **options)
+    expected = arrays.logits(*batch.layer, **options), *arrays.logits_grad(batch.grad, *batch.layer, **options)
+    assert_as_of_numpy(got, expected, dtype)
 
 
-def test_the_loss_of_tensors_on_the_cpu(dtype):
-    batch = random_batch((13, 33, 7), dtype)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("margin", [4, *KINDS], ids=repr)
+def test_the_loss_of_tensors_on_the_cpu(dtype, margin, label_smoothing):
+    batch, options = batch_for(margin, dtype), {"margin": margin, "lam": 0.5, "label_smoothing": label_smoothing}
     *layer, grad = tensors(batch)
-    got = arrays.loss_grad(grad[:, 0], *layer, lam=0.5)
-    expected = arrays.loss_grad(batch.loss_grad, *batch.layer, lam=0.5)
-    tolerance = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-1}[dtype]
-    for one, want in zip(got, expected, strict=True):
-        assert isinstance(one, torch.Tensor)
-        want = np.asarray(want, np.float64)
-        np.testing.assert_allclose(one.double().numpy(), want, atol=tolerance * np.abs(want).max())
-    assert torch.equal(got.loss, arrays.loss(*layer, lam=0.5))
+    got = arrays.loss_grad(grad[:, 0], *layer, **options)
+    assert_as_of_numpy(got, arrays.loss_grad(batch.loss_grad, *batch.layer, **options), dtype)
+    assert torch.equal(got.loss, arrays.loss(*layer, **options))
 
 
 def test_arguments_are_left_as_they_are_and_views_work():

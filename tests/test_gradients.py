@@ -104,7 +104,8 @@ def raw_logits(ops, batch, margin, lam):
     features, weights, geometry = ops.lsoftmax_target_geometry(
         tf.constant(batch.features), tf.constant(batch.weights), batch.labels
     )
-    return ops.lsoftmax_logits(tf.matmul(features, weights), batch.labels, geometry, lam, margin=margin)
+    none = tf.zeros([0], tf.float64)
+    return ops.lsoftmax_logits(tf.matmul(features, weights), batch.labels, geometry, lam, none, margin=margin)
 
 
 def test_a_plainly_loaded_library_has_gradients():
@@ -115,7 +116,8 @@ def test_a_plainly_loaded_library_has_gradients():
         x = tf.compat.v1.placeholder(tf.float64, [None, 7])
         w = tf.compat.v1.placeholder(tf.float64, [7, 4])
         features, weights, geometry = ops.lsoftmax_target_geometry(x, w, batch.labels)
-        logits = ops.lsoftmax_logits(tf.matmul(features, weights), batch.labels, geometry, 0.5, margin=3)
+        terms = tf.zeros([0], tf.float64)
+        logits = ops.lsoftmax_logits(tf.matmul(features, weights), batch.labels, geometry, 0.5, terms, margin=3)
         gradients = tf.compat.v1.gradients(logits, [x, w], grad_ys=tf.constant(batch.grad))
         with tf.compat.v1.Session() as session:
             got = session.run([logits, *gradients], {x: batch.features, w: batch.weights})
@@ -163,10 +165,10 @@ for shape in ((130, 19, 6), (700, 65, 9)):
     b = random_batch(shape, "float32")
     g, x, w = (tf.constant(v) for v in (b.grad, b.features, b.weights))
     ops = tf.load_op_library(lsoftmax_op.library_path())
-    no_loss = [tf.zeros([0])] * 3
+    no_loss, terms = [tf.zeros([0])] * 3, tf.zeros([0], tf.float64)
     same_x, same_w, geometry = ops.lsoftmax_target_geometry(x, w, b.labels)
-    p, geometry_grad = ops.lsoftmax_logits_grad(g, b.labels, geometry, 0.5, margin=4)
-    results = [geometry, ops.lsoftmax_logits(g, b.labels, geometry, 0.5, margin=4), p, geometry_grad,
+    p, geometry_grad = ops.lsoftmax_logits_grad(g, b.labels, geometry, 0.5, terms, margin=4)
+    results = [geometry, ops.lsoftmax_logits(g, b.labels, geometry, 0.5, terms, margin=4), p, geometry_grad,
                ops.lsoftmax_features_grad(x, x, w, b.labels, geometry_grad, *no_loss),
                ops.lsoftmax_weights_grad(w, x, w, b.labels, geometry_grad, *no_loss)]
     for r in results: digest.update(r.numpy().tobytes())

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from conftest import LAYERS
 from support import (
+    KINDS,
     LAMBDAS,
     MARGINS,
     SHAPES,
+    WIDER_SHAPES,
     angle_batch,
     assert_close_to_oracle,
     errors,
@@ -15,7 +17,7 @@ from support import (
 
 
 @pytest.mark.parametrize("lam", LAMBDAS)
-@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize("margin", [*MARGINS, *KINDS], ids=repr)
 def test_every_angle_and_norm(layer, dtype, margin, lam):
     assert_close_to_oracle(angle_batch(margin, dtype), dtype, layer, margin, lam)
 
@@ -27,7 +29,13 @@ def test_every_shape(layer, dtype, shape, margin):
     assert_close_to_oracle(batch, dtype, layer, margin, LAMBDAS[margin % len(LAMBDAS)])
 
 
-@pytest.mark.parametrize("margin", [1, 4])
+@pytest.mark.parametrize("shape", WIDER_SHAPES, ids=str)
+@pytest.mark.parametrize("margin", KINDS, ids=repr)
+def test_every_shape_of_every_kind(layer, dtype, shape, margin):
+    assert_close_to_oracle(random_batch(shape, dtype), dtype, layer, margin, 0.5)
+
+
+@pytest.mark.parametrize("margin", [1, 4, *KINDS[::3]], ids=repr)
 def test_inside_a_function(dtype, margin):
     pytest.importorskip("tensorflow")
     assert_close_to_oracle(random_batch((13, 33, 7), dtype), dtype, LAYERS["function"], margin, 0.5)

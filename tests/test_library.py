@@ -86,7 +86,7 @@ import tensorflow as tf
 path = PATH
 ops = tf.load_op_library(path)
 x, w, geometry = ops.lsoftmax_target_geometry([[3.0, 4.0]], [[1.0], [0.0]], [0])
-print(ops.lsoftmax_logits(tf.matmul(x, w), [0], geometry, 0.0, margin=2))
+print(ops.lsoftmax_logits(tf.matmul(x, w), [0], geometry, 0.0, tf.zeros([0], tf.float64), margin=2))
 assert "lsoftmax" in ops.lsoftmax_logits.__name__ and "products" in ops.lsoftmax_logits.__doc__
 """.replace("PATH", repr(lsoftmax_op.library_path()))
     )

@@ -8,9 +8,11 @@ import pytest
 from conftest import LAYERS
 from support import (
     DTYPES,
+    KINDS,
     LAMBDAS,
     MARGINS,
     SHAPES,
+    WIDER_SHAPES,
     angle_batch,
     assert_loss_close_to_oracle,
     call_of,
@@ -37,6 +39,20 @@ def test_every_shape(layer, dtype, shape):
     for margin in (1, 4):
         batch = random_batch(shape, dtype, seed=margin)
         assert_loss_close_to_oracle(batch, dtype, layer, margin, 0.5)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("margin", [4, *KINDS], ids=repr)
+def test_every_angle_of_every_kind(layer, dtype, margin, label_smoothing):
+    batch = angle_batch(margin, dtype, norms=(1.0, 1e-2, 1e2))
+    for lam in (0.5, 0.0, np.inf):
+        assert_loss_close_to_oracle(batch, dtype, layer, margin, lam, label_smoothing)
+
+
+@pytest.mark.parametrize("shape", WIDER_SHAPES + WIDE_SHAPES, ids=str)
+@pytest.mark.parametrize("margin", KINDS[::2], ids=repr)
+def test_every_shape_of_every_kind(layer, dtype, shape, margin):
+    assert_loss_close_to_oracle(random_batch(shape, dtype), dtype, layer, margin, 0.5, 0.1)
 
 
 @pytest.mark.parametrize("name", ["function", "blocks"])
@@ -173,7 +189,7 @@ def test_the_exponential_is_right_to_two_units_in_the_last_place(module):
     rng = np.random.default_rng(0)
     count = 400_000 if module == "_core" else 20_000
     x = np.concatenate([ends, -rng.uniform(0, 105, count), -np.exp(rng.uniform(-30, 5, count))]).astype(np.float32)
-    gradient, normalizer = np.empty_like(x), np.array([0.0, 1.0])
+    gradient, normalizer = np.empty_like(x), np.array([0.0, 1.0, 0.0])
     labels = np.array([len(x)], np.int64)  # beyond the classes at hand
     call = call_of(kernels, "float32", products=x, products_grad=gradient, labels=labels, normalizer=normalizer)
     call.rows, call.classes, call.wide_labels = 1, len(x), True

@@ -192,7 +192,8 @@ def test_nothing_that_the_caller_holds_is_changed():
     before = [a.numpy().copy() for a in (*arguments, products)]
     x, w, b = arguments
     raw = tf.load_op_library(lsoftmax_op.library_path())
-    raw.lsoftmax_loss(products, x, w, batch.labels, b, 0.0, margin=4)
+    none = tf.zeros([0], tf.float64)
+    raw.lsoftmax_loss(products, x, w, batch.labels, b, 0.0, none, none, margin=4)
     with tf.GradientTape() as tape:
         tape.watch(arguments)
         loss = lsoftmax_op.lsoftmax_loss(x, w, batch.labels, b)
@@ -240,9 +241,11 @@ raw = tf.load_op_library(lsoftmax_op.library_path())
 for shape, dtype in (((130, 19, 6), "float32"), ((700, 65, 90), "float32"), ((64, 16, 5000), "float16")):
     b = random_batch(shape, dtype)
     x, w, bias, g = (tf.constant(v) for v in (b.features, b.weights, b.bias, b.loss_grad))
-    state = raw.lsoftmax_loss(b.grad, x, w, b.labels, bias, 0.5, margin=4)
+    no_terms, no_factors = tf.zeros([0], tf.float64), tf.zeros([0])
+    state = raw.lsoftmax_loss(b.grad, x, w, b.labels, bias, 0.5, no_terms, no_factors, margin=4)
     first = tf.constant(0, tf.int64)
-    sums = raw.lsoftmax_sums(b.grad, b.labels, bias, first, tf.zeros([4, shape[0]], tf.float64))
+    before = tf.zeros([5, shape[0]], tf.float64)
+    sums = raw.lsoftmax_sums(b.grad, b.labels, bias, first, no_factors, no_terms, state.geometry, before)
     unit = state.grad_unit
     target = (state.geometry_grad, g, unit, state.target_weights)
     for result in (*state, sums,

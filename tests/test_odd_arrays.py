@@ -11,7 +11,7 @@ from unittest import mock
 import ml_dtypes
 import numpy as np
 import pytest
-from support import random_batch
+from support import KINDS, random_batch
 
 from lsoftmax_op import _array_libraries, arrays, reference
 
@@ -328,10 +328,32 @@ class DeviceArray:
         return type(self)(self.host @ other.host)
 
     def __mul__(self, other):
-        return type(self)(self.host * other.host)
+        return type(self)(self.host * getattr(other, "host", other))
+
+    __rmul__ = __mul__
+
+    def __add__(self, other):
+        return type(self)(self.host + other.host)
+
+    def __rsub__(self, other):
+        return type(self)(other - self.host)
+
+    def __truediv__(self, other):
+        return type(self)(self.host / other.host)
+
+    def __pow__(self, power):
+        return type(self)(self.host**power)
+
+    def __eq__(self, other):
+        return type(self)(self.host == other)
+
+    __hash__ = None
 
     def __getitem__(self, key):
         return type(self)(self.host[key])
+
+    def __setitem__(self, key, value):
+        self.host[key] = value
 
     def astype(self, dtype, copy=True):
         return type(self)(self.host.astype(dtype, copy=copy))
@@ -339,7 +361,7 @@ class DeviceArray:
     def copy(self):
         return type(self)(self.host.copy())
 
-    def sum(self, axis, dtype):
+    def sum(self, axis, dtype=None):
         return type(self)(self.host.sum(axis=axis, dtype=dtype))
 
     def view(self, array_class):
@@ -394,6 +416,19 @@ def test_arrays_of_cupy(cupy, kind, function):
     for got, want in zip(FUNCTIONS[function](**on_device), expected, strict=True):
         assert type(got) is DeviceArray
         np.testing.assert_allclose(got.host, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("margin", KINDS, ids=repr)
+def test_every_margin_of_arrays_of_cupy(cupy, margin, function):
+    arguments = given(function, "float64") | {"bias": None}
+    on_device = {name: None if array is None else DeviceArray(array) for name, array in arguments.items()}
+    expected = FUNCTIONS[function](**arguments, margin=margin, lam=0.5)
+    for got, want in zip(FUNCTIONS[function](**on_device, margin=margin, lam=0.5), expected, strict=True):
+        assert (got is None) == (want is None)
+        if want is not None:
+            assert type(got) is DeviceArray
+            np.testing.assert_allclose(got.host, want, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("argument", ARGUMENTS)

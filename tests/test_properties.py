@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import random_batch
+from support import KINDS, random_batch
 
 from lsoftmax_op import arrays, reference
 
@@ -14,6 +14,7 @@ batches = st.builds(
     st.integers(0, 10**6),
 )
 margins = st.integers(1, 12)
+every_kind = st.one_of(margins, st.sampled_from(KINDS))
 lambdas = st.one_of(st.just(0.0), st.floats(0, 1e6))
 quick = settings(max_examples=60, deadline=None)
 
@@ -98,8 +99,9 @@ def test_a_row_without_a_target_is_the_dense_layers(batch, margin, lam):
 
 
 @quick
-@given(batches, margins, lambdas)
+@given(batches, every_kind, lambdas)
 def test_any_number_of_threads_gives_the_same_bits(batch, margin, lam):
+    batch = batch.beside(margin)
     batch.features = np.tile(batch.features, (40, 12))  # enough work for several
     batch.weights = np.tile(batch.weights, (12, 1))
     batch.labels, batch.grad = np.tile(batch.labels, 40), np.tile(batch.grad, (40, 1))
@@ -125,8 +127,9 @@ def test_any_batch_agrees_with_the_oracle(batch, margin, lam):
 
 
 @quick
-@given(batches, margins, lambdas)
+@given(batches, every_kind, lambdas)
 def test_the_loss_is_the_cross_entropy_of_the_logits(batch, margin, lam):
+    batch = batch.beside(margin)
     logits = arrays.logits(*batch.layer, margin=margin, lam=lam)
     largest = logits.max(axis=1)
     log_sum_exp = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
@@ -134,6 +137,44 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(batch, margin, lam):
     loss = arrays.loss(*batch.layer, margin=margin, lam=lam)
     assert (loss >= 0).all()
     np.testing.assert_allclose(loss, expected, rtol=1e-11, atol=1e-11)
+
+
+@quick
+@given(batches, every_kind, lambdas, st.floats(0, 0.99))
+def test_smoothed_labels_mix_the_losses_of_all_classes(batch, margin, lam, smoothing):
+    """As far as the margin stays where it is: the loss of each class j is that of the label's, by z_y - z_j."""
+    batch = batch.beside(margin)
+    logits = arrays.logits(*batch.layer, margin=margin, lam=lam)
+    loss = arrays.loss(*batch.layer, margin=margin, lam=lam)
+    of_target = logits[np.arange(len(logits)), batch.labels]
+    expected = np.where(batch.labels >= 0, loss + smoothing * (of_target - logits.mean(axis=1)), 0)
+    smoothed = arrays.loss(*batch.layer, margin=margin, lam=lam, label_smoothing=smoothing)
+    np.testing.assert_allclose(smoothed, expected, rtol=1e-10, atol=1e-10)
+
+
+@quick
+@given(batches, st.sampled_from(KINDS), st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+def test_what_is_normalised_has_no_length(batch, margin, of_features, of_weights):
+    of_features, of_weights = (
+        size if normalized else 1.0
+        for size, normalized in zip(
+            (of_features, of_weights), (margin.normalize_features, margin.normalize_weights), strict=True
+        )
+    )
+    layer = batch.features, batch.weights, batch.labels
+    scaled = batch.features * of_features, batch.weights * of_weights, batch.labels
+    # Where m2 makes a tip of the poles, which a single feature is at, what rounding does to the angle is 1e-8.
+    tolerance = 1e-7 if batch.features.shape[1] == 1 else 1e-9
+    for function in (arrays.logits, arrays.loss):
+        expected = function(*layer, margin=margin)
+        np.testing.assert_allclose(function(*scaled, margin=margin), expected, rtol=tolerance, atol=tolerance * 100)
+    gradients = arrays.loss_grad(batch.loss_grad, *layer, margin=margin)
+    if margin.normalize_features:
+        radial = (gradients.features * batch.features).sum(axis=1)
+        np.testing.assert_allclose(radial, 0, atol=1e-8 * (1 + np.abs(gradients.features * batch.features).max()))
+    if margin.normalize_weights:
+        radial = (gradients.weights * batch.weights).sum(axis=0)
+        np.testing.assert_allclose(radial, 0, atol=1e-8 * (1 + np.abs(gradients.weights * batch.weights).max()))
 
 
 @quick
@@ -160,11 +201,13 @@ def test_the_gradients_of_the_loss_in_the_bias_sum_to_zero(batch, margin, lam):
 
 
 @quick
-@given(batches, margins, lambdas)
+@given(batches, every_kind, lambdas)
 def test_any_number_of_threads_gives_the_same_loss(batch, margin, lam):
+    batch = batch.beside(margin)
     batch.features, batch.labels = np.tile(batch.features, (200, 1)), np.tile(batch.labels, 200)
     grad = np.tile(batch.loss_grad, 200)
-    results = [arrays.loss_grad(grad, *batch.layer, margin=margin, lam=lam, num_threads=n) for n in (1, 2, 3)]
+    options = {"margin": margin, "lam": lam, "label_smoothing": 0.1}
+    results = [arrays.loss_grad(grad, *batch.layer, **options, num_threads=n) for n in (1, 2, 3)]
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(one, two)

@@ -105,7 +105,9 @@ def registered_ops() -> tuple[Op, ...]:
     def input_of(op: Any, arg: Any) -> Input:
         shape = re.match(r"\[([^\]]*)\]", arg.description)
         assert shape, f"the documentation of {op.name} does not tell the shape of {arg.name}: {arg.description!r}"
-        dtype = {"T": "float32", "Tlabels": "int64"}.get(arg.type_attr) or tf.as_dtype(arg.type).name
+        dtype = {"T": "float32", "Twide": "float32", "Tlabels": "int64"}.get(arg.type_attr) or tf.as_dtype(
+            arg.type
+        ).name
         return Input(arg.name, dtype, tuple(filter(None, shape[1].split(", "))), "[0]" in arg.description)
 
     library = pywrap_tf_session.TF_LoadLibrary(lsoftmax_op.library_path())
@@ -120,19 +122,25 @@ def registered_ops() -> tuple[Op, ...]:
 
 
 def cases(op: Op) -> Iterator[Case]:
-    def good(**sizes: int) -> dict[str, np.ndarray]:
-        return {one.name: one.values(one.sizes(**sizes)) for one in op.inputs}
+    both = {"bias", "class_factors"} <= {one.name for one in op.inputs}
+
+    def good(without: str = "class_factors", **sizes: int) -> dict[str, np.ndarray]:
+        """Of a bias and factors of the classes, which go not together, one is none."""
+        is_none = {without} if both else set()
+        return {one.name: one.values((0,) if one.name in is_none else one.sizes(**sizes)) for one in op.inputs}
 
     yield Case(op, "good", "as it should be", good())
+    if both:
+        yield Case(op, "good", "with class_factors", good(without="bias"))
     for size in SIZES:
         if any(size in one.shape for one in op.inputs):
             yield Case(op, "sizes", f"{size} = 0", good(**{size: 0}))
     for one in op.inputs:
-        own = one.sizes()
+        own, others = one.sizes(), good(without="bias") if one.name == "class_factors" else good()
         of_rank = [(size,) * rank for rank in range(4) if rank != len(own) for size in ((2, 0) if rank else (2,))]
         if one.may_be_none:
             of_rank = [shape for shape in of_rank if shape != (0,)]
-            yield Case(op, "none", f"{one.name} none", {**good(), one.name: one.values((0,))})
+            yield Case(op, "none", f"{one.name} none", {**others, one.name: one.values((0,))})
         of_size = [(*own[:d], size, *own[d + 1 :]) for d in range(len(own)) for size in (0, own[d] + 1)]
         integers = one.dtype == "int64"
         changes = [
@@ -142,7 +150,7 @@ def cases(op: Op) -> Iterator[Case]:
             *(("values", value, np.full(own, value, one.dtype)) for value in (INTEGERS if integers else FLOATS)),
         ]
         for kind, what, argument in changes:
-            yield Case(op, kind, f"{one.name} {what}", {**good(), one.name: argument}, changed=one.name)
+            yield Case(op, kind, f"{one.name} {what}", {**others, one.name: argument}, changed=one.name)
     for attribute in op.attributes:
         for value in ATTRIBUTES:
             yield Case(op, "attributes", f"{attribute} {value}", good(), {attribute: value})
@@ -194,7 +202,7 @@ class Runner:
         node = graph.node.add(name="op", op=case.op.name, input=list(case.arguments))
         for name, value in {**case.op.attributes, **case.attributes}.items():
             node.attr[name].i = value
-        for name, dtype in (("T", tf.float32), ("Tlabels", tf.int64)):
+        for name, dtype in (("T", tf.float32), ("Twide", tf.float32), ("Tlabels", tf.int64)):
             node.attr[name].type = dtype.as_datatype_enum
         with tf.Graph().as_default():
             tf.import_graph_def(graph)
@@ -332,13 +340,14 @@ changed = y[-1:] if "{value}" == "labels" else lam[None]
 labels, lam = (tf.experimental.dlpack.from_dlpack(a.__dlpack__()) for a in (y, lam))
 x, w, b = tf.ones([4000, 2]), tf.ones([2, 50]), tf.zeros([50])
 z, grad = tf.matmul(x, w), tf.ones([4000])
-sums, geometry = tf.zeros([4, 4000], tf.float64), tf.ones([3, 4000], tf.float64)
-loss = lambda labels, lam: ops.lsoftmax_loss(z, x, w, labels, b, lam, margin=2)[0]
+sums, geometry = tf.zeros([5, 4000], tf.float64), tf.ones([3, 4000], tf.float64)
+no_terms, no_factors = tf.zeros([0], tf.float64), tf.zeros([0])
+loss = lambda labels, lam: ops.lsoftmax_loss(z, x, w, labels, b, lam, no_terms, no_factors, margin=2)[0]
 calls = [
     loss,
     tf.function(loss, jit_compile=lsoftmax_op.build_info()["xla_calls"]),  # whose formulas make NaNs
-    lambda labels, lam: ops.lsoftmax_finish(sums, geometry, labels, b, lam, margin=2, depth=2)[0],
-    lambda labels, lam: ops.lsoftmax_logits(z, labels, geometry, lam, margin=2),
+    lambda labels, lam: ops.lsoftmax_finish(sums, geometry, labels, b, lam, no_terms, margin=2, depth=2)[0],
+    lambda labels, lam: ops.lsoftmax_logits(z, labels, geometry, lam, no_terms, margin=2),
     lambda labels, lam: ops.lsoftmax_weights_grad(w, x, w, labels, geometry, grad, grad, x),
 ]
 for call in calls:

@@ -122,7 +122,7 @@ def test_eager_inputs_are_never_changed(batch):
     before = [a.numpy().copy() for a in (*arguments, products)]
     ops = tf.load_op_library(lsoftmax_op.library_path())
     _, _, geometry = ops.lsoftmax_target_geometry(*arguments, batch.labels)
-    ops.lsoftmax_logits(products, batch.labels, geometry, 0.0, margin=4)
+    ops.lsoftmax_logits(products, batch.labels, geometry, 0.0, tf.zeros([0], tf.float64), margin=4)
     with tf.GradientTape() as tape:
         tape.watch(arguments)
         z = lsoftmax_op.lsoftmax_logits(*arguments, batch.labels)

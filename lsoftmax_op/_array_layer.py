@@ -1,0 +1,203 @@
+"""A layer of `lsoftmax_op.arrays`: its checked arguments, and the kernels over them."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+from lsoftmax_op import _array_factors, _checks, _terms
+from lsoftmax_op._array_libraries import FLOATS, Library
+from lsoftmax_op.margins import Margin, margin_of
+
+
+class Layer:
+    """The checked arguments of a layer, arrays of one library, and kernel calls over them."""
+
+    def __init__(
+        self,
+        library: Library,
+        features: Any,
+        weights: Any,
+        labels: Any,
+        bias: Any,
+        margin: Margin | int,
+        lam: Any,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self.margin = _known(margin_of(margin))
+        label_smoothing = _checks.label_smoothing(label_smoothing)
+        _checks.bias_beside(bias, self.margin)
+        if isinstance(lam, (bool, Real)):
+            lam = _checks.host_lambda(lam)
+            if math.isinf(lam):
+                self.margin = _terms.without_psi(self.margin)
+        self.array_library = library
+        self.dtype = ""
+        self.features = self.array("features", features, "[N, D]")
+        self.weights = self.array("weights", weights, "[D, C]")
+        self.labels = self._labels(labels)
+        self.wide_labels = self.array_library.dtype(self.labels) == "int64"
+        self.bias = None if bias is None else self.array("bias", bias, "[C]")
+        self.rows, self.depth = map(int, self.features.shape)
+        self.classes = int(self.weights.shape[1])
+        self._check_shapes()
+        with self.array_library.device():
+            self.lam = self._lambda(lam)
+            self.terms = _array_factors.terms(library, self.margin, label_smoothing, self.classes)
+        if self.array_library.checks_values:
+            self._check_labels()
+
+    def array(self, argument: str, value: Any, shape: str) -> Any:
+        """Returns `value` as a dense array of the layer's library and dtype, and of the rank that `shape` spells."""
+        array = self.array_library.array(argument, value)
+        dtype = self.array_library.dtype(array)
+        expected = (self.dtype,) if self.dtype else FLOATS
+        if dtype not in expected:
+            raise TypeError(f"{argument}: expected dtype {' or '.join(expected)}, got {dtype}")
+        _checks.shape_has_rank(argument, list(array.shape), shape)
+        self.dtype = dtype
+        return array
+
+    def geometry(self) -> Any:
+        """Returns [3, N]: x . w_y, |x|^2 and |w_y|^2 of each row."""
+        geometry = self.array_library.empty((3, self.rows), "float64")
+        self.run("geometry", geometry=geometry)
+        return geometry
+
+    def class_factors(self) -> Any:
+        """Returns what the logits of each class are multiples of, [C], in the type that the kernels compute in.
+
+        That is 1 / |w|, 0 of a zero column, where the margin divides by it, else 1; None where it has no factors.
+        """
+        if not self.margin.has_factors:
+            return None
+        wide = "float64" if self.dtype == "float64" else "float32"
+        if not self.margin.normalize_weights:
+            return self.array_library.full((self.classes,), 1.0, wide)
+        factors = self.array_library.empty((self.classes,), wide)
+        self.run("class_factors", class_factors=factors)
+        return factors
+
+    def plain_logits(self) -> Any:
+        """Returns the logits without the margin and without a bias, [N, C]."""
+        library = self.array_library
+        rows = _array_factors.row_factors(library, self.margin, self.features)
+        products = library.product(_array_factors.scale_rows(library, self.features, rows), self.weights)
+        return _array_factors.scale_columns(library, products, self.class_factors())
+
+    def through_products(self, logits_grad: Any) -> tuple[Any, Any]:
+        """Returns what comes through the plain logits to features [N, D] and weights [D, C]; its radial parts, too."""
+        library = self.array_library
+        rows = _array_factors.row_factors(library, self.margin, self.features)
+        products_grad = _array_factors.scale_columns(library, logits_grad, self.class_factors())
+        features_grad = library.product(products_grad, self.weights.T)
+        features = _array_factors.scale_rows(library, self.features, rows)
+        return _array_factors.scale_rows(library, features_grad, rows), library.product(features.T, products_grad)
+
+    def loss(self, **shared: Any) -> dict[str, Any]:
+        """Returns the loss and its gradient in the products, by the names that cc/core/arguments.h gives them.
+
+        `shared`: arrays to be filled for kernels that come later.
+        """
+        library, rows = self.array_library, self.rows
+        products = library.product(self.features, self.weights)
+        state = {
+            "geometry": library.empty((3, rows), "float64"),
+            "target_weights": library.empty((rows, self.depth), self.dtype),
+            "loss": library.empty((rows,), self.dtype),
+            "products_grad": products,
+            "geometry_grad": library.empty((3, rows), "float64"),
+            "target_grad": library.empty((rows,), "float64"),
+            "predicted": library.empty((rows,), "int64"),
+        }
+        if self.dtype == "float16":
+            state["grad_unit"] = library.empty((rows,), "float32")
+        factors = self.class_factors()
+        if factors is not None:
+            shared["class_factors"] = factors
+        self.run("geometry_and_loss", products=products, **state, **shared)
+        return state
+
+    def scaled_features(self, loss_grad: Any, grad_unit: Any = None) -> Any:
+        """Returns diag(loss_grad grad_unit) times the features, in their dtype, rounded once (cc/core/grad_unit.h)."""
+        features = self.features
+        if grad_unit is not None:
+            features, loss_grad = (self.array_library.cast(array, "float32") for array in (features, loss_grad))
+            loss_grad = loss_grad * grad_unit
+        return self.array_library.cast(features * loss_grad[:, None], self.dtype)
+
+    def run(self, kernel: str, **arrays: Any) -> None:
+        """Runs a kernel on the layer and `arrays`, each dense and of the shape that cc/core/arguments.h says."""
+        kernels = self.array_library.kernels
+        if "workspace" not in arrays:
+            size = getattr(kernels, f"{kernel}_workspace")(self.rows, self.depth, self.classes)
+            arrays["workspace"] = self.array_library.empty((size,), "uint8")
+        getattr(kernels, kernel)(self._call(arrays), self.array_library.where)
+
+    def _call(self, arrays: dict[str, Any]) -> Any:
+        call = self.array_library.kernels.Call()
+        call.dtype = self.dtype
+        for name, value in _terms.attributes(self.margin).items():
+            setattr(call, name, value)
+        call.rows, call.depth, call.classes = self.rows, self.depth, self.classes
+        call.wide_labels = self.wide_labels
+        layer = {"features": self.features, "weights": self.weights, "labels": self.labels, "lam": self.lam}
+        if self.bias is not None:
+            layer["bias"] = self.bias
+        if self.terms is not None:
+            layer["terms"] = self.terms
+        for name, array in (layer | arrays).items():
+            setattr(call, name, self.array_library.address(array))
+        return call
+
+    def _labels(self, labels: Any) -> Any:
+        array = self.array_library.array("labels", labels)
+        dtype = self.array_library.dtype(array)
+        if dtype == "float64" and isinstance(labels, (list, tuple)) and not labels:
+            dtype = "int8"  # an empty list has no dtype of its own
+        if dtype not in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"):
+            raise TypeError(f"labels: expected integers that fit in int64, got dtype {dtype}")
+        _checks.shape_has_rank("labels", list(array.shape), "[N]")
+        if dtype not in ("int32", "int64"):
+            return self.array_library.cast(array, "int64")
+        # Where they are checked they are copied before: another thread may write to the caller's until the kernels end.
+        return self.array_library.copy(array) if self.array_library.checks_values else array
+
+    def _lambda(self, lam: Any) -> Any:
+        if isinstance(lam, float):
+            return self.array_library.scalar(lam)
+        array = self.array_library.array("lam", lam)
+        dtype = self.array_library.dtype(array)
+        if dtype not in FLOATS:
+            raise TypeError(
+                f"lam: expected a number >= 0 or a scalar array of {' or '.join(FLOATS)}, got dtype {dtype}"
+            )
+        if tuple(array.shape) != ():
+            raise ValueError(f"lam: expected a number >= 0 or a scalar array, got shape {list(array.shape)}")
+        if self.array_library.checks_values:
+            return self.array_library.scalar(_checks.host_lambda(float(array)))
+        return self.array_library.cast(array, "float64")
+
+    def _check_shapes(self) -> None:
+        features, weights, labels = (list(array.shape) for array in (self.features, self.weights, self.labels))
+        _checks.batch_shapes(features, weights, labels)
+        if self.bias is not None:
+            _checks.bias_shape(list(self.bias.shape), weights)
+
+    def _check_labels(self) -> None:
+        row = self.array_library.kernels.first_bad_label(self._call({}))
+        if row >= 0:
+            raise ValueError(
+                f"labels: expected values in [0, {self.classes}), or -1 for a row without a target, "
+                f"got labels[{row}] = {int(self.labels[row])}"
+            )
+
+
+def _known(margin: Margin) -> Margin:
+    """Refuses a margin whose numbers are TensorFlow's: of no library here."""
+    for name in ("m2", "m3", "scale"):
+        value = getattr(margin, name)
+        if not isinstance(value, float):
+            raise TypeError(f"margin: expected one whose {name} is a number, among arrays, got {_checks.shown(value)}")
+    return margin
