@@ -57,7 +57,11 @@ def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = No
     numbers = (margin.m2, margin.m3, margin.scale, smoothing, of_class)
     if all(isinstance(number, float) for number in numbers):
         return tf.constant(_known_terms(*numbers))
-    shift, offset, scale, smoothing, of_class = (tf.cast(number, tf.float64) for number in numbers)
+    # A Python number as the float64 that it is: tf.cast would make it float32 first.
+    shift, offset, scale, smoothing, of_class = (
+        tf.constant(number, tf.float64) if isinstance(number, float) else tf.cast(number, tf.float64)
+        for number in numbers
+    )
     return tf.stack(Terms(shift, tf.cos(shift), tf.sin(shift), offset, scale, smoothing, of_class))
 
 
@@ -90,7 +94,9 @@ def plain_logits(
     if attributes["normalize_features"]:
         norm_sq = tf.reduce_sum(tf.square(tf.cast(features, tf.float64)), axis=1, keepdims=True)
         is_zero = norm_sq == 0
-        factor *= tf.where(is_zero, tf.zeros_like(norm_sq), tf.math.rsqrt(tf.where(is_zero, 1.0, norm_sq)))
+        factor *= tf.where(
+            is_zero, tf.zeros_like(norm_sq), tf.math.rsqrt(tf.where(is_zero, tf.ones_like(norm_sq), norm_sq))
+        )
     logits = tf.matmul(tf.cast(tf.cast(features, tf.float64) * factor, features.dtype), weights)
     if not attributes["normalize_weights"]:
         return logits
