@@ -149,7 +149,8 @@ def test_a_saved_model_has_the_variables_of_its_margin(data, tmp_path):
 
     module = Module()
     tf.saved_model.save(module, str(tmp_path))
-    np.testing.assert_array_equal(tf.saved_model.load(str(tmp_path)).logits(*data), module.logits(*data))
+    loaded = tf.saved_model.load(str(tmp_path))
+    np.testing.assert_array_equal(loaded.logits(*data), module.logits(*data))
 
 
 @pytest.mark.parametrize("margin", [SphereFace(2), CosFace(0.2, 16)], ids=repr)
@@ -236,3 +237,9 @@ def test_other_modes_are_refused(margin):
     with pytest.raises(ValueError, match="mode: expected one to infer in, .* got 'float8'"):
         layer.quantize("float8")
     assert layer.quantization_mode is None
+    try:
+        keras.dtype_policies.get("int4_from_float32")
+    except ValueError:
+        pytest.skip(f"Keras {keras.__version__} has no int4")
+    with pytest.raises(ValueError, match="dtype: expected the quantisation mode 'int8' or none .* got 'int4'"):
+        LSoftmaxDense(C, margin=margin, dtype="int4_from_float32")
