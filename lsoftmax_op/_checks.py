@@ -45,8 +45,7 @@ def bias_beside(bias: object, margin: Margin) -> None:
     """
     if bias is not None and margin.has_factors:
         raise ValueError(
-            f"bias: expected None with a margin that normalises or scales, {shown(margin)}, "
-            f"got {described(bias)}"
+            f"bias: expected None with a margin that normalises or scales, {shown(margin)}, got {described(bias)}"
         )
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import tensorflow as tf
 
 
-
 def loss(
     ops: Any,
     features: tf.Tensor,
@@ -50,9 +49,7 @@ def loss(
     return ops.lsoftmax_finish(sums, geometry, labels, bias, lam, terms, depth, **attributes)
 
 
-def loss_grad(
-    ops: Any, state: Any, upstream: tf.Tensor, normalize_features: bool, block_size: int
-) -> tuple[Any, ...]:
+def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, normalize_features: bool, block_size: int) -> tuple[Any, ...]:
     """Returns the gradients of a loss that was computed in blocks, through its products: in features, weights and bias.
 
     Args:
@@ -77,9 +74,7 @@ def loss_grad(
         products = tf.matmul(features, block.weights)
         of_block = (block.bias, block.first_class, block.factors)
         of_rows = (terms, geometry, state.normalizer_of_blocks)
-        grad = ops.lsoftmax_products_grad(
-            products, labels, *of_block, *of_rows, normalize_features=normalize_features
-        )
+        grad = ops.lsoftmax_products_grad(products, labels, *of_block, *of_rows, normalize_features=normalize_features)
         dx += tf.cast(tf.matmul(grad, block.weights, transpose_b=True), dx.dtype)
         dw = ops.lsoftmax_set_columns(dw, tf.matmul(scaled, grad, transpose_a=True), block.first_class)
         if has_bias:

@@ -57,7 +57,11 @@ def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = No
     numbers = (margin.m2, margin.m3, margin.scale, smoothing, of_class)
     if all(isinstance(number, float) for number in numbers):
         return tf.constant(_known_terms(*numbers))
-    shift, offset, scale, smoothing, of_class = (tf.cast(number, tf.float64) for number in numbers)
+    # Not tf.cast of a float, which would make it a float32 first.
+    shift, offset, scale, smoothing, of_class = (
+        tf.constant(number, tf.float64) if isinstance(number, float) else tf.cast(number, tf.float64)
+        for number in numbers
+    )
     return tf.stack(Terms(shift, tf.cos(shift), tf.sin(shift), offset, scale, smoothing, of_class))
 
 
@@ -156,6 +160,18 @@ def cos_theta(geometry: tf.Tensor) -> tf.Tensor:
     return tf.where(has_norms, c, tf.zeros_like(c))
 
 
+def factor_of(geometry: tf.Tensor, terms: tf.Tensor, attributes: dict[str, Any]) -> tf.Tensor:
+    """Returns what the plain logits of the targets are multiples of, [N]; 0 where a norm is zero that is divided by."""
+    _, A, B = tf.unstack(geometry, num=3)
+    factor = tf.broadcast_to(Terms(*tf.unstack(terms, num=7)).scale, tf.shape(A))
+    for norm_sq, divides in ((A, attributes["normalize_features"]), (B, attributes["normalize_weights"])):
+        if divides:
+            is_zero = norm_sq == 0
+            inverse = tf.math.rsqrt(tf.where(is_zero, tf.ones_like(norm_sq), norm_sq))
+            factor *= tf.where(is_zero, tf.zeros_like(norm_sq), inverse)
+    return factor
+
+
 def jacobian(geometry: tf.Tensor, alpha: tf.Tensor, terms: tf.Tensor, attributes: dict[str, Any]) -> tf.Tensor:
     """Returns dt / d(s, A, B), [3, N], differentiable. Needs nonzero norms."""
     s, A, B = tf.unstack(geometry, num=3)
@@ -169,7 +185,7 @@ def jacobian(geometry: tf.Tensor, alpha: tf.Tensor, terms: tf.Tensor, attributes
         return tf.stack([slope, q * b / a, q * a / b])
     v = c + alpha * (p.value - c)
     unit_features, unit_weights = attributes["normalize_features"], attributes["normalize_weights"]
-    factor = Terms(*tf.unstack(terms, num=7)).scale / (a if unit_features else 1) / (b if unit_weights else 1)
+    factor = factor_of(geometry, terms, attributes)
     of_features = (0 if unit_features else v) - c * slope
     of_weights = (0 if unit_weights else v) - c * slope
     return tf.stack([factor * slope, factor * b / a * of_features / 2, factor * a / b * of_weights / 2])

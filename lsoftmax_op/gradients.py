@@ -137,9 +137,7 @@ class _Gradients:
 
     def of_logits(self, op: Any, logits_grad: tf.Tensor) -> list[Any]:
         _, *target = op.inputs
-        products_grad, geometry_grad = self.ops.lsoftmax_logits_grad(
-            logits_grad, *target, **formula.attributes_of(op)
-        )
+        products_grad, geometry_grad = self.ops.lsoftmax_logits_grad(logits_grad, *target, **formula.attributes_of(op))
         return [products_grad, None, geometry_grad, None, None]
 
     def of_logits_grad(self, op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Tensor) -> list[Any]:
@@ -148,7 +146,8 @@ class _Gradients:
         margin = formula.attributes_of(op)
         alpha = 1 / (1 + lam)
         _, A, B = tf.unstack(geometry, num=3)
-        has_margin = (labels >= 0) & (A != 0) & (B != 0)
+        has_target = labels >= 0
+        has_margin = has_target & (A != 0) & (B != 0)
         if terms.shape[0] == 0:
             has_margin &= (alpha != 0) & (margin["margin"] > 1)
         rows = tf.range(tf.size(labels, labels.dtype), dtype=labels.dtype)
@@ -160,11 +159,11 @@ class _Gradients:
             along = tf.reduce_sum(geometry_upstream * formula.jacobian(safe, alpha, terms, margin), axis=0)
         curvature = tape.gradient(along, safe)
         along = tf.cast(along, logits_grad.dtype)
-        for_logits = tf.tensor_scatter_nd_update(
-            products_upstream,
-            targets,
-            tf.where(has_margin, along, tf.gather_nd(products_upstream, targets)),
-        )
+        dense = tf.gather_nd(products_upstream, targets)
+        if terms.shape[0] != 0:  # the target's entry is t of the geometry, without a margin, too
+            factor = formula.factor_of(geometry, terms, margin)
+            dense = tf.where(has_target, tf.cast(factor * geometry_upstream[0], dense.dtype), dense)
+        for_logits = tf.tensor_scatter_nd_update(products_upstream, targets, tf.where(has_margin, along, dense))
         for_geometry = tf.where(has_margin, g * curvature, tf.zeros_like(geometry))
         return [for_logits, None, for_geometry, None, None]
 
