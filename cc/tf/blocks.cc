@@ -39,7 +39,7 @@ bias: [B], or [0] for none.
 first_class: [], the class of the first column, >= 0. Under XLA, where nothing can raise an error, another makes NaNs.
 class_factors: [B], of the block's classes, or [0], as for LsoftmaxLoss.
 terms: [7], as for LsoftmaxLoss, or [0].
-geometry: [3, N], from LsoftmaxTargetGeometry, where there are class_factors; else it may be [0].
+geometry: [3, N], from LsoftmaxTargetGeometry; read only where there are class_factors.
 sums_before: [5, N], of the blocks before; of none: the lowest finite number, 0, the lowest finite number, 0, 0.
 normalize_features: as for LsoftmaxLoss.
 sums: [5, N], with this block.
@@ -113,7 +113,7 @@ bias: [B], or [0] for none.
 first_class: [], the class of the first column, >= 0. Under XLA, where nothing can raise an error, another makes NaNs.
 class_factors: [B], of the block's classes, or [0], as for LsoftmaxLoss.
 terms: [7], as for LsoftmaxLoss, or [0].
-geometry: [3, N], from LsoftmaxTargetGeometry, where there are class_factors; else it may be [0].
+geometry: [3, N], from LsoftmaxTargetGeometry; read only where there are class_factors.
 normalizer: [3, N], of LsoftmaxFinish.
 normalize_features: as for LsoftmaxLoss.
 products_grad: [N, B].

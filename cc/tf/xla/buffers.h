@@ -129,6 +129,9 @@ struct Buffers {
       void* const data = i == 0 ? data_of(operands[i]) : place(operands[i]);
       lsoftmax::take<T>(args, number, data, operands[i].element_count(), operands[i].element_type() == ffi::S64);
     }
+    const std::string bad =
+        judge_factors(args->class_factors != nullptr, args->bias != nullptr, args->terms != nullptr);
+    if (!bad.empty()) return bad;
     for (size_t i = 0; i < count_of(kCall.results); ++i) {
       const int number = number_of(kCall.results[i]);
       const std::string wrong = misfit<T>(kArrays[number], results[i], &sizes);
@@ -138,9 +141,7 @@ struct Buffers {
     args->rows = sizes.rows();
     args->depth = sizes.depth();
     args->classes = std::max<int64_t>(0, sizes.classes());
-    const std::string wrong = read_margin(attributes, &args->margin);
-    if (!wrong.empty()) return wrong;
-    return judge_factors(args->class_factors != nullptr, args->bias != nullptr, args->terms != nullptr);
+    return read_margin(attributes, &args->margin);
   }
 };
 

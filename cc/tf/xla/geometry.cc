@@ -50,12 +50,12 @@ absl::Status features_grad(const Node& node) {
   const Upstream upstream(node);
   const Geometry<Rows>& g = upstream.geometry;
   const XlaOp products = node.in("products_features_grad");
-  XlaOp along_x = g.features_sq + g.features_sq;
+  const XlaOp share = times(upstream.target_weights, g.dot) + times(node.in("features"), g.features_sq + g.features_sq);
+  XlaOp scaled = node.has("loss_grad") ? times(products, upstream.h) : to_double(products);
   if (node.margin.normalize_features) {
-    along_x = along_x - upstream.h * radial_part(/*dim=*/1, node.in("features"), products);
+    const XlaOp radial = radial_part(/*dim=*/1, node.in("features"), products);
+    scaled = scaled - times(node.in("features"), upstream.h * radial);
   }
-  const XlaOp share = times(upstream.target_weights, g.dot) + times(node.in("features"), along_x);
-  const XlaOp scaled = node.has("loss_grad") ? times(products, upstream.h) : to_double(products);
   const XlaOp here = as_columns(upstream.targets.here, node.sizes.rows(), node.sizes.depth());
   node.out("features_grad", where(here, to_type_of(products, scaled + share), to_type_of(products, scaled)));
   return absl::Status();
