@@ -41,6 +41,7 @@ GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 # The raw ops, and of each the input that its GPU kernel takes from the host's memory, if any.
 RAW_OPS = {
     "TargetGeometry": None,
+    "ClassFactors": None,
     "FeaturesGrad": None,
     "WeightsGrad": None,
     "Logits": None,
