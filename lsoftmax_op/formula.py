@@ -1,7 +1,7 @@
 """The margin of one sample in TensorFlow's ops, where TensorFlow is to derive it, or where it is only watched.
 
-The formulas are those of cc/core/margin.h, of [N] samples at once. They take O(N) time, but many small ops. And what the
-raw ops take of a margin: attributes, terms and the factors of the classes.
+The formulas are those of cc/core/margin.h, of [N] samples at once. They take O(N) time, but many small ops. And what
+the raw ops take of a margin: attributes, terms and the factors of the classes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Margins: what the target's logit asks of the angle theta between a sample and the weights of its class.
+"""Margins: what the target's logit asks of theta, the angle between a sample and the weights of its class.
+
+In formulas::
 
     psi(theta) = cos(m1 theta + m2) - m3              where phi = m1 theta + m2 <= pi
     "unfolded"   (-1)^k cos(phi) - 2k - m3            beyond, k = floor(phi / pi)
     "linear"     cos(theta) - m2 sin(m2) - m3         beyond, m1 = 1 alone
 
-Over psi stand the features and weights as the layer takes them: of a sample x and the weights w of a class,
+Over psi stand the features and weights as the layer takes them: of a sample x and the weights w of a class::
 
     logit  = scale |x| |w| cos(theta)                 |x|, |w|: 1 where they are normalised
     target = scale |x| |w| (cos(theta) + (psi(theta) - cos(theta)) / (1 + lambda))
@@ -210,7 +212,7 @@ class Margin:
     def _number(self, name: str) -> float:
         value: Any = getattr(self, name)
         try:
-            return float(value)
+            return value if isinstance(value, float) else np.asarray(value).astype(np.float64).item()
         except Exception as error:  # a symbolic tensor raises what it likes
             raise TypeError(f"{name}: expected a number, got {_checks.shown(value)}, which has no value yet") from error
 
@@ -234,7 +236,9 @@ def LSoftmax(m: int) -> Margin:
 
 
 def SphereFace(m: int) -> Margin:
-    """SphereFace, or A-Softmax (Liu et al., CVPR 2017, equation 7): that of `LSoftmax` with |w| = 1.
+    """SphereFace, or A-Softmax (Liu et al., CVPR 2017, equation 7): psi = cos(m theta), unfolded.
+
+    The weights of every class are normalised.
 
     Args:
         m: the integer m from 1 to 64.
@@ -246,7 +250,9 @@ def SphereFace(m: int) -> Margin:
 
 
 def CosFace(m3: float | tf.Tensor | tf.Variable, scale: float | tf.Tensor | tf.Variable) -> Margin:
-    """CosFace, or AM-Softmax (Wang et al., CVPR 2018, equation 4): psi = cos(theta) - m3 with |w| = |x| = 1.
+    """CosFace, or AM-Softmax (Wang et al., CVPR 2018, equation 4): psi = cos(theta) - m3.
+
+    Features and weights are normalised.
 
     Args:
         m3: the paper's m, in [0, 2); 0.35 there.
@@ -263,7 +269,9 @@ def ArcFace(
     scale: float | tf.Tensor | tf.Variable,
     continuation: str = "unfolded",
 ) -> Margin:
-    """ArcFace (Deng, Guo, Xue, Zafeiriou, CVPR 2019, equation 3): psi = cos(theta + m2) with |w| = |x| = 1.
+    """ArcFace (Deng, Guo, Xue, Zafeiriou, CVPR 2019, equation 3): psi = cos(theta + m2).
+
+    Features and weights are normalised.
 
     Args:
         m2: the paper's m in radians, in [0, pi); 0.5 there.
@@ -283,7 +291,9 @@ def Combined(
     scale: float | tf.Tensor | tf.Variable,
     continuation: str = "unfolded",
 ) -> Margin:
-    """The combined margin of the ArcFace paper (CVPR 2019, equation 4): psi = cos(m1 theta + m2) - m3, |w| = |x| = 1.
+    """The combined margin of the ArcFace paper (CVPR 2019, equation 4): psi = cos(m1 theta + m2) - m3.
+
+    Features and weights are normalised.
 
     Args:
         m1: an integer from 1 to 64.

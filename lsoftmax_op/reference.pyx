@@ -87,7 +87,7 @@ cdef class _Psi:
     cdef double per_cos(self, double theta):
         """d psi / d cos(theta) = (-1)^k m1 sin(m1 theta + m2) / sin(theta)."""
         cdef int k = self.segment(theta), sign
-        cdef double sine = sin(theta)
+        cdef double sine = sin(theta), limit
         if self.linear and k > 0:
             return 1
         sign = 1 if k % 2 == 0 else -1

@@ -1,4 +1,4 @@
-"""Every margin in TensorFlow: values and gradients of every order against the oracle, tensors for numbers, bad input."""
+"""Every margin in TensorFlow: values and gradients of every order, tensors for numbers, bad input."""
 
 import math
 
@@ -11,7 +11,7 @@ from lsoftmax_op.margins import ArcFace, Combined, CosFace, LSoftmax, Margin, Sp
 
 tf = pytest.importorskip("tensorflow")
 
-from lsoftmax_op import margin_softmax_logits, margin_softmax_loss, target_angles  # noqa: E402
+from lsoftmax_op import margin_softmax_logits, margin_softmax_loss, target_angles
 
 KINDS = [
     LSoftmax(4),
