@@ -163,7 +163,7 @@ def test_calls_that_we_did_not_write(name):
     xla_ops = pytest.importorskip("tensorflow.compiler.tf2xla.ops.gen_xla_ops")
     operands, results, attributes = CALLS[name]
 
-    def call(operands, results, workspace=1 << 16):
+    def call(operands, results, attributes=attributes, workspace=1 << 16):
         """All operands are 0; of the results, the first."""
         if XLA_CALLS_ARE_CUDA:
             results = [*results, f"{workspace}xui8"]
@@ -188,6 +188,17 @@ def test_calls_that_we_did_not_write(name):
     if XLA_CALLS_ARE_CUDA and name in ("lsoftmax_loss_F32", "lsoftmax_weights_grad_F32", "lsoftmax_sums_F32"):
         with pytest.raises(tf.errors.OpError, match="workspace: expected .* bytes, got 1"):
             call(operands, results, workspace=1)
+    if name == "lsoftmax_loss_F32":
+        other_attributes = {
+            "{margin = 65 : i64}": "margin: expected an integer from 1 to 64, got 65",
+            "{margin = 2 : i64, linear_continuation = true}": "margin: expected 1 for a linear continuation, got 2",
+        }
+        for other, message in other_attributes.items():
+            with pytest.raises(tf.errors.OpError, match=message):
+                call(operands, results, other)
+        for own, other, message in (("0xf32", "4xf32", "bias: expected none"), (TERMS, "0xf64", "terms: expected")):
+            with pytest.raises(tf.errors.OpError, match=message):
+                call([other if one == own else one for one in operands], results)
     for side, sizes in enumerate((operands, results)):
         for place, own in enumerate(sizes):
             dtype = own.split("x")[-1]
