@@ -13,6 +13,7 @@ QUESTIONS = (
     "step",
     "keras",
     "pytorch",
+    "margins",
     "row_pass",
     "bfloat16",
     "memory",

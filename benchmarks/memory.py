@@ -62,7 +62,7 @@ def peaks(cases: list[Case]) -> list[int]:
 
 def _measure(cases: list[Case]) -> Iterator[int]:
     """Yields the peak of each case in a fork of its own, made when TensorFlow is imported and not yet at work."""
-    from benchmarks import peers  # noqa: F401
+    from benchmarks import margin_peers, peers  # noqa: F401
 
     fork = multiprocessing.get_context("fork")
     for case in cases:
@@ -75,9 +75,10 @@ def _measure(cases: list[Case]) -> Iterator[int]:
 
 
 def _peak(peer: str, class_block_size: int | None, shape: Shape) -> int:
-    from benchmarks import peers
+    from benchmarks import margin_peers, peers
 
-    loss = peers.LOSSES[peer] if class_block_size is None else peers.fused(class_block_size)
+    losses = peers.LOSSES | margin_peers.LOSSES
+    loss = losses[peer] if class_block_size is None else peers.fused(class_block_size)
 
     def step(*shape: int) -> Callable[[], tuple]:
         return peers.step(loss, *peers.arguments(*shape))

@@ -22,9 +22,8 @@ TITLE = __doc__.splitlines()[0]
 
 def main(output: Path | None, quick: bool = False) -> None:
     """Lets a process of TensorFlow and one of PyTorch take turns, on the same numbers and as many threads."""
-    python = os.environ.get("TORCH_PYTHON", sys.executable)
-    finds = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {PACKAGES})))"
-    if subprocess.run([python, "-c", finds], check=False).returncode != 0:
+    python = interpreter()
+    if python is None:
         rows = [{"step": package, "result": "not installed: pip install '.[bench]'"} for package in PACKAGES]
         harness.report("pytorch", TITLE, rows, output)
         return
@@ -33,6 +32,13 @@ def main(output: Path | None, quick: bool = False) -> None:
         harness.progress(name(shape))
         rows += _measure(python, shape, 3 if quick or shape[2] > 50_000 else 5, 2)
     harness.report("pytorch", TITLE, rows, output)
+
+
+def interpreter() -> str | None:
+    """Returns the Python that has PyTorch and pytorch-metric-learning, or None."""
+    python = os.environ.get("TORCH_PYTHON", sys.executable)
+    finds = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {PACKAGES})))"
+    return python if subprocess.run([python, "-c", finds], check=False).returncode == 0 else None
 
 
 def _measure(python: str, shape: Shape, rounds: int, repeats: int) -> list[dict]:

@@ -30,10 +30,17 @@ def plain(features: torch.Tensor, weights: torch.Tensor, labels: torch.Tensor) -
     return run
 
 
-def metric_learning(features: torch.Tensor, weights: torch.Tensor, labels: torch.Tensor) -> Callable[[], tuple]:
-    """Returns the step of LargeMarginSoftmaxLoss, which has no lambda: the full margin."""
+def metric_learning(
+    kind: type[LargeMarginSoftmaxLoss],
+    margin: float,
+    scale: float,
+    features: torch.Tensor,
+    weights: torch.Tensor,
+    labels: torch.Tensor,
+) -> Callable[[], tuple]:
+    """Returns the step of one of the package's losses, which have no lambda: the full margin."""
     features = features.detach().clone().requires_grad_()
-    loss_of = LargeMarginSoftmaxLoss(weights.shape[1], weights.shape[0], margin=MARGIN, scale=1)
+    loss_of = kind(weights.shape[1], weights.shape[0], margin=margin, scale=scale)
     loss_of.W.data = weights.detach().clone()
 
     def run() -> tuple:
@@ -47,4 +54,4 @@ def steps(*shape: int) -> dict[str, Callable[[], tuple]]:
     """Returns both steps, on as many threads as there are cores for us."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     batch = [torch.from_numpy(array) for array in batches.batch(*shape)]
-    return {PLAIN: plain(*batch), METRIC_LEARNING: metric_learning(*batch)}
+    return {PLAIN: plain(*batch), METRIC_LEARNING: metric_learning(LargeMarginSoftmaxLoss, MARGIN, 1, *batch)}

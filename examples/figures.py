@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from lsoftmax_op import reference
+from lsoftmax_op.margins import ArcFace, Combined, CosFace, LSoftmax
 
 if TYPE_CHECKING:
     from examples.digits import Run
@@ -111,6 +112,41 @@ def draw_psi(path: Path) -> Path:
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc="lower left")
         figure.savefig(path, dpi=110)
+        plt.close(figure)
+    return path
+
+
+def draw_margins(path: Path) -> Path:
+    """Draws psi(theta) of every name in lsoftmax_op.margins, and how ArcFace's goes on beyond theta + m2 = pi."""
+    angles = np.linspace(0, np.pi, 1441)
+    degrees = np.degrees(angles)
+    m2 = 0.5
+    edge = np.degrees(np.pi - m2)
+    with plt.rc_context(STYLE):
+        figure, (whole, end) = plt.subplots(1, 2, figsize=(14, 5), width_ratios=(3, 2), layout="constrained")
+        for label, margin, colour in (
+            ("cos θ", LSoftmax(1), "#444444"),
+            ("CosFace, m3 = 0.35", CosFace(0.35, 64), "#4477AA"),
+            ("ArcFace, m2 = 0.5", ArcFace(m2, 64), "#BB5566"),
+            ("Combined, 1, 0.3, 0.2", Combined(1, 0.3, 0.2, 64), "#AA4499"),
+            ("L-Softmax and SphereFace, m = 2", LSoftmax(2), "#44AA99"),
+        ):
+            whole.plot(degrees, margin.psi(angles), label=label, color=colour, linewidth=2)
+        whole.set(ylabel="ψ(θ)", xlim=(0, 180), xticks=range(0, 181, 30), title="What each margin makes of the cosine")
+        end.axvline(edge, color="#BBBBBB", linewidth=1)
+        end.plot(degrees, np.cos(angles), color="#444444", linewidth=2, label="cos θ")
+        end.plot(degrees, np.cos(angles + m2), color="#999999", linestyle=":", linewidth=2, label="cos(θ + m2) alone")
+        end.plot(degrees, ArcFace(m2, 64).psi(angles), color="#BB5566", linewidth=2, label='"unfolded", the default')
+        beyond = degrees > edge
+        linear = ArcFace(m2, 64, "linear").psi(angles)
+        end.plot(degrees[beyond], linear[beyond], color="#DDAA33", linestyle="--", linewidth=2, label='"linear"')
+        end.set(xlim=(130, 180), ylim=(-1.3, -0.6), title="ArcFace, m2 = 0.5, beyond θ + m2 = 180°")
+        for panel in (whole, end):
+            panel.set_xlabel("angle θ between the sample and the weights of its class")
+            panel.xaxis.set_major_formatter("{x:.0f}°")
+            panel.grid(alpha=0.25)
+            panel.legend(frameon=False, loc="lower left")
+        figure.savefig(path, dpi=100)
         plt.close(figure)
     return path
 

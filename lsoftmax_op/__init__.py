@@ -14,10 +14,16 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lsoftmax_op import arrays, keras, reference
+    from lsoftmax_op import arrays, keras, margins, reference
     from lsoftmax_op.drop_in import L_softmax
     from lsoftmax_op.library import build_info, library_path
-    from lsoftmax_op.ops import lsoftmax_logits, lsoftmax_loss, target_angles
+    from lsoftmax_op.ops import (
+        lsoftmax_logits,
+        lsoftmax_loss,
+        margin_softmax_logits,
+        margin_softmax_loss,
+        target_angles,
+    )
     from lsoftmax_op.schedules import LambdaSchedule
 
 __version__ = "0.1.0"
@@ -29,9 +35,11 @@ _HOME = {
     "library_path": "library",
     "lsoftmax_logits": "ops",
     "lsoftmax_loss": "ops",
+    "margin_softmax_logits": "ops",
+    "margin_softmax_loss": "ops",
     "target_angles": "ops",
 }
-_MODULES = ("arrays", "keras", "reference")
+_MODULES = ("arrays", "keras", "margins", "reference")
 
 __all__ = [
     "L_softmax",
@@ -42,6 +50,9 @@ __all__ = [
     "library_path",
     "lsoftmax_logits",
     "lsoftmax_loss",
+    "margin_softmax_logits",
+    "margin_softmax_loss",
+    "margins",
     "reference",
     "target_angles",
 ]

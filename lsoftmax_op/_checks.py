@@ -11,27 +11,42 @@ import math
 import operator
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from lsoftmax_op.margins import Margin
 
 MAX_MARGIN = 64
 
 Shape = Sequence[int | None]  # None is a size that is not known yet. A message shows a tuple or a list as it came.
 
 
-def margin(value: object) -> int:
-    """Returns the margin as an int.
+def margin(value: object, name: str = "margin") -> int:
+    """Returns the margin of Large-Margin Softmax, what an angle is multiplied by, as an int.
 
     Raises:
         TypeError: it is no integer (a bool is none).
         ValueError: it is not within 1 and 64.
     """
-    expected = f"margin: expected an integer from 1 to {MAX_MARGIN}"
+    expected = f"{name}: expected an integer from 1 to {MAX_MARGIN}"
     number = _index(value, expected)
     if not 1 <= number <= MAX_MARGIN:
         raise ValueError(f"{expected}, got {shown(value)}")
     return number
+
+
+def bias_beside(bias: object, margin: Margin) -> None:
+    """Refuses a bias beside a margin that normalises features or weights, or scales.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if bias is not None and margin.has_factors:
+        raise ValueError(
+            f"bias: expected None with a margin that normalises or scales, {shown(margin)}, got {described(bias)}"
+        )
 
 
 def host_lambda(value: object) -> float:
@@ -44,6 +59,20 @@ def host_lambda(value: object) -> float:
     expected = "lam: expected a number >= 0"
     number = real(value, expected)
     if math.isnan(number) or number < 0:
+        raise ValueError(f"{expected}, got {shown(value)}")
+    return number
+
+
+def label_smoothing(value: object) -> float:
+    """Returns the share of the target distribution that all classes have, as a float.
+
+    Raises:
+        TypeError: it is a bool or no number.
+        ValueError: it is not within [0, 1).
+    """
+    expected = "label_smoothing: expected a number in [0, 1)"
+    number = real(value, expected)
+    if not 0 <= number < 1:
         raise ValueError(f"{expected}, got {shown(value)}")
     return number
 

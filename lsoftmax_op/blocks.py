@@ -18,8 +18,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from lsoftmax_op import formula
-
 
 def loss(
     ops: Any,
@@ -28,32 +26,37 @@ def loss(
     labels: tf.Tensor,
     bias: tf.Tensor,
     lam: tf.Tensor,
-    margin: int,
+    terms: tf.Tensor,
+    class_factors: tf.Tensor,
+    attributes: dict[str, Any],
     block_size: int,
 ) -> Any:
     """Returns the outputs of LsoftmaxFinish."""
     features, weights, bias = map(tf.stop_gradient, (features, weights, bias))  # an eager tape would keep every block
+    geometry = ops.lsoftmax_target_geometry(features, weights, labels).geometry
     # The lowest finite number does what -inf would, and no checker of numerics stops at it.
-    none = tf.constant([[tf.float64.min], [0.0], [tf.float64.min], [0.0]], tf.float64)
+    none = tf.constant([[tf.float64.min], [0.0], [tf.float64.min], [0.0], [0.0]], tf.float64)
     sums = tf.tile(none, [1, tf.shape(features)[0]])
+    of_rows = {"normalize_features": attributes["normalize_features"]}
 
     def take_in(block: _Block, sums: tf.Tensor) -> tuple[Any, ...]:
         products = tf.matmul(features, block.weights)
-        return (ops.lsoftmax_sums(products, labels, block.bias, block.first_class, sums),)
+        of_block = (block.bias, block.first_class, block.factors)
+        return (ops.lsoftmax_sums(products, labels, *of_block, terms, geometry, sums, **of_rows),)
 
-    (sums,) = _for_each_block(weights, bias, block_size, take_in, (sums,))
-    geometry = ops.lsoftmax_target_geometry(features, weights, labels).geometry
+    (sums,) = _for_each_block(weights, bias, class_factors, block_size, take_in, (sums,))
     depth = tf.shape(features, tf.int64)[1]
-    return ops.lsoftmax_finish(sums, geometry, labels, bias, lam, depth, **formula.attributes(margin))
+    return ops.lsoftmax_finish(sums, geometry, labels, bias, lam, terms, depth, **attributes)
 
 
-def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, block_size: int) -> tuple[Any, ...]:
+def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, normalize_features: bool, block_size: int) -> tuple[Any, ...]:
     """Returns the gradients of a loss that was computed in blocks, through its products: in features, weights and bias.
 
     Args:
         ops: the raw ops.
         state: the inputs of LsoftmaxLossWithGradient.
         upstream: [N], the upstream gradient, which the features' gradient is still to be multiplied by.
+        normalize_features: whether the logits are divided by the norms of the features.
         block_size: the classes of a block.
     """
     features, weights, labels, bias = map(tf.stop_gradient, (state.features, state.weights, state.labels, state.bias))
@@ -61,10 +64,17 @@ def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, block_size: int) -> tup
     upstream = tf.stop_gradient(upstream)
     scaled = scale_rows(features, upstream, unit)
     has_bias = bias.shape[0] != 0
+    factors, terms = state.class_factors, state.terms
+    if factors.shape[0] != 0:
+        geometry = ops.lsoftmax_target_geometry(features, weights, labels).geometry
+    else:
+        geometry = tf.zeros_like(state.geometry_grad)  # nobody reads it
 
     def differentiate(block: _Block, dx: tf.Tensor, dw: tf.Tensor, *db: tf.Tensor) -> tuple[Any, ...]:
         products = tf.matmul(features, block.weights)
-        grad = ops.lsoftmax_products_grad(products, labels, block.bias, block.first_class, state.normalizer_of_blocks)
+        of_block = (block.bias, block.first_class, block.factors)
+        of_rows = (terms, geometry, state.normalizer_of_blocks)
+        grad = ops.lsoftmax_products_grad(products, labels, *of_block, *of_rows, normalize_features=normalize_features)
         dx += tf.cast(tf.matmul(grad, block.weights, transpose_b=True), dx.dtype)
         dw = ops.lsoftmax_set_columns(dw, tf.matmul(scaled, grad, transpose_a=True), block.first_class)
         if has_bias:
@@ -76,7 +86,7 @@ def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, block_size: int) -> tup
     if has_bias:
         empty.append(tf.zeros_like(bias)[None])
     none = tf.zeros_like(features, tf.float64 if features.dtype == tf.float64 else tf.float32)
-    dx, dw, *db = _for_each_block(weights, bias, block_size, differentiate, (none, *empty))
+    dx, dw, *db = _for_each_block(weights, bias, factors, block_size, differentiate, (none, *empty))
     return tf.cast(dx, features.dtype), dw, db[0][0] if has_bias else None
 
 
@@ -93,10 +103,16 @@ class _Block:
     first_class: tf.Tensor  # [], int64
     weights: tf.Tensor  # [D, B]
     bias: tf.Tensor  # [B], or [0] for none
+    factors: tf.Tensor  # [B], or [0] for none
 
 
 def _for_each_block(
-    weights: tf.Tensor, bias: tf.Tensor, block_size: int, body: Callable[..., tuple[Any, ...]], state: tuple[Any, ...]
+    weights: tf.Tensor,
+    bias: tf.Tensor,
+    factors: tf.Tensor,
+    block_size: int,
+    body: Callable[..., tuple[Any, ...]],
+    state: tuple[Any, ...],
 ) -> tuple[Any, ...]:
     """Returns the state after body(block, *state) has been called for one block after the other."""
     depth, classes = tf.unstack(tf.shape(weights, tf.int64), num=2)
@@ -107,8 +123,10 @@ def _for_each_block(
     def columns(first: tf.Tensor, width: int | tf.Tensor) -> _Block:
         own_weights = tf.slice(weights, tf.stack([tf.zeros_like(first), first]), tf.stack([depth, width]))
         own_weights = tf.ensure_shape(own_weights, [weights.shape[0], width if isinstance(width, int) else None])
-        own_bias = tf.slice(bias, [first], [width]) if bias.shape[0] != 0 else bias
-        return _Block(first, own_weights, own_bias)
+        own_bias, own_factors = (
+            tf.slice(array, [first], [width]) if array.shape[0] != 0 else array for array in (bias, factors)
+        )
+        return _Block(first, own_weights, own_bias, own_factors)
 
     def whole(first: tf.Tensor, *state: tf.Tensor) -> tuple[Any, ...]:
         return (first + block_size, *body(columns(first, block_size), *state))

@@ -1,22 +1,114 @@
 """The margin of one sample in TensorFlow's ops, where TensorFlow is to derive it, or where it is only watched.
 
-The formulas are those of cc/core/margin.h, of [N] samples at once. They take O(N) time, but many small ops.
+The formulas are those of cc/core/margin.h, of [N] samples at once. They take O(N) time, but many small ops. And what
+the raw ops take of a margin: attributes, terms and the factors of the classes.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
+from lsoftmax_op.margins import Margin
 
-def attributes(margin: int) -> dict[str, Any]:
-    """Returns the attributes of the raw ops that a margin is made of.
+_POLE = 2.0**-46  # of sin(theta)^2
 
-    The zeros are spelled out as floats: in eager code TensorFlow takes several times as long for the ops' default, an
-    integer.
-    """
-    return {"margin": margin, "shift": 0.0, "offset": 0.0}
+
+def attributes(margin: Margin) -> dict[str, Any]:
+    """Returns the attributes of the raw ops that a margin is made of."""
+    return {
+        "margin": margin.m1,
+        "normalize_features": margin.normalize_features,
+        "normalize_weights": margin.normalize_weights,
+        "linear_continuation": margin.continuation == "linear",
+    }
+
+
+def attributes_of(op: Any) -> dict[str, Any]:
+    """Returns those of an op."""
+    names = ("margin", "normalize_features", "normalize_weights", "linear_continuation")
+    return {name: op.get_attr(name) for name in names}
+
+
+class Terms(NamedTuple):
+    """The numbers of a margin and of its loss, float64 scalars, as `Terms` of cc/core/margin.h has them."""
+
+    shift: Any
+    cos_shift: Any
+    sin_shift: Any
+    offset: Any
+    scale: Any
+    smoothing: Any
+    smoothing_of_class: Any
+
+
+def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = None) -> tf.Tensor:
+    """Returns the terms [7], float64; [0] where there are none: of L-Softmax with labels that are not smoothed."""
+    if _is_plain(margin) and smoothing == 0:
+        return tf.constant([], tf.float64)
+    of_class: Any = 0.0
+    if smoothing != 0 and weights is not None:
+        classes = weights.shape[1]
+        of_class = smoothing / (tf.cast(tf.shape(weights)[1], tf.float64) if classes is None else classes)
+    numbers = (margin.m2, margin.m3, margin.scale, smoothing, of_class)
+    if all(isinstance(number, float) for number in numbers):
+        return tf.constant(_known_terms(*numbers))
+    # Not tf.cast of a float, which would make it a float32 first.
+    shift, offset, scale, smoothing, of_class = (
+        tf.constant(number, tf.float64) if isinstance(number, float) else tf.cast(number, tf.float64)
+        for number in numbers
+    )
+    return tf.stack(Terms(shift, tf.cos(shift), tf.sin(shift), offset, scale, smoothing, of_class))
+
+
+@functools.lru_cache(maxsize=256)
+def _known_terms(shift: float, offset: float, scale: float, smoothing: float, of_class: float) -> np.ndarray:
+    return np.array(Terms(shift, math.cos(shift), math.sin(shift), offset, scale, smoothing, of_class))
+
+
+def _is_plain(margin: Margin) -> bool:
+    numbers = (margin.m2, margin.m3, margin.scale)
+    known = all(isinstance(number, float) for number in numbers)
+    return known and numbers == (0, 0, 1) and not margin.normalizes
+
+
+def class_factors(ops: Any, margin: Margin, weights: tf.Tensor) -> tf.Tensor:
+    """Returns what the logits of each class are multiples of, [C], in the type they are computed in; [0] for none."""
+    wide = tf.float64 if weights.dtype == tf.float64 else tf.float32
+    if margin.normalize_weights:
+        return ops.lsoftmax_class_factors(weights, Twide=wide)
+    return tf.ones(tf.shape(weights)[1:], wide) if margin.has_factors else tf.constant([], wide)
+
+
+def plain_logits(
+    ops: Any, features: tf.Tensor, weights: tf.Tensor, terms: tf.Tensor, attributes: dict[str, Any]
+) -> tf.Tensor:
+    """Returns the logits without the margin and without a bias, [N, C], differentiable."""
+    if terms.shape[0] == 0:
+        return tf.matmul(features, weights)
+    factor = Terms(*tf.unstack(terms, num=7)).scale
+    if attributes["normalize_features"]:
+        norm_sq = tf.reduce_sum(tf.square(tf.cast(features, tf.float64)), axis=1, keepdims=True)
+        is_zero = norm_sq == 0
+        factor *= tf.where(is_zero, tf.zeros_like(norm_sq), tf.math.rsqrt(tf.where(is_zero, 1.0, norm_sq)))
+    logits = tf.matmul(tf.cast(tf.cast(features, tf.float64) * factor, features.dtype), weights)
+    if not attributes["normalize_weights"]:
+        return logits
+    wide = tf.float64 if weights.dtype == tf.float64 else tf.float32
+    factors = ops.lsoftmax_class_factors(weights, Twide=wide)
+    return tf.cast(tf.cast(logits, wide) * factors, logits.dtype)
+
+
+def smoothing_of_loss(logits: tf.Tensor, labels: tf.Tensor, terms: tf.Tensor) -> tf.Tensor:
+    """Returns what smoothed labels add to the cross-entropy of the logits, [N]; 0 where the share of all classes is."""
+    epsilon, of_class = (tf.cast(number, logits.dtype) for number in tf.unstack(terms, num=7)[-2:])
+    target = tf.gather(logits, tf.maximum(labels, 0), axis=1, batch_dims=1)
+    added = epsilon * target - of_class * tf.reduce_sum(logits, axis=1)
+    return tf.where(epsilon == 0, tf.zeros_like(added), added)
 
 
 class Psi(NamedTuple):
@@ -27,16 +119,35 @@ class Psi(NamedTuple):
     segment: tf.Tensor
 
 
-def psi(margin: int, c: tf.Tensor) -> Psi:
-    """Returns (-1)^k T_m(c) - 2k, from the recurrence of the Chebyshev polynomials."""
+def psi(c: tf.Tensor, terms: tf.Tensor, *, margin: int, linear_continuation: bool = False, **_: Any) -> Psi:
+    """Returns psi at c, from the recurrence of the Chebyshev polynomials; the keywords are `attributes`."""
     before, u = tf.zeros_like(c), tf.ones_like(c)  # U_{j-1} and U_j, from j = 0
     segment, sign = tf.zeros_like(c), tf.ones_like(c)  # k and (-1)^k
-    for _ in range(1, margin):
+    for _j in range(1, margin):
         before, u = u, 2 * c * u - before
         changes = sign * u < 0
         segment += tf.cast(changes, c.dtype)
         sign = tf.where(changes, -sign, sign)
-    return Psi(sign * (c * u - before) - 2 * segment, sign * margin * u, segment)
+    cosine, sine_ratio = sign * (c * u - before), sign * u
+    if terms.shape[0] == 0:
+        return Psi(cosine - 2 * segment, margin * sine_ratio, segment)
+    shift, cos_shift, sin_shift, offset, *_ = tf.unstack(terms, num=7)
+    sin_sq = (1 - c) * (1 + c)
+    at_pole = sin_sq < _POLE
+    root = tf.sqrt(tf.where(at_pole, tf.ones_like(c), sin_sq))  # at a pole, no slope of its own
+    tip = tf.stop_gradient(tf.sqrt(tf.maximum(sin_sq, 0)))
+    sine, over_sine = tf.where(at_pole, tip, root), tf.where(at_pole, tip / _POLE, 1 / root)
+    value = cosine * cos_shift - sine_ratio * sine * sin_shift
+    slope = margin * (sine_ratio * cos_shift + cosine * over_sine * sin_shift)
+    beyond = cosine < -cos_shift
+    segment = tf.where(beyond, segment + 1, segment)
+    if linear_continuation:
+        beyond_value, beyond_slope = c - shift * sin_shift, tf.ones_like(c)
+    else:
+        beyond_value, beyond_slope = -value - 2 * segment, -slope
+    return Psi(
+        tf.where(beyond, beyond_value, value - 2 * segment) - offset, tf.where(beyond, beyond_slope, slope), segment
+    )
 
 
 def cos_theta(geometry: tf.Tensor) -> tf.Tensor:
@@ -49,12 +160,32 @@ def cos_theta(geometry: tf.Tensor) -> tf.Tensor:
     return tf.where(has_norms, c, tf.zeros_like(c))
 
 
-def jacobian(geometry: tf.Tensor, alpha: tf.Tensor, margin: int) -> tf.Tensor:
+def factor_of(geometry: tf.Tensor, terms: tf.Tensor, attributes: dict[str, Any]) -> tf.Tensor:
+    """Returns what the plain logits of the targets are multiples of, [N]; 0 where a norm is zero that is divided by."""
+    _, A, B = tf.unstack(geometry, num=3)
+    factor = tf.broadcast_to(Terms(*tf.unstack(terms, num=7)).scale, tf.shape(A))
+    for norm_sq, divides in ((A, attributes["normalize_features"]), (B, attributes["normalize_weights"])):
+        if divides:
+            is_zero = norm_sq == 0
+            inverse = tf.math.rsqrt(tf.where(is_zero, tf.ones_like(norm_sq), norm_sq))
+            factor *= tf.where(is_zero, tf.zeros_like(norm_sq), inverse)
+    return factor
+
+
+def jacobian(geometry: tf.Tensor, alpha: tf.Tensor, terms: tf.Tensor, attributes: dict[str, Any]) -> tf.Tensor:
     """Returns dt / d(s, A, B), [3, N], differentiable. Needs nonzero norms."""
     s, A, B = tf.unstack(geometry, num=3)
     a, b = tf.sqrt(A), tf.sqrt(B)
     c = s / (a * b)
     c += tf.stop_gradient(tf.clip_by_value(c, -1.0, 1.0) - c)  # clamped, and still with the slope of c
-    p = psi(margin, c)
-    q = alpha * (p.value - c * p.slope) / 2
-    return tf.stack([1 + alpha * (p.slope - 1), q * b / a, q * a / b])
+    p = psi(c, terms, **attributes)
+    slope = 1 + alpha * (p.slope - 1)
+    if terms.shape[0] == 0:
+        q = alpha * (p.value - c * p.slope) / 2
+        return tf.stack([slope, q * b / a, q * a / b])
+    v = c + alpha * (p.value - c)
+    unit_features, unit_weights = attributes["normalize_features"], attributes["normalize_weights"]
+    factor = factor_of(geometry, terms, attributes)
+    of_features = (0 if unit_features else v) - c * slope
+    of_weights = (0 if unit_weights else v) - c * slope
+    return tf.stack([factor * slope, factor * b / a * of_features / 2, factor * a / b * of_weights / 2])

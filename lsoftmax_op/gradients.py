@@ -35,6 +35,7 @@ def register(ops: Any) -> None:
     gradients = _Gradients(ops)
     for name, gradient in (
         ("TargetGeometry", gradients.of_target_geometry),
+        ("ClassFactors", gradients.of_class_factors),
         ("FeaturesGrad", gradients.of_features_grad),
         ("WeightsGrad", gradients.of_weights_grad),
         ("Logits", gradients.of_logits),
@@ -53,6 +54,8 @@ class LossInputs(NamedTuple):
     labels: tf.Tensor = None
     bias: tf.Tensor = None
     lam: tf.Tensor = None
+    terms: tf.Tensor = None
+    class_factors: tf.Tensor = None
     loss: tf.Tensor = None
     whole_products_grad: tf.Tensor = None
     geometry_grad: tf.Tensor = None
@@ -79,6 +82,11 @@ class _Gradients:
         if 1 not in unwanted:
             for_weights = self.ops.lsoftmax_weights_grad(weights_grad, *op.inputs, geometry_grad, *no_loss)
         return [for_features, for_weights, None]
+
+    def of_class_factors(self, op: Any, upstream: tf.Tensor) -> tf.Tensor:
+        # d(1 / |w|) = -w / |w|^3
+        weights, factors = op.inputs[0], op.outputs[0]
+        return tf.cast(tf.cast(weights, factors.dtype) * (-upstream * factors**3), weights.dtype)
 
     def of_features_grad(self, op: Any, upstream: tf.Tensor) -> list[Any]:
         # f = h (base + g_s w_y + 2 g_A x)
@@ -128,55 +136,56 @@ class _Gradients:
         return [upstream, for_features, for_weights, None, for_geometry, for_loss_grad, None, None]
 
     def of_logits(self, op: Any, logits_grad: tf.Tensor) -> list[Any]:
-        _, labels, geometry, lam = op.inputs
-        products_grad, geometry_grad = self.ops.lsoftmax_logits_grad(
-            logits_grad, labels, geometry, lam, **formula.attributes(op.get_attr("margin"))
-        )
-        return [products_grad, None, geometry_grad, None]
+        _, *target = op.inputs
+        products_grad, geometry_grad = self.ops.lsoftmax_logits_grad(logits_grad, *target, **formula.attributes_of(op))
+        return [products_grad, None, geometry_grad, None, None]
 
     def of_logits_grad(self, op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Tensor) -> list[Any]:
         # products_grad = G, 0 at the targets; geometry_grad = g dt(geometry): bilinear in G, curved in the geometry.
-        logits_grad, labels, geometry, lam = op.inputs
-        margin = op.get_attr("margin")
+        logits_grad, labels, geometry, lam, terms = op.inputs
+        margin = formula.attributes_of(op)
         alpha = 1 / (1 + lam)
         _, A, B = tf.unstack(geometry, num=3)
-        has_margin = (labels >= 0) & (A != 0) & (B != 0) & (alpha != 0) & (margin > 1)
+        has_target = labels >= 0
+        has_margin = has_target & (A != 0) & (B != 0)
+        if terms.shape[0] == 0:
+            has_margin &= (alpha != 0) & (margin["margin"] > 1)
         rows = tf.range(tf.size(labels, labels.dtype), dtype=labels.dtype)
         targets = tf.stack([rows, tf.maximum(labels, 0)], axis=1)
         g = tf.cast(tf.gather_nd(logits_grad, targets), tf.float64)
         safe = tf.where(has_margin, geometry, tf.constant([[0.0], [1.0], [1.0]], tf.float64))
         with tf.GradientTape() as tape:
             tape.watch(safe)
-            along = tf.reduce_sum(geometry_upstream * formula.jacobian(safe, alpha, margin), axis=0)
+            along = tf.reduce_sum(geometry_upstream * formula.jacobian(safe, alpha, terms, margin), axis=0)
         curvature = tape.gradient(along, safe)
         along = tf.cast(along, logits_grad.dtype)
-        for_logits = tf.tensor_scatter_nd_update(
-            products_upstream,
-            targets,
-            tf.where(has_margin, along, tf.gather_nd(products_upstream, targets)),
-        )
+        dense = tf.gather_nd(products_upstream, targets)
+        if terms.shape[0] != 0:  # the target's entry is t of the geometry, without a margin, too
+            factor = formula.factor_of(geometry, terms, margin)
+            dense = tf.where(has_target, tf.cast(factor * geometry_upstream[0], dense.dtype), dense)
+        for_logits = tf.tensor_scatter_nd_update(products_upstream, targets, tf.where(has_margin, along, dense))
         for_geometry = tf.where(has_margin, g * curvature, tf.zeros_like(geometry))
-        return [for_logits, None, for_geometry, None]
+        return [for_logits, None, for_geometry, None, None]
 
     def of_loss_with_gradient(self, op: Any, loss_grad: tf.Tensor) -> list[Any]:
         ops, state = self.ops, LossInputs(*op.inputs)
+        margin = formula.attributes_of(op)
         block_size = op.get_attr("class_block_size")
         if block_size > 0:
-            dx, dw, db = blocks.loss_grad(ops, state, loss_grad, block_size)
+            dx, dw, db = blocks.loss_grad(ops, state, loss_grad, margin["normalize_features"], block_size)
         else:
             dx, dw, db = self._through_products(state, loss_grad, _unwanted(op))
-        margin = formula.attributes(op.get_attr("margin"))
         batch = (state.features, state.weights, state.labels)
         target = (state.geometry_grad, loss_grad, state.grad_unit, state.target_weights)
         if dx is not None:
-            dx = ops.lsoftmax_features_grad(dx, *batch, *target)
+            dx = ops.lsoftmax_features_grad(dx, *batch, *target, normalize_features=margin["normalize_features"])
         if dw is not None:
-            dw = ops.lsoftmax_weights_grad(dw, *batch, *target)
+            dw = ops.lsoftmax_weights_grad(dw, *batch, *target, normalize_weights=margin["normalize_weights"])
 
         def differentiable(gradient: tf.Tensor | None, of: str) -> tf.Tensor | None:
             if gradient is None:
                 return None
-            layer = (*batch, state.bias, state.lam)
+            layer = (*batch, state.bias, state.lam, state.terms)
             return ops.lsoftmax_loss_gradient(gradient, *layer, loss_grad, of=of, **margin)
 
         return list(
@@ -204,28 +213,38 @@ class _Gradients:
 
     def of_loss_gradient(self, op: Any, upstream: tf.Tensor) -> list[Any]:
         # The derivative of sum(loss_grad * loss) in one of the variables.
-        _, features, weights, labels, bias, lam, loss_grad = op.inputs
+        _, features, weights, labels, bias, lam, terms, loss_grad = op.inputs
+        margin = formula.attributes_of(op)
         variables = {"features": features, "weights": weights, "bias": bias, "loss_grad": loss_grad}
         argument = variables[op.get_attr("of").decode()]
         with tf.GradientTape() as outer:
             outer.watch(variables)
             with tf.GradientTape() as inner:
                 inner.watch(argument)
-                loss = self._unfused_loss(features, weights, labels, bias, lam, op.get_attr("margin"))
+                loss = self._unfused_loss(features, weights, labels, bias, lam, terms, margin)
             first = inner.gradient(loss, argument, output_gradients=loss_grad)
         second = outer.gradient(first, variables, output_gradients=upstream)
-        return [None, second["features"], second["weights"], None, second["bias"], None, second["loss_grad"]]
+        return [None, second["features"], second["weights"], None, second["bias"], None, None, second["loss_grad"]]
 
     def _unfused_loss(
-        self, features: tf.Tensor, weights: tf.Tensor, labels: tf.Tensor, bias: tf.Tensor, lam: tf.Tensor, margin: int
+        self,
+        features: tf.Tensor,
+        weights: tf.Tensor,
+        labels: tf.Tensor,
+        bias: tf.Tensor,
+        lam: tf.Tensor,
+        terms: tf.Tensor,
+        margin: dict[str, Any],
     ) -> tf.Tensor:
         """LsoftmaxLoss as the cross-entropy of LsoftmaxLogits: the same function, of ops that TensorFlow can derive."""
         features, weights, geometry = self.ops.lsoftmax_target_geometry(features, weights, labels)
-        products = tf.matmul(features, weights)
-        logits = self.ops.lsoftmax_logits(products, labels, geometry, lam, **formula.attributes(margin))
+        products = formula.plain_logits(self.ops, features, weights, terms, margin)
+        logits = self.ops.lsoftmax_logits(products, labels, geometry, lam, terms, **margin)
         if bias.shape[0] != 0:
             logits = tf.nn.bias_add(logits, bias)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=logits)
+        if terms.shape[0] != 0:
+            loss += formula.smoothing_of_loss(logits, labels, terms)
         return tf.where(labels >= 0, loss, tf.zeros_like(loss))
 
 

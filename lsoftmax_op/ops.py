@@ -11,6 +11,7 @@ completed in place.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ import tensorflow as tf
 
 from lsoftmax_op import _checks, blocks, formula, library
 from lsoftmax_op.gradients import LossInputs, none
+from lsoftmax_op.margins import Margin, margin_of
 
 if TYPE_CHECKING:
     from tensorflow.types.experimental import TensorLike
@@ -69,6 +71,48 @@ def lsoftmax_logits(
         tf.errors.InvalidArgumentError: the same, and labels out of range, when it is only known at run time.
     """
     with tf.name_scope(name or "lsoftmax_logits"):
+        return margin_layer(features, weights, labels, bias, margin=_checks.margin(margin), lam=lam).logits
+
+
+def margin_softmax_logits(
+    features: TensorLike,
+    weights: TensorLike,
+    labels: TensorLike,
+    bias: TensorLike | None = None,
+    *,
+    margin: Margin | int,
+    lam: float | TensorLike = 0.0,
+    name: str | None = None,
+) -> tf.Tensor:
+    """Computes the logits of any margin: L-Softmax, SphereFace, CosFace, ArcFace or their combination.
+
+    With theta the angle between a sample x and the weights w of a class, its plain logit is::
+
+        scale |x||w| cos(theta)   |x|: 1 if the margin normalises the features; |w|: 1 if it normalises the weights
+
+    and for the sample's own class cos(theta) becomes ``(lam cos(theta) + psi(theta)) / (1 + lam)``, with psi of
+    `lsoftmax_op.margins`. For training prefer `margin_softmax_loss`, which makes no normalised copy of the weights nor
+    of the logits. For inference use the plain logits.
+
+    Works as `lsoftmax_logits` does, which is this with an integer margin. It is not differentiated in the margin's own
+    numbers, which may be tensors.
+
+    Args:
+        features: [N, D], float16, bfloat16, float32 or float64.
+        weights: [D, C], of the same dtype, a column for every class.
+        labels: [N], int32 or int64, each in [0, C); -1 leaves its row the plain logits.
+        bias: [C], of the same dtype, or None; None with a margin that normalises or scales.
+        margin: of `lsoftmax_op.margins`, or an integer m for L-Softmax.
+        lam: the annealing weight lambda >= 0, as for `lsoftmax_logits`.
+        name: a name for the ops.
+
+    Returns:
+        The logits, [N, C], of the features' dtype; 0 where a norm that is divided by is zero.
+
+    Raises:
+        TypeError, ValueError, tf.errors.InvalidArgumentError: as `lsoftmax_logits`.
+    """
+    with tf.name_scope(name or "margin_softmax_logits"):
         return margin_layer(features, weights, labels, bias, margin=margin, lam=lam).logits
 
 
@@ -80,6 +124,7 @@ def lsoftmax_loss(
     *,
     margin: int = 4,
     lam: float | TensorLike = 0.0,
+    label_smoothing: float = 0.0,
     class_block_size: int | None = None,
     name: str | None = None,
 ) -> tf.Tensor:
@@ -102,6 +147,8 @@ def lsoftmax_loss(
         bias: [C], of the same dtype, or None.
         margin: the integer m from 1 (no margin) to 64.
         lam: the annealing weight lambda >= 0, as for `lsoftmax_logits`.
+        label_smoothing: epsilon in [0, 1): the target distribution is 1 - epsilon on the sample's class, and
+            epsilon / C on each of the C classes. The margin stays on the target's logit alone.
         class_block_size: where [N, C] is too large for the memory, the number B of classes to go through at a time, a
             few thousand: [N, B] takes its place, and the step takes about a third longer, as it computes the products
             twice.
@@ -118,12 +165,71 @@ def lsoftmax_loss(
     """
     with tf.name_scope(name or "lsoftmax_loss"):
         return loss_layer(
-            features, weights, labels, bias, margin=margin, lam=lam, class_block_size=class_block_size
+            features,
+            weights,
+            labels,
+            bias,
+            margin=_checks.margin(margin),
+            lam=lam,
+            label_smoothing=label_smoothing,
+            class_block_size=class_block_size,
+        ).loss
+
+
+def margin_softmax_loss(
+    features: TensorLike,
+    weights: TensorLike,
+    labels: TensorLike,
+    bias: TensorLike | None = None,
+    *,
+    margin: Margin | int,
+    lam: float | TensorLike = 0.0,
+    label_smoothing: float = 0.0,
+    class_block_size: int | None = None,
+    name: str | None = None,
+) -> tf.Tensor:
+    """Computes the loss of any margin, one number a sample: the softmax cross-entropy of `margin_softmax_logits`.
+
+    The same kernels as `lsoftmax_loss`, which is this with an integer margin. What a margin normalises is normalised in
+    the pass over the products, without a copy of the weights: their norms are one more pass over them, and in the
+    gradient what is radial is taken off in place::
+
+        margin_softmax_loss(features, weights, labels, margin=margins.ArcFace(0.5, 64))
+        margin_softmax_loss(features, weights, labels, margin=margins.CosFace(0.35, scale))  # a tensor: never retraces
+
+    Args:
+        features: [N, D], float16, bfloat16, float32 or float64.
+        weights: [D, C], of the same dtype, a column for every class.
+        labels: [N], int32 or int64, each in [0, C); -1 gives its row loss 0 and gradient 0.
+        bias: [C], of the same dtype, or None; None with a margin that normalises or scales.
+        margin: of `lsoftmax_op.margins`, or an integer m for L-Softmax.
+        lam: the annealing weight lambda >= 0, as for `lsoftmax_logits`.
+        label_smoothing: as for `lsoftmax_loss`.
+        class_block_size: as for `lsoftmax_loss`.
+        name: a name for the ops.
+
+    Returns:
+        The loss of each sample, [N], of the features' dtype, never negative. A norm of zero that is divided by makes
+        logits of 0 and gradients of 0.
+
+    Raises:
+        TypeError, ValueError, tf.errors.InvalidArgumentError: as `lsoftmax_loss`.
+    """
+    with tf.name_scope(name or "margin_softmax_loss"):
+        return loss_layer(
+            features,
+            weights,
+            labels,
+            bias,
+            margin=margin,
+            lam=lam,
+            label_smoothing=label_smoothing,
+            class_block_size=class_block_size,
         ).loss
 
 
 def target_angles(
-    features: TensorLike, weights: TensorLike, labels: TensorLike, *, margin: int = 4
+    features: TensorLike, weights: TensorLike, labels: TensorLike, *, margin: Margin | int = 4
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Computes the angle between every sample and the weights of its class, to watch it while training.
 
@@ -131,17 +237,18 @@ def target_angles(
         features: [N, D], float16, bfloat16, float32 or float64.
         weights: [D, C], of the same dtype.
         labels: [N], int32 or int64, each in [0, C), or -1.
-        margin: the integer m from 1 to 64 that cuts [0, pi] into segments.
+        margin: the integer m from 1 to 64 that cuts [0, pi] into segments, or one of `lsoftmax_op.margins`.
 
     Returns:
         A pair of cos(theta) [N], of the features' dtype, 0 where a norm is zero and NaN where the label is -1; and
-        the segment k [N], int32, for which theta is in [k pi/margin, (k+1) pi/margin], -1 where the label is -1.
+        the segment k [N], int32, for which theta is in [k pi/margin, (k+1) pi/margin] (of another margin, m1 theta + m2
+        in [k pi, (k+1) pi]), -1 where the label is -1.
         Neither is differentiable.
 
     Raises:
         TypeError, ValueError, tf.errors.InvalidArgumentError: as for `lsoftmax_logits`.
     """
-    margin = _checks.margin(margin)
+    margin = margin_of(margin)
     with tf.name_scope("target_angles"):
         batch = _batch(features, weights, labels)
         ops = library.load()
@@ -175,18 +282,19 @@ def margin_layer(
     labels: TensorLike,
     bias: TensorLike | None,
     *,
-    margin: int,
+    margin: Margin | int,
     lam: float | TensorLike,
     angles: bool = False,
 ) -> MarginLayer:
     """Returns the margin logits and, if asked, the angles, from one pass over the label columns."""
     margin, lam = _margin(margin, lam)
     batch = _batch(features, weights, labels)
-    bias = None if bias is None else _bias(bias, batch.weights)
+    bias = None if bias is None else _bias(bias, batch.weights, margin)
     ops = library.load()
     features, weights, geometry = ops.lsoftmax_target_geometry(*batch)
-    products = tf.matmul(features, weights)
-    logits = ops.lsoftmax_logits(products, batch.labels, geometry, lam, **formula.attributes(margin))
+    terms, attributes = formula.terms(margin), formula.attributes(margin)
+    products = formula.plain_logits(ops, features, weights, terms, attributes)
+    logits = ops.lsoftmax_logits(products, batch.labels, geometry, lam, terms, **attributes)
     if bias is not None:
         logits = tf.nn.bias_add(logits, bias)
     if not angles:
@@ -207,19 +315,23 @@ def loss_layer(
     labels: TensorLike,
     bias: TensorLike | None,
     *,
-    margin: int,
+    margin: Margin | int,
     lam: float | TensorLike,
+    label_smoothing: float = 0.0,
     class_block_size: int | None = None,
 ) -> LossLayer:
     """Returns the loss and the predicted classes."""
     margin, lam = _margin(margin, lam)
+    label_smoothing = _checks.label_smoothing(label_smoothing)
     batch = _batch(features, weights, labels)
     features, weights, labels = batch
-    bias = none(weights.dtype) if bias is None else _bias(bias, weights)
+    bias = none(weights.dtype) if bias is None else _bias(bias, weights, margin)
     ops = library.load()
+    terms = formula.terms(margin, label_smoothing, weights)
+    factors, attributes = formula.class_factors(ops, margin, weights), formula.attributes(margin)
     if class_block_size is None:
         block_size = 0
-        state = ops.lsoftmax_loss(tf.matmul(features, weights), *batch, bias, lam, **formula.attributes(margin))
+        state = ops.lsoftmax_loss(tf.matmul(features, weights), *batch, bias, lam, terms, factors, **attributes)
         of_products = {
             "whole_products_grad": state.products_grad,
             "target_weights": state.target_weights,
@@ -227,7 +339,7 @@ def loss_layer(
         }
     else:
         block_size = _checks.positive_integer(class_block_size, "class_block_size")
-        state = blocks.loss(ops, *batch, bias, lam, margin, block_size)
+        state = blocks.loss(ops, *batch, bias, lam, terms, factors, attributes, block_size)
         of_products = {
             "whole_products_grad": none(weights.dtype),
             "target_weights": none(weights.dtype),
@@ -237,20 +349,22 @@ def loss_layer(
         *batch,
         bias,
         lam,
+        terms,
+        factors,
         state.loss,
         geometry_grad=state.geometry_grad,
         target_grad=state.target_grad,
         grad_unit=state.grad_unit,
         **of_products,
     )
-    loss = ops.lsoftmax_loss_with_gradient(*inputs, class_block_size=block_size, **formula.attributes(margin))
+    loss = ops.lsoftmax_loss_with_gradient(*inputs, class_block_size=block_size, **attributes)
     return LossLayer(loss, state.predicted)
 
 
-def _angles(labels: tf.Tensor, geometry: tf.Tensor, margin: int, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+def _angles(labels: tf.Tensor, geometry: tf.Tensor, margin: Margin, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
     has_target = labels >= 0
     cos_theta = formula.cos_theta(geometry)
-    segment = tf.cast(formula.psi(margin, cos_theta).segment, tf.int32)
+    segment = tf.cast(formula.psi(cos_theta, formula.terms(margin), **formula.attributes(margin)).segment, tf.int32)
     cos_theta = tf.where(has_target, cos_theta, tf.constant(math.nan, tf.float64))
     return tf.cast(cos_theta, dtype), tf.where(has_target, segment, -1)
 
@@ -270,19 +384,22 @@ def _batch(features: Any, weights: Any, labels: Any) -> _Batch:
     return _Batch(features, weights, labels)
 
 
-def _bias(bias: Any, weights: tf.Tensor) -> tf.Tensor:
+def _bias(bias: Any, weights: tf.Tensor, margin: Margin) -> tf.Tensor:
+    _checks.bias_beside(bias, margin)
     bias = checked_tensor("bias", bias, (weights.dtype,), "[C]")
     _checks.bias_shape(*(tuple(tensor.shape.as_list()) for tensor in (bias, weights)))
     return bias
 
 
-def _margin(margin: Any, lam: Any) -> tuple[int, tf.Tensor]:
-    """Returns the margin and lambda, a float64 scalar tensor. What an infinite number leaves of a margin is none: 1."""
-    margin = _checks.margin(margin)
+def _margin(margin: Any, lam: Any) -> tuple[Margin, tf.Tensor]:
+    """Returns the margin and lambda, a float64 scalar tensor. What an infinite number leaves of a margin is none."""
+    margin = margin_of(margin)
     if not isinstance(lam, (bool, Real)):
         return margin, tf.cast(checked_tensor("lam", lam, (*FLOATS, *_INTEGERS), "[]"), tf.float64)
     lam = _checks.host_lambda(lam)
-    return (1, tf.zeros([], tf.float64)) if math.isinf(lam) else (margin, tf.constant(lam, tf.float64))
+    if math.isinf(lam):
+        margin, lam = dataclasses.replace(margin, m1=1, m2=0.0, m3=0.0, continuation="unfolded"), 0.0
+    return margin, tf.constant(lam, tf.float64)
 
 
 def checked_tensor(argument: str, value: Any, dtypes: tuple[tf.DType, ...], shape: str) -> tf.Tensor:

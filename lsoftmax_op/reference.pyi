@@ -3,20 +3,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lsoftmax_op.margins import Margin
+
 class Gradients(NamedTuple):
     features: np.ndarray
     weights: np.ndarray
     bias: np.ndarray | None
 
-def psi(theta: float, margin: int) -> float: ...
-def segment(theta: float, margin: int) -> int: ...
+def psi(theta: float, margin: int | Margin) -> float: ...
+def segment(theta: float, margin: int | Margin) -> int: ...
 def logits(
     features: ArrayLike,
     weights: ArrayLike,
     labels: ArrayLike,
     bias: ArrayLike | None = None,
     *,
-    margin: int = 4,
+    margin: int | Margin = 4,
     lam: float = 0.0,
 ) -> np.ndarray: ...
 def logits_grad(
@@ -26,11 +28,11 @@ def logits_grad(
     labels: ArrayLike,
     bias: ArrayLike | None = None,
     *,
-    margin: int = 4,
+    margin: int | Margin = 4,
     lam: float = 0.0,
 ) -> Gradients: ...
 def target_angles(
-    features: ArrayLike, weights: ArrayLike, labels: ArrayLike, *, margin: int = 4
+    features: ArrayLike, weights: ArrayLike, labels: ArrayLike, *, margin: int | Margin = 4
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def loss(
     features: ArrayLike,
@@ -38,8 +40,9 @@ def loss(
     labels: ArrayLike,
     bias: ArrayLike | None = None,
     *,
-    margin: int = 4,
+    margin: int | Margin = 4,
     lam: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> np.ndarray: ...
 def loss_grad(
     grad: ArrayLike,
@@ -48,6 +51,7 @@ def loss_grad(
     labels: ArrayLike,
     bias: ArrayLike | None = None,
     *,
-    margin: int = 4,
+    margin: int | Margin = 4,
     lam: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Gradients: ...

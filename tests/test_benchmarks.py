@@ -12,7 +12,7 @@ from lsoftmax_op import reference
 tf = pytest.importorskip("tensorflow")
 
 from benchmarks import __main__ as command
-from benchmarks import batches, gpu, peers, per_sample_loop, turns
+from benchmarks import batches, gpu, margin_peers, margins, peers, per_sample_loop, turns
 
 SHAPE = (6, 5, 7)
 
@@ -70,6 +70,63 @@ def test_steps_in_pytorch():
     steps = torch_peers.steps(*SHAPE)
     check_step(steps[torch_peers.PLAIN], 1, 0.0, 1e-4)
     check_step(steps[torch_peers.METRIC_LEARNING], torch_peers.MARGIN, 0.0, 1e-4)
+
+
+def mean_margin_loss(margin, features, weights, labels):
+    """Returns the mean loss of ArcFace(0.5, 64) or CosFace(0.35, 64) and its gradients, by the papers' angles."""
+    n, rows = len(labels), np.arange(len(labels))
+    x, w = np.linalg.norm(features, axis=1, keepdims=True), np.linalg.norm(weights, axis=0)
+    cosines = (features / x) @ (weights / w)
+    theta = np.arccos(cosines[rows, labels])
+    if margin == "ArcFace":
+        folded = theta > np.pi - 0.5
+        psi = np.where(folded, -2 - np.cos(theta + 0.5), np.cos(theta + 0.5))
+        slope = np.where(folded, -1, 1) * np.sin(theta + 0.5) / np.sin(theta)
+    else:
+        psi, slope = np.cos(theta) - 0.35, 1
+    logits = 64 * cosines
+    logits[rows, labels] = 64 * psi
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    losses = -np.log(probabilities[rows, labels])
+    grad = 64 / n * probabilities  # dL/dcos
+    grad[rows, labels] = slope * (grad[rows, labels] - 64 / n)
+    features_grad = (grad @ (weights / w).T - features / x * np.sum(grad * cosines, axis=1, keepdims=True)) / x
+    weights_grad = ((features / x).T @ grad - weights / w * np.sum(grad * cosines, axis=0)) / w
+    return losses.mean(), features_grad, weights_grad
+
+
+@pytest.mark.parametrize("xla", [False, True], ids=["graph", "XLA"])
+@pytest.mark.parametrize("name", margin_peers.LOSSES)
+def test_margin_steps(name, xla):
+    margin, _, peer = name.partition(": ")
+    features, weights, labels = batches.batch(*SHAPE)
+    if peer != "pasted":  # which is not continued there
+        features[0] = 0.02 * features[0] - 3 * weights[:, labels[0]]  # theta > pi - 0.5
+    features, weights = features.astype(np.float64), weights.astype(np.float64)
+    step = peers.step(
+        margin_peers.LOSSES[name], tf.constant(features), tf.Variable(weights), tf.constant(labels), xla=xla
+    )
+    for got, expected in zip(step(), mean_margin_loss(margin, features, weights, labels), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+def test_margin_steps_in_pytorch():
+    pytest.importorskip("torch")
+    pytest.importorskip("pytorch_metric_learning")
+    from benchmarks import torch_margin_peers
+
+    for name, step in torch_margin_peers.steps(*SHAPE).items():
+        margin, separator, _ = name.partition(": ")
+        if separator:
+            for got, expected in zip(step(), mean_margin_loss(margin, *batches.batch(*SHAPE)), strict=True):
+                np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_peers_that_compute_something_else_are_not_compared():
+    margins.check_losses({"plain": 1.0, "ArcFace: ours": 2.0, "ArcFace: pure TF": 2.0})
+    with pytest.raises(RuntimeError, match="pure TF"):
+        margins.check_losses({"plain": 1.0, "ArcFace: ours": 2.0, "ArcFace: pure TF": 2.1})
 
 
 def test_taking_turns():

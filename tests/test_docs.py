@@ -10,7 +10,7 @@ import pages
 import pytest
 from support import PACKAGE, ROOT
 
-RUNNING = ("README.md", "docs/keras.md", "docs/lambda.md", "docs/arrays.md", "docs/migration.md")
+RUNNING = ("README.md", "docs/keras.md", "docs/margins.md", "docs/lambda.md", "docs/arrays.md", "docs/migration.md")
 PAGES = (
     "README.md",
     "CHANGELOG.md",
@@ -102,7 +102,13 @@ def public(module):
 
 @pytest.mark.parametrize(
     ("prefix", "module"),
-    [("", "__init__.py"), ("arrays.", "arrays.py"), ("keras.", "keras/__init__.py"), ("reference.", "reference.pyi")],
+    [
+        ("", "__init__.py"),
+        ("arrays.", "arrays.py"),
+        ("keras.", "keras/__init__.py"),
+        ("margins.", "margins.py"),
+        ("reference.", "reference.pyi"),
+    ],
 )
 def test_every_public_name_is_on_a_page_of_the_api(prefix, module):
     names = {f"lsoftmax_op.{prefix}{name}" for name in public(module)}

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-from examples import annealing, data, digits
+from examples import annealing, data, digits, figures
 
 
 def idx(array):
@@ -37,6 +37,10 @@ def test_the_demo_end_to_end(tmp_path, capsys):
     for name in ("features.png", "psi.png"):
         assert str(output / name) in printed
         assert (output / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_of_the_margins(tmp_path):
+    assert figures.draw_margins(tmp_path / "margins.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_table_of_annealing(capsys, monkeypatch):

@@ -4,24 +4,44 @@
 namespace lsoftmax {
 namespace {
 
-constexpr int64_t kWidest = 1024;       // classes whose sums are kept at hand
-constexpr int64_t kNarrowest = 32;      // two cache lines of floats
-constexpr int64_t kCache = 512 * 1024;  // bytes of both matrices that stay in the second-level cache from pass to pass
+constexpr int64_t kWide = 1024;  // classes whose sums are kept at hand
+constexpr int64_t kNarrow = 64;  // so few that both matrices' entries stay in the cache from one pass to the next
+constexpr int kRows = 8;         // of a matrix, side by side: each is a stream of its own from memory
 
 LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// sums[0 .. width) += the products of `count` rows' entries, which begin `pitch` apart
+template <int count, typename T>
+LSOFTMAX_INLINE void add_rows(const T* a, const T* b, int64_t pitch, int64_t width, double* __restrict sums) {
+  for (int64_t l = 0; l < width; ++l) {
+    double sum = 0;
+    for (int r = 0; r < count; ++r) sum += static_cast<double>(widen(a[r * pitch + l])) * widen(b[r * pitch + l]);
+    sums[l] += sum;
+  }
+}
+
+template <int kValue>
+struct Count {
+  static constexpr int value = kValue;
+};
+
+// visit(rows, d) for each of the features: `rows` of them from d on, kRows or one.
+template <typename Visit>
+LSOFTMAX_INLINE void over_features(int64_t depth, const Visit& visit) {
+  int64_t d = 0;
+  for (; d + kRows <= depth; d += kRows) visit(Count<kRows>(), d);
+  for (; d < depth; ++d) visit(Count<1>(), d);
+}
+
 template <typename T>
 void class_factors(const Arguments<T>& args, int64_t begin, int64_t end) {
-  for (int64_t first = begin; first < end; first += kWidest) {
-    const int64_t width = smaller(kWidest, end - first);
-    double norm_sq[kWidest] = {};
-    for (int64_t d = 0; d < args.depth; ++d) {
-      const T* const w = args.weights + d * args.classes + first;
-      for (int64_t l = 0; l < width; ++l) {
-        const double wl = widen(w[l]);
-        norm_sq[l] += wl * wl;
-      }
-    }
+  for (int64_t first = begin; first < end; first += kWide) {
+    const int64_t width = smaller(kWide, end - first), pitch = args.classes;
+    double norm_sq[kWide] = {};
+    over_features(args.depth, [&](auto rows, int64_t d) {
+      const T* const w = args.weights + d * pitch + first;
+      add_rows<rows.value>(w, w, pitch, width, norm_sq);
+    });
     Real<T>* const factors = args.class_factors + first;
     for (int64_t l = 0; l < width; ++l) assign(factors[l], inverse_norm(norm_sq[l]));
   }
@@ -29,24 +49,18 @@ void class_factors(const Arguments<T>& args, int64_t begin, int64_t end) {
 
 template <typename T>
 void take_off_radial(const Arguments<T>& args, int64_t begin, int64_t end) {
-  const int64_t fits = kCache / (2 * static_cast<int64_t>(sizeof(T)) * (args.depth + 1)) / kNarrowest * kNarrowest;
-  const int64_t step = smaller(kWidest, fits < kNarrowest ? kNarrowest : fits);
-  for (int64_t first = begin; first < end; first += step) {
-    const int64_t width = smaller(step, end - first);
-    double along[kWidest] = {}, norm_sq[kWidest] = {};
-    for (int64_t d = 0; d < args.depth; ++d) {
-      const T* const w = args.weights + d * args.classes + first;
-      const T* const gradient = args.weights_grad + d * args.classes + first;
-      for (int64_t l = 0; l < width; ++l) {
-        const double wl = widen(w[l]);
-        along[l] += wl * widen(gradient[l]);
-        norm_sq[l] += wl * wl;
-      }
-    }
+  for (int64_t first = begin; first < end; first += kNarrow) {
+    const int64_t width = smaller(kNarrow, end - first), pitch = args.classes;
+    double along[kNarrow] = {}, norm_sq[kNarrow] = {};
+    over_features(args.depth, [&](auto rows, int64_t d) {
+      const T* const w = args.weights + d * pitch + first;
+      add_rows<rows.value>(w, args.weights_grad + d * pitch + first, pitch, width, along);
+      add_rows<rows.value>(w, w, pitch, width, norm_sq);
+    });
     for (int64_t l = 0; l < width; ++l) along[l] = norm_sq[l] == 0 ? 0 : along[l] / norm_sq[l];
     for (int64_t d = 0; d < args.depth; ++d) {
-      const T* const __restrict w = args.weights + d * args.classes + first;
-      T* const __restrict gradient = args.weights_grad + d * args.classes + first;
+      const T* const __restrict w = args.weights + d * pitch + first;
+      T* const __restrict gradient = args.weights_grad + d * pitch + first;
       for (int64_t l = 0; l < width; ++l) assign(gradient[l], widen(gradient[l]) - along[l] * widen(w[l]));
     }
   }

@@ -159,24 +159,28 @@ LSOFTMAX_INLINE void add_row(const T* __restrict x, const T* __restrict w, int64
 
 // The same without a target.
 template <typename T>
-LSOFTMAX_INLINE void scale_row(double scale, int64_t width, T* __restrict gradient) {
-  if (scale == 1) return;
-  for (int64_t l = 0; l < width; ++l) assign(gradient[l], scale * widen(gradient[l]));
+LSOFTMAX_INLINE void scale_row(const T* __restrict x, double along_x, double scale, int64_t width,
+                               T* __restrict gradient) {
+  if (along_x != 0) {
+    for (int64_t l = 0; l < width; ++l) assign(gradient[l], scale * widen(gradient[l]) + along_x * widen(x[l]));
+  } else if (scale != 1) {
+    for (int64_t l = 0; l < width; ++l) assign(gradient[l], scale * widen(gradient[l]));
+  }
 }
 
 // The columns copied: one row after the other.
 template <typename T>
 LSOFTMAX_INLINE void features_grad_of_copies(const Arguments<T>& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const double scale = loss_grad_of(args, i);
+    const double scale = loss_grad_of(args, i), radial = radial_part(args, i);
+    const T* const x = args.features + i * args.depth;
     T* const gradient = args.features_grad + i * args.depth;
     if (label_of(args.labels, i) < 0) {
-      scale_row(scale, args.depth, gradient);
+      scale_row(x, -scale * radial, scale, args.depth, gradient);
     } else {
       const Geometry<double> grad = geometry_grad_of(args, i);
-      const double along_w = scale * grad.dot, along_x = scale * (2 * grad.features_sq - radial_part(args, i));
-      add_row(args.features + i * args.depth, args.target_weights + i * args.depth, 1, along_w, along_x, scale,
-              args.depth, gradient);
+      const double along_w = scale * grad.dot, along_x = scale * (2 * grad.features_sq - radial);
+      add_row(x, args.target_weights + i * args.depth, 1, along_w, along_x, scale, args.depth, gradient);
     }
   }
 }
@@ -195,10 +199,10 @@ void features_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
         const Geometry<double> grad = geometry_grad_of(args, i);
         const double scale = loss_grad_of(args, i);
         T* gradient = args.features_grad + i * args.depth + d;
-        if (y < 0) scale_row(scale, width, gradient);
+        const T* x = args.features + i * args.depth + d;
+        if (y < 0) scale_row(x, -scale * radial[i - first], scale, width, gradient);
         const double along_x = 2 * grad.features_sq - radial[i - first];
         if (y < 0 || (grad.dot == 0 && along_x == 0 && scale == 1)) continue;
-        const T* x = args.features + i * args.depth + d;
         const T* w = args.weights + d * args.classes + y;
         prefetch_column(w + width * args.classes, args.classes, smaller(kTile, args.depth - d - width));
         if (width == kTile) {
