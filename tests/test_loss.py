@@ -173,7 +173,7 @@ def test_the_exponential_is_right_to_two_units_in_the_last_place(module):
     rng = np.random.default_rng(0)
     count = 400_000 if module == "_core" else 20_000
     x = np.concatenate([ends, -rng.uniform(0, 105, count), -np.exp(rng.uniform(-30, 5, count))]).astype(np.float32)
-    gradient, normalizer = np.empty_like(x), np.array([0.0, 1.0])
+    gradient, normalizer = np.empty_like(x), np.array([0.0, 1.0, 0.0])
     labels = np.array([len(x)], np.int64)  # beyond the classes at hand
     call = call_of(kernels, "float32", products=x, products_grad=gradient, labels=labels, normalizer=normalizer)
     call.rows, call.classes, call.wide_labels = 1, len(x), True
