@@ -41,11 +41,10 @@ __device__ TargetLogit<double> target_logit_of(const Arguments<T>& args, int64_t
   return target_logit_of(known<kClasses>(args), margin_share(*args.lam), geometry_of(args, row));
 }
 
-// The row's factor. Of a bad label, whose geometry is NaN, the scale, so that there is a largest logit.
+// What its products are multiplied by. Of a bad label it is NaN, as its geometry is.
 template <typename T>
 __device__ Real<T> factor_of(const Arguments<T>& args, int64_t row) {
-  const double factor = row_factor_of(args, row);
-  return static_cast<Real<T>>(factor == factor ? factor : terms_of(args.terms).scale);
+  return static_cast<Real<T>>(row_factor_of(args, row));
 }
 
 template <Classes kClasses, typename T>
