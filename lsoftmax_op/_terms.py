@@ -45,9 +45,7 @@ def known_terms(shift: float, offset: float, scale: float, smoothing: float, of_
 
 def has_terms(margin: Margin, smoothing: float) -> bool:
     """Whether there are terms: the margin is another than L-Softmax's, or labels are smoothed."""
-    numbers = (margin.m2, margin.m3, margin.scale)
-    known = all(isinstance(number, float) for number in numbers)
-    return smoothing != 0 or margin.normalizes or not known or numbers != (0, 0, 1)
+    return smoothing != 0 or not margin.is_plain
 
 
 def without_psi(margin: Margin) -> Margin:

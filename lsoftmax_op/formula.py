@@ -59,10 +59,7 @@ def plain_logits(
     factor = Terms(*tf.unstack(terms, num=7)).scale
     if attributes["normalize_features"]:
         norm_sq = tf.reduce_sum(tf.square(tf.cast(features, tf.float64)), axis=1, keepdims=True)
-        is_zero = norm_sq == 0
-        factor *= tf.where(
-            is_zero, tf.zeros_like(norm_sq), tf.math.rsqrt(tf.where(is_zero, tf.ones_like(norm_sq), norm_sq))
-        )
+        factor *= _inverse_norm(norm_sq)
     logits = tf.matmul(tf.cast(tf.cast(features, tf.float64) * factor, features.dtype), weights)
     if not attributes["normalize_weights"]:
         return logits
@@ -134,10 +131,14 @@ def factor_of(geometry: tf.Tensor, terms: tf.Tensor, attributes: dict[str, Any])
     factor = tf.broadcast_to(Terms(*tf.unstack(terms, num=7)).scale, tf.shape(A))
     for norm_sq, divides in ((A, attributes["normalize_features"]), (B, attributes["normalize_weights"])):
         if divides:
-            is_zero = norm_sq == 0
-            inverse = tf.math.rsqrt(tf.where(is_zero, tf.ones_like(norm_sq), norm_sq))
-            factor *= tf.where(is_zero, tf.zeros_like(norm_sq), inverse)
+            factor *= _inverse_norm(norm_sq)
     return factor
+
+
+def _inverse_norm(norm_sq: tf.Tensor) -> tf.Tensor:
+    is_zero = norm_sq == 0
+    inverse = tf.math.rsqrt(tf.where(is_zero, tf.ones_like(norm_sq), norm_sq))
+    return tf.where(is_zero, tf.zeros_like(norm_sq), inverse)
 
 
 def jacobian(geometry: tf.Tensor, alpha: tf.Tensor, terms: tf.Tensor, attributes: dict[str, Any]) -> tf.Tensor:

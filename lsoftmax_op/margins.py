@@ -95,7 +95,12 @@ class Margin:
         """Whether features or weights are normalised."""
         return self.normalize_features or self.normalize_weights
 
-    @property
+    @functools.cached_property
+    def is_plain(self) -> bool:
+        """Whether psi and m1 are all of it, as with `LSoftmax`: no shift, no offset, nothing normalised or scaled."""
+        return not self.has_factors and all(isinstance(m, float) and m == 0 for m in (self.m2, self.m3))
+
+    @functools.cached_property
     def has_factors(self) -> bool:
         """Whether a layer's plain logits are multiples of X W: it normalises or scales. It has no bias then."""
         return self.normalizes or not isinstance(self.scale, float) or self.scale != 1

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tensorflow as tf
 
 from lsoftmax_op import _checks, blocks, formula, library
-from lsoftmax_op._terms import without_psi
+from lsoftmax_op._terms import has_terms, without_psi
 from lsoftmax_op.gradients import LossInputs, none
 from lsoftmax_op.margins import Margin, margin_of
 
@@ -327,7 +327,8 @@ def loss_layer(
     features, weights, labels = batch
     bias = none(weights.dtype) if bias is None else _bias(bias, weights, margin)
     ops = library.load()
-    terms = formula.terms(margin, label_smoothing, weights)
+    no_double = none(tf.float64)  # once: eagerly a constant costs as much as a small op
+    terms = formula.terms(margin, label_smoothing, weights) if has_terms(margin, label_smoothing) else no_double
     factors, attributes = formula.class_factors(ops, margin, weights), formula.attributes(margin)
     if class_block_size is None:
         block_size = 0
@@ -335,7 +336,7 @@ def loss_layer(
         of_products = {
             "whole_products_grad": state.products_grad,
             "target_weights": state.target_weights,
-            "normalizer_of_blocks": none(tf.float64),
+            "normalizer_of_blocks": no_double,
         }
     else:
         block_size = _checks.positive_integer(class_block_size, "class_block_size")

@@ -283,7 +283,7 @@ def test_more_parts_than_lanes(dtype):
 
 def test_no_rows(dtype):
     state = loss_state(0, 7, dtype)
-    run(kernels, ["loss", "finish", "products_grad", "bias_grad"], {**state, "normalizer": np.empty((2, 0))})
+    run(kernels, ["loss", "finish", "products_grad", "bias_grad"], {**state, "normalizer": np.empty((3, 0))})
     np.testing.assert_array_equal(state["bias_grad"].astype(float), 0)
 
 
@@ -356,8 +356,8 @@ def test_the_loss_in_any_order_gives_the_same_bits(monkeypatch, dtype, order):
     # row per group; row per block; row in shared memory, kept whole and in part; parts
     states = [loss_state(rows, classes, dtype) for rows, classes in ((19, 70), (3, 4500), (17, 17400), (3, 20001))]
     for state in states:
-        state["sums"] = np.tile([[-np.inf], [0], [-np.inf], [0]], len(state["labels"]))
-        state["normalizer"] = np.full((2, len(state["labels"])), -7.0)
+        state["sums"] = np.tile([[-np.inf], [0], [-np.inf], [0], [0]], len(state["labels"]))
+        state["normalizer"] = np.full((3, len(state["labels"])), -7.0)
     in_shared = loss_state(34, 34001, dtype)
     results = (*RESULTS, "sums", "normalizer", "bias_grad")
 
@@ -499,7 +499,7 @@ def test_blocks_of_classes(dtype, blocks):
     state = loss_state(rows, classes, dtype)
     state["products"][4, :] = 2  # all equal
     expected = run(_core, ["loss", "bias_grad"], copied(state))
-    sums, carried = np.tile([[-np.inf], [0], [-np.inf], [0]], rows), np.empty((2, rows))
+    sums, carried = np.tile([[-np.inf], [0], [-np.inf], [0], [0]], rows), np.empty((3, rows))
     on_the_cpu, first, parts = sums.copy(), 0, []
     for width in blocks:
         own = slice(first, first + width)
@@ -532,7 +532,7 @@ def test_blocks_of_classes(dtype, blocks):
 def test_finish_of_bad_rows():
     state = loss_state(6, 5, "float32")
     state["labels"][[3, 4]] = [-2, 5]
-    state.update(sums=np.ones((4, 6)), normalizer=np.zeros((2, 6)))
+    state.update(sums=np.ones((5, 6)), normalizer=np.zeros((3, 6)))
     finished = run(kernels, ["finish", "products_grad"], copied(state))
     bad = np.isin(np.arange(6), [3, 4])
     for values in (finished["loss"], finished["products_grad"].T, finished["normalizer"], finished["target_grad"]):
@@ -619,8 +619,8 @@ def test_parts_of_more_than_two_to_the_31_products(monkeypatch):
     large, small = last_blocks_of_a_large_batch(rows, classes, tail)
     row, target, products = slice(1, 2), large["labels"][-1], small["products"][1].astype(np.float32)
     monkeypatch.setenv("CUDA_ON_CPU_LAST", "2")
-    large["normalizer"] = np.full((2, rows), 0.25)
-    large["sums"] = np.tile([[-np.inf], [0], [-np.inf], [0]], rows)
+    large["normalizer"] = np.full((3, rows), 0.25)
+    large["sums"] = np.tile([[-np.inf], [0], [-np.inf], [0], [0]], rows)
     run(kernels, ["sums", "products_grad"], large)
     best = products.argmax()
     assert large["sums"][[0, 2, 3], -1].tolist() == [products[:-1].max(), products[best], classes - tail + best]

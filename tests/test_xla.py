@@ -244,8 +244,9 @@ def test_one_buffer_for_several_inputs(dtype, name, monkeypatch):
     x = tf.cast(tf.random.stateless_normal([8, 8], [1, 2]), dtype)
     v, labels, geometry_grad = x[0], tf.range(-1, 7), tf.cast(x[:3], tf.float64)
     batch, lam, unit = (x, x, labels), tf.constant(0.5, tf.float64), tf.ones([8])
+    terms, factors = tf.constant([], tf.float64), tf.constant([])
     calls = [
-        lambda x: tuple(ops.lsoftmax_loss(x, x, x, labels, v, lam, margin=4)),
+        lambda x: tuple(ops.lsoftmax_loss(x, x, x, labels, v, lam, terms, factors, margin=4)),
         lambda x: ops.lsoftmax_features_grad(x, *batch, geometry_grad, v, unit, x),
         lambda x: ops.lsoftmax_weights_grad(x, *batch, geometry_grad, v, unit, x),
     ]
@@ -273,9 +274,11 @@ def test_columns_that_do_not_fit(name, monkeypatch):
 def test_a_first_class_that_is_none():
     ops = tf.load_op_library(lsoftmax_op.library_path())
     z, labels, vector = tf.ones([3, 4]), tf.constant([0, 1, -1]), tf.ones([3], tf.float64)
+    factors, terms = tf.constant([]), tf.constant([], tf.float64)
+    sums, of_rows = tf.zeros([5, 3], tf.float64), (terms, tf.ones([3, 3], tf.float64))
     calls = [
-        lambda first: ops.lsoftmax_sums(z, labels, z[0], first, tf.zeros([4, 3], tf.float64))[1],
-        lambda first: ops.lsoftmax_products_grad(z, labels, z[0], first, tf.ones([2, 3], tf.float64))[:, 3],
+        lambda first: ops.lsoftmax_sums(z, labels, z[0], first, factors, *of_rows, sums)[1],
+        lambda first: ops.lsoftmax_products_grad(z, labels, z[0], first, factors, *of_rows, of_rows[1])[:, 3],
         lambda first: ops.lsoftmax_bias_grad(z, labels, first, z[:, 0], vector, z[:, 0]),
     ]
     for call in calls:

@@ -25,14 +25,14 @@ def random_inputs(of_op):
         "N": "labels loss_grad target_grad grad_unit",
         "C": "bias",
         "": "lam depth first_class first_column",
-        "3N": "geometry geometry_grad",
-        "4N": "sums sums_before",
-        "2N": "normalizer",
+        "5N": "sums sums_before",
+        "3N": "geometry geometry_grad normalizer",
+        "0": "terms class_factors",
     }
     shape_of = {name: shape for shape, names in shapes.items() for name in names.split()}
-    sizes = {"N": 3, "D": 2, "C": 4, "B": 2, "2": 2, "3": 3, "4": 4}
+    sizes = {"N": 3, "D": 2, "C": 4, "B": 2, "0": 0, "3": 3, "5": 5}
     integers = {"labels": [0, 3, -1], "depth": 2, "first_class": 0, "first_column": 1}
-    wide = {"geometry", "geometry_grad", "sums", "sums_before", "normalizer", "target_grad", "lam"}
+    wide = {"geometry", "geometry_grad", "sums", "sums_before", "normalizer", "target_grad", "lam", "terms"}
 
     def value(name):
         if name in integers:
@@ -46,6 +46,7 @@ def random_inputs(of_op):
 # The raw ops that XLA calls a handler of ours for: their inputs, and the handler.
 OPS_OF_CALLS = {
     "target_geometry": ("features weights labels", "geometry"),
+    "class_factors": ("weights", "class_factors"),
     "features_grad": (
         "products_features_grad features weights labels geometry_grad loss_grad grad_unit target_weights",
         "features_grad",
@@ -54,16 +55,16 @@ OPS_OF_CALLS = {
         "products_weights_grad features weights labels geometry_grad loss_grad grad_unit target_weights",
         "weights_grad",
     ),
-    "logits": ("products labels geometry lam", "logits"),
-    "logits_grad": ("logits_grad labels geometry lam", "logits_grad"),
-    "loss": ("products features weights labels bias lam", "loss"),
+    "logits": ("products labels geometry lam terms", "logits"),
+    "logits_grad": ("logits_grad labels geometry lam terms", "logits_grad"),
+    "loss": ("products features weights labels bias lam terms class_factors", "loss"),
     "bias_grad": ("products_grad labels first_class loss_grad target_grad grad_unit", "bias_grad"),
-    "sums": ("products labels bias first_class sums_before", "sums"),
-    "finish": ("sums geometry labels bias lam depth", "finish"),
-    "products_grad": ("products labels bias first_class normalizer", "products_grad"),
+    "sums": ("products labels bias first_class class_factors terms geometry sums_before", "sums"),
+    "finish": ("sums geometry labels bias lam terms depth", "finish"),
+    "products_grad": ("products labels bias first_class class_factors terms geometry normalizer", "products_grad"),
     "set_columns": ("matrix block first_column", "first_column"),
 }
-CALLED_ON_CPU = {"loss", "features_grad", "weights_grad", "set_columns"}
+CALLED_ON_CPU = {"loss", "class_factors", "features_grad", "weights_grad", "set_columns"}
 CALLED_ON_GPU = OPS_OF_CALLS.keys() - {"set_columns"}
 
 
@@ -120,31 +121,34 @@ def test_blocks_in_a_loop_are_calls(platform):
 # Of the calls of our kernels in float32: operands and results, by data type and shape, for N = 3, D = 2 and C = 4.
 ROW, ROW_OF_DOUBLES, GEOMETRY, FEATURES, WEIGHTS, LOGITS = "3xf32", "3xf64", "3x3xf64", "3x2xf32", "2x4xf32", "3x4xf32"
 LAYER_OPERANDS = [FEATURES, WEIGHTS, "3xi64"]
+TERMS, FACTORS = "7xf64", "4xf32"
 GRAD_OPERANDS = [*LAYER_OPERANDS, GEOMETRY, ROW, ROW, FEATURES]
-OF_TARGETS = ["3xi64", GEOMETRY, "f64"]
+OF_TARGETS = ["3xi64", GEOMETRY, "f64", TERMS]
+NORMALISED = "{margin = 2 : i64, normalize_features = true, normalize_weights = true}"
 CALLS = {
     "lsoftmax_loss_F32": (
-        [LOGITS, *LAYER_OPERANDS, "4xf32", "f64"],
+        [LOGITS, *LAYER_OPERANDS, "0xf32", "f64", TERMS, FACTORS],
         [LOGITS, ROW, GEOMETRY, GEOMETRY, ROW_OF_DOUBLES, FEATURES, "3xi64", ROW],
-        "{margin = 2 : i64}",
+        NORMALISED,
     ),
-    "lsoftmax_features_grad_F32": ([FEATURES, *GRAD_OPERANDS], [FEATURES], "{margin = 1 : i64}"),
-    "lsoftmax_weights_grad_F32": ([WEIGHTS, *GRAD_OPERANDS], [WEIGHTS], "{margin = 1 : i64}"),
+    "lsoftmax_class_factors_F32": ([WEIGHTS], [FACTORS], "{margin = 1 : i64}"),
+    "lsoftmax_features_grad_F32": ([FEATURES, *GRAD_OPERANDS], [FEATURES], NORMALISED),
+    "lsoftmax_weights_grad_F32": ([WEIGHTS, *GRAD_OPERANDS], [WEIGHTS], NORMALISED),
 }
 if XLA_CALLS_ARE_CUDA:
-    block = ["3xi64", "4xf32"]
+    block = ["3xi64", "0xf32", FACTORS, TERMS, GEOMETRY]
     CALLS |= {
         "lsoftmax_geometry_F32": (LAYER_OPERANDS, [GEOMETRY], "{margin = 1 : i64}"),
-        "lsoftmax_logits_F32": ([LOGITS, *OF_TARGETS], [LOGITS], "{margin = 2 : i64}"),
-        "lsoftmax_logits_grad_F32": ([LOGITS, *OF_TARGETS], [LOGITS, GEOMETRY], "{margin = 2 : i64}"),
+        "lsoftmax_logits_F32": ([LOGITS, *OF_TARGETS], [LOGITS], NORMALISED),
+        "lsoftmax_logits_grad_F32": ([LOGITS, *OF_TARGETS], [LOGITS, GEOMETRY], NORMALISED),
         "lsoftmax_bias_grad_F32": ([LOGITS, "3xi64", ROW, ROW_OF_DOUBLES, ROW], ["4xf32"], "{margin = 1 : i64}"),
-        "lsoftmax_sums_F32": (["4x3xf64", LOGITS, *block], ["4x3xf64"], "{margin = 1 : i64}"),
+        "lsoftmax_sums_F32": (["5x3xf64", LOGITS, *block], ["5x3xf64"], NORMALISED),
         "lsoftmax_finish_F32": (
-            ["4x3xf64", GEOMETRY, *block, "f64"],
-            [ROW, "2x3xf64", GEOMETRY, ROW_OF_DOUBLES, "3xi64", ROW],
+            ["5x3xf64", GEOMETRY, "3xi64", "4xf32", "f64", TERMS],
+            [ROW, GEOMETRY, GEOMETRY, ROW_OF_DOUBLES, "3xi64", ROW],
             "{margin = 2 : i64, depth = 2 : i64}",
         ),
-        "lsoftmax_products_grad_F32": ([LOGITS, *block, "2x3xf64"], [LOGITS], "{margin = 1 : i64}"),
+        "lsoftmax_products_grad_F32": ([LOGITS, *block, GEOMETRY], [LOGITS], NORMALISED),
     }
 else:
     CALLS["lsoftmax_first_column"] = (["i64"], ["i64"], "{count = 2 : i64, width = 4 : i64}")
@@ -159,7 +163,7 @@ def test_calls_that_we_did_not_write(name):
     xla_ops = pytest.importorskip("tensorflow.compiler.tf2xla.ops.gen_xla_ops")
     operands, results, attributes = CALLS[name]
 
-    def call(operands, results, workspace=1 << 16):
+    def call(operands, results, attributes=attributes, workspace=1 << 16):
         """All operands are 0; of the results, the first."""
         if XLA_CALLS_ARE_CUDA:
             results = [*results, f"{workspace}xui8"]
@@ -184,6 +188,17 @@ def test_calls_that_we_did_not_write(name):
     if XLA_CALLS_ARE_CUDA and name in ("lsoftmax_loss_F32", "lsoftmax_weights_grad_F32", "lsoftmax_sums_F32"):
         with pytest.raises(tf.errors.OpError, match="workspace: expected .* bytes, got 1"):
             call(operands, results, workspace=1)
+    if name == "lsoftmax_loss_F32":
+        other_attributes = {
+            "{margin = 65 : i64}": "margin: expected an integer from 1 to 64, got 65",
+            "{margin = 2 : i64, linear_continuation = true}": "margin: expected 1 for a linear continuation, got 2",
+        }
+        for other, message in other_attributes.items():
+            with pytest.raises(tf.errors.OpError, match=message):
+                call(operands, results, other)
+        for own, other, message in (("0xf32", "4xf32", "bias: expected none"), (TERMS, "0xf64", "terms: expected")):
+            with pytest.raises(tf.errors.OpError, match=message):
+                call([other if one == own else one for one in operands], results)
     for side, sizes in enumerate((operands, results)):
         for place, own in enumerate(sizes):
             dtype = own.split("x")[-1]

@@ -18,6 +18,7 @@ set(cuda_sources
   cc/cuda/target.cu
   cc/cuda/features_grad.cu
   cc/cuda/loss.cu
+  cc/cuda/columns.cu
   cc/cuda/bias_grad.cu
   cc/cuda/label_order.cu
   cc/cuda/weights_grad.cu

@@ -64,6 +64,7 @@ struct CrossEntropy {
   Real loss;
   Real slope;  // in the target's logit
   Normalizer<Real> normalizer;
+  Real rest;  // the derivatives in the other classes' logits: at most this in sum, signs aside
 };
 
 template <typename Real>
@@ -76,7 +77,8 @@ LSOFTMAX_INLINE CrossEntropy<Real> cross_entropy(const Sums<Real>& others, Real 
   const Real own = where(behind, small, one + zero * target);
   const Real loss = where(behind, natural_log(rest + own) - lead, natural_log1p(rest) + zero * target);
   const Real scale = where(behind, one, small) / (rest + own);
-  return {loss, -rest / (rest + own), {where(alone, zero, others.max), where(alone, zero, scale), zero}};
+  const Real of_others = rest / (rest + own);
+  return {loss, -of_others, {where(alone, zero, others.max), where(alone, zero, scale), zero}, of_others};
 }
 template <typename Real>
 LSOFTMAX_INLINE CrossEntropy<Real> smoothed_cross_entropy(const Terms<Real>& terms, const Sums<Real>& others,
@@ -87,7 +89,8 @@ LSOFTMAX_INLINE CrossEntropy<Real> smoothed_cross_entropy(const Terms<Real>& ter
   const Real addend = epsilon * target - of_class * (others.total + target);
   return {where(is_zero(epsilon), h.loss, h.loss + addend),
           h.slope + (epsilon - of_class),
-          {h.normalizer.max, h.normalizer.scale, -of_class}};
+          {h.normalizer.max, h.normalizer.scale, -of_class},
+          h.rest + (epsilon - of_class)};
 }
 
 // What a row's sums and its geometry make of it: the loss, and in units of `unit` (grad_unit.h) its derivatives in the
@@ -102,14 +105,14 @@ struct Finished {
 
 // Of the row's cross-entropy and its target's logit t, without its bias. `of_row`, `of_class`: the factors of the row's
 // logits and of its target's (margin.h), by which the derivatives in the products differ from those in the logits: the
-// unit fits classes whose norms are the target's. `rows` is N. Without a unit it is 1.
+// unit fits classes whose norms are the target's, or 1 if that is 0. `rows` is N. Without a unit it is 1.
 template <typename Real>
 LSOFTMAX_INLINE Finished<Real> finish(const CrossEntropy<Real>& h, const TargetLogit<Real>& t, Real of_row,
                                       Real of_class, Real features_sq, Real depth, int64_t rows, bool has_unit) {
-  const Real zero = number(depth, 0), one = number(depth, 1);
+  const Real one = number(depth, 1);
   const Real scale = h.normalizer.scale * of_row, addend = h.normalizer.addend * of_row;
-  const Real rest = where(less(zero, h.slope), h.slope, -h.slope) * of_row;
-  const Real lift = has_unit ? grad_lift(scale * of_class, rest * of_class, features_sq, depth, rows) : one;
+  const Real factor = where(is_zero(of_class), one, of_class), largest = (scale - addend) * factor;
+  const Real lift = has_unit ? grad_lift(largest, h.rest * of_row * factor, features_sq, depth, rows) : one;
   const Real slope = h.slope * lift;
   return {h.loss,
           slope,

@@ -126,9 +126,17 @@ LSOFTMAX_INLINE Normalizer<double> finish_row(const Arguments<T>& args, const Ta
                                               double bias, const Sums<double>& sums) {
   Finished<double> f = {0, 0, {0, 0, 0}, {0, 0, 0}, 1};
   if (label_of(args.labels, row) >= 0) {
-    const Terms<double> terms = args.terms != nullptr ? terms_of(args.terms) : Terms<double>{};
-    f = finish(args.margin, args.terms != nullptr ? &terms : nullptr, t, geometry_of(args, row), bias, sums,
-               static_cast<double>(args.depth), args.rows, kHasGradUnit<T> && args.grad_unit != nullptr);
+    const bool has_unit = kHasGradUnit<T> && args.grad_unit != nullptr;
+    const double depth = static_cast<double>(args.depth);
+    const auto finished = [&](const Terms<double>* terms) {
+      return finish(args.margin, terms, t, geometry_of(args, row), bias, sums, depth, args.rows, has_unit);
+    };
+    if (args.terms != nullptr) {
+      const Terms<double> terms = terms_of(args.terms);
+      f = finished(&terms);
+    } else {
+      f = finished(nullptr);
+    }
   }
   args.predicted[row] = static_cast<int64_t>(sums.predicted);
   assign(args.loss[row], f.loss);

@@ -49,6 +49,20 @@ inline std::string about_bad_margin(int64_t margin) {
   return "margin: expected an integer from 1 to " + std::to_string(kMaxMargin) + ", got " + std::to_string(margin);
 }
 
+// What is wrong with a margin; empty if nothing is.
+inline std::string judge(const Margin& margin) {
+  if (!is_good_margin(margin.m)) return about_bad_margin(margin.m);
+  if (!margin.linear || margin.m == 1) return "";
+  return "margin: expected 1 for a linear continuation, got " + std::to_string(margin.m);
+}
+
+// What is wrong with factors of the classes; empty if nothing is: they go not together with a bias, nor without terms.
+inline std::string judge_factors(bool has_factors, bool has_bias, bool has_terms) {
+  if (!has_factors) return "";
+  if (has_bias) return "bias: expected none where there are class_factors, got one";
+  return has_terms ? "" : "terms: expected shape [7] where there are class_factors, got none";
+}
+
 inline std::string about_bad_first(const char* argument, int64_t first, int64_t count, int64_t width) {
   return std::string(argument) + ": expected a column from 0 to " + std::to_string(width - count) + " for a block of " +
          std::to_string(count) + ", got " + std::to_string(first);

@@ -1,6 +1,7 @@
-// features_grad[i] = h_i (features_grad[i] + g_s w_{y_i} + 2 g_A x_i): a row of the batch per warp
+// features_grad[i] = h_i (features_grad[i] + g_s w_{y_i} + (2 g_A - r) x_i): a row of the batch per warp
 //
-// with (g_s, g_A, g_B) = geometry_grad[:, i] and h = loss_grad grad_unit, or 1; without a target h_i features_grad[i].
+// with (g_s, g_A, g_B) = geometry_grad[:, i], 0 without a target, and h = loss_grad grad_unit, or 1.
+// r = x_i . features_grad[i] / |x_i|^2 if the margin divides by the norms of the features, else 0.
 #ifndef LSOFTMAX_CUDA_FEATURES_GRAD_CUH_
 #define LSOFTMAX_CUDA_FEATURES_GRAD_CUH_
 
@@ -26,6 +27,24 @@ __device__ void add_row(const T* x, const Weights& w, int64_t depth, double alon
   });
 }
 
+// r; 0 of a row of zeros.
+template <int kVector, typename T>
+__device__ double radial_part(const T* x, const T* gradient, int64_t depth) {
+  double dot = 0, norm_sq = 0;
+  const auto add = [&](int64_t, const Vector<T, kVector>& xs, const Vector<T, kVector>& gradients) {
+#pragma unroll
+    for (int l = 0; l < kVector; ++l) {
+      const double xl = widen(xs.at[l]);
+      dot += xl * widen(gradients.at[l]);
+      norm_sq += xl * xl;
+    }
+  };
+  walk<kVector>(x, Copy<T>{gradient}, depth, add);
+  dot = warp_sum(dot);
+  norm_sq = warp_sum(norm_sq);
+  return norm_sq == 0 ? 0 : dot / norm_sq;
+}
+
 template <int kVector, typename T>
 __device__ void scale_row(int64_t depth, double scale, T* gradient) {
   for (int64_t d = lane_of_warp() * kVector; d < depth; d += kWarp * kVector) {
@@ -44,10 +63,19 @@ __device__ void complete_rows(const Arguments<T>& args, int64_t block) {
   const int64_t y = label_of(args.labels, row);
   const Geometry<double> grad = geometry_grad_of(args, row);
   const double scale = loss_grad_of(args, row);
-  const double along_w = scale * grad.dot, along_x = scale * 2 * grad.features_sq;
-  if (!is_good_label(y, args.classes) || (along_w == 0 && along_x == 0 && scale == 1)) return;
+  const double along_w = scale * grad.dot;
+  double along_x = scale * 2 * grad.features_sq;
+  if (!is_good_label(y, args.classes)) return;
   const int64_t begin = row * args.depth;
-  if (y < 0) {
+  if (args.margin.normalize_features) {
+    const double radial = radial_part<kVector>(args.features + begin, args.features_grad + begin, args.depth);
+    along_x = scale * ((y < 0 ? 0 : 2 * grad.features_sq) - radial);
+  }
+  if (along_w == 0 && along_x == 0 && scale == 1) return;
+  if (y < 0 && args.margin.normalize_features) {
+    const T* const x = args.features + begin;
+    add_row<kVector>(x, Copy<T>{x}, args.depth, along_x, 0, scale, args.features_grad + begin);
+  } else if (y < 0) {
     scale_row<kVector>(args.depth, scale, args.features_grad + begin);
   } else if (args.target_weights != nullptr) {
     add_row<kVector>(args.features + begin, Copy<T>{args.target_weights + begin}, args.depth, along_x, along_w, scale,

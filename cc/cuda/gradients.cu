@@ -1,6 +1,8 @@
 // The gradients in features, weights and bias side by side in one launch, each as in its own file: a block has one of
 // three jobs. Of a small batch launches are most of the time, and blocks of one gradient leave the device idle.
+// What a margin takes off the weights' gradient along the weights comes first, in a launch of its own.
 #include "cuda/bias_grad.cuh"
+#include "cuda/columns.cuh"
 #include "cuda/features_grad.cuh"
 #include "cuda/weights_grad.cuh"
 
@@ -33,9 +35,11 @@ bool joins(int64_t rows, int64_t classes) {
 
 template <typename T>
 Status gradients(const Arguments<T>& args, Stream stream) {
+  Status status = take_off_radial(args, stream);
+  if (status != 0) return status;
   LabelOrder order;
   Spans spans;
-  const Status status = prepare_classes(args, &order, &spans, stream);
+  status = prepare_classes(args, &order, &spans, stream);
   if (status != 0) return status;
   const bool has_bias = args.bias_grad != nullptr, joined = has_bias && joins(args.rows, args.classes);
   const Jobs jobs = {joined ? ceil_div(args.classes, kWarp) : 0, blocks_of_classes(args), ceil_div(args.rows, kWarps)};

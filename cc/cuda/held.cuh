@@ -3,8 +3,8 @@
 //   thread i of G holds the vectors i, i + G, i + 2 G, ...     kHeld of them at the most
 //
 // The target's product becomes -inf where it is held, once, so that no loop asks for the target. float and double
-// have room for what halves have not: their logits with the bias, and after the sum the exponentials, of which the
-// gradient is a multiple. Halves add their bias, and take their exponential, again.
+// have room for what halves have not: their logits with the bias or the factors, and after the sum the exponentials, of
+// which the gradient is a multiple. Halves make their logits, and take their exponentials, again.
 #ifndef LSOFTMAX_CUDA_HELD_CUH_
 #define LSOFTMAX_CUDA_HELD_CUH_
 
@@ -18,12 +18,12 @@ namespace cuda {
 template <typename T>
 constexpr int kHeld = sizeof(T) == sizeof(float) ? 8 : 4;
 
-template <typename T, bool kBias>
+template <typename T, Classes kClasses>
 class Held {
  public:
   using R = Real<T>;
 
-  __device__ Held(const Span<T, kBias>& span, const Group& group) : group_(group) {
+  __device__ Held(const Span<T, kClasses>& span, const Group& group) : group_(group) {
 #pragma unroll
     for (int n = 0; n < kHeld<T>; ++n) {
       v_[n] = lowest_vector<T>();
@@ -32,8 +32,9 @@ class Held {
   }
 
   // The vectors become the row's own logits. Apart from the loads, as they take their time.
-  __device__ void prepare(const Span<T, kBias>& span) {
-    if (kBias && !kIsHalf<T>) add_bias(span);
+  __device__ void prepare(const Span<T, kClasses>& span) {
+    if (kClasses != Classes::kPlain && !kIsHalf<T>) make_logits(span);
+    if (kClasses == Classes::kTerms) return;  // whose target is -inf by now
     const Hole<T> target = target_of(span);
     bool is_held = false;
 #pragma unroll
@@ -46,9 +47,9 @@ class Held {
   }
 
   // The largest of the thread's logits.
-  __device__ R largest(const Span<T, kBias>& span) {
+  __device__ R largest(const Span<T, kClasses>& span) {
     R m = minus_infinity<R>();
-    if (kBias && kIsHalf<T>) {
+    if (kMakesAgain) {
 #pragma unroll
       for (int n = 0; n < kHeld<T>; ++n) {
         R z[kWide<T>];
@@ -68,7 +69,7 @@ class Held {
   }
 
   // The first place of the thread's that holds m, which is `own`, its largest logit, or is not there.
-  __device__ int place_of(const Span<T, kBias>& span, R m, R own) {
+  __device__ int place_of(const Span<T, kClasses>& span, R m, R own) {
     int place = kNoPlace;
     if (own != m || m == minus_infinity<R>()) return place;
 #pragma unroll
@@ -83,8 +84,21 @@ class Held {
     return place;
   }
 
+  // The sum of the thread's logits but the target's; before the next, where labels are smoothed.
+  __device__ R total(const Span<T, kClasses>& span) const {
+    R sum = span.total_of_ends(group_);
+#pragma unroll
+    for (int n = 0; n < kHeld<T>; ++n) {
+      if (vector(n) >= span.vectors) continue;
+      R z[kWide<T>];
+      logits(span, n, z);
+      sum += span.total(vector(n), z);
+    }
+    return sum;
+  }
+
   // The sum of the thread's exp(z - base). From here on float and double hold the exponentials.
-  __device__ R sum(const Span<T, kBias>& span, R base) {
+  __device__ R sum(const Span<T, kClasses>& span, R base) {
     R sum = 0;
 #pragma unroll
     for (int n = 0; n < kHeld<T>; ++n) {
@@ -104,15 +118,16 @@ class Held {
   }
 
   // Writes the gradient.
-  __device__ void differentiate(const Span<T, kBias>& span, const Normalizer<double>& normalizer) const {
-    if (normalizer.scale == 0) return span.store_zeros(group_);
-    const Slope<T> slope(normalizer);
+  __device__ void differentiate(const Span<T, kClasses>& span, const Normalizer<double>& normalizer) const {
+    if (span.is_flat(normalizer)) return span.store_zeros(group_);
+    const Slope<T> slope = span.slope(normalizer);
     if (span.wide_gradient) {
       store<true>(span, slope);
     } else {
       store<false>(span, slope);
     }
-    span.at_ends(group_, [&](int at, R z) { assign(span.gradient[at], slope.at(z)); });
+    span.at_ends(group_, [&](int at, R z) { assign(span.gradient[at], slope.at(z) * span.factor(at)); });
+    span.clear_target(group_, normalizer);
   }
 
   // Runs work() with the thread's vectors in `memory` [kHeld], so that it has their registers.
@@ -128,6 +143,8 @@ class Held {
   }
 
  private:
+  static constexpr bool kMakesAgain = kClasses != Classes::kPlain && kIsHalf<T>;
+
   __device__ int vector(int n) const { return n * group_.threads + group_.thread; }
 
   __device__ void forget() {
@@ -136,26 +153,36 @@ class Held {
   }
 
   template <bool kWideGradient>
-  __device__ void store(const Span<T, kBias>& span, const Slope<T>& slope) const {
+  __device__ void store(const Span<T, kClasses>& span, const Slope<T>& slope) const {
 #pragma unroll
     for (int n = 0; n < kHeld<T>; ++n) {
       if (vector(n) >= span.vectors) continue;
       R g[kWide<T>];
       logits(span, n, g);
 #pragma unroll
-      for (int l = 0; l < kWide<T>; ++l) g[l] = kIsHalf<T> ? slope.at(g[l]) : g[l] * slope.scale;
+      for (int l = 0; l < kWide<T>; ++l) g[l] = of_held(slope, g[l]);
+      span.to_products(vector(n), g);
       span.store(vector(n), narrowed<T>(g), kWideGradient);
     }
   }
 
+  // The gradient of a logit of which `held` is held.
+  __device__ static R of_held(const Slope<T>& slope, R held) {
+    if constexpr (kIsHalf<T>) {
+      return slope.at(held);
+    } else {
+      return slope.of(held);
+    }
+  }
+
   // Of what is held as vector n.
-  __device__ void logits(const Span<T, kBias>& span, int n, R* z) const {
-    if (kBias && kIsHalf<T> && vector(n) < span.vectors) return span.logits(vector(n), v_[n], z);
+  __device__ void logits(const Span<T, kClasses>& span, int n, R* z) const {
+    if (kMakesAgain && vector(n) < span.vectors) return span.logits(vector(n), v_[n], z);
 #pragma unroll
     for (int l = 0; l < kWide<T>; ++l) z[l] = entry<T>(v_[n], l);
   }
 
-  __device__ void add_bias(const Span<T, kBias>& span) {
+  __device__ void make_logits(const Span<T, kClasses>& span) {
 #pragma unroll
     for (int n = 0; n < kHeld<T>; ++n) {
       if (vector(n) >= span.vectors) continue;

@@ -21,117 +21,200 @@ namespace cuda {
 namespace {
 
 constexpr int kMaxBlock = 1024;
-constexpr int kGroupsBlock = 128;  // threads of a block of groups: what waits for its slowest row is small
-template <typename T>
-constexpr int kGroupsBlocks = kIsHalf<T> ? 8 : 6;  // a multiprocessor is to have: 64 or 80 registers a thread
+constexpr int kGroupsBlock = 128;        // threads of a block of groups: what waits for its slowest row is small
+template <typename T, Classes kClasses>  // a multiprocessor is to have: 64 or 80 registers a thread
+constexpr int kGroupsBlocks = kIsHalf<T> && kClasses != Classes::kTerms ? 8 : 6;
 constexpr int64_t kUnknown = INT64_MAX;
+
+// The arguments as a kernel of these classes knows them, so that it has no code, and no registers, for others.
+template <Classes kClasses, typename T>
+__device__ Arguments<T> known(const Arguments<T>& args) {
+  Arguments<T> known = args;
+  if (kClasses != Classes::kTerms) known.terms = nullptr;
+  return known;
+}
 
 // The target's logit before its bias: what of finishing a row needs no sums, and so can be done while the row is on its
 // way. Of a bad label or lambda, any number.
-template <typename T>
+template <Classes kClasses, typename T>
 __device__ TargetLogit<double> target_logit_of(const Arguments<T>& args, int64_t row) {
-  return target_logit(args.margin, margin_share(*args.lam), geometry_of(args, row));
+  return target_logit_of(known<kClasses>(args), margin_share(*args.lam), geometry_of(args, row));
+}
+
+// What its products are multiplied by. Of a bad label it is NaN, as its geometry is.
+template <typename T>
+__device__ Real<T> factor_of(const Arguments<T>& args, int64_t row) {
+  return static_cast<Real<T>>(row_factor_of(args, row));
+}
+
+template <Classes kClasses, typename T>
+__device__ bool is_smoothed(const Arguments<T>& args) {
+  return kClasses == Classes::kTerms && terms_of(args.terms).smoothing != 0;
 }
 
 // finish_row of core/target.h. A row that cannot be computed says so in each number but its predicted class. Labels are
 // below `classes`.
-template <typename T>
+template <Classes kClasses, typename T>
 __device__ Normalizer<double> finish(const Arguments<T>& args, const TargetLogit<double>& t, int64_t row,
                                      int64_t classes, const Sums<double>& sums) {
   const int64_t y = label_of(args.labels, row);
   if (is_good_lambda(*args.lam) && is_good_label(y, classes)) {
     const double bias = args.bias != nullptr && y >= 0 ? widen(args.bias[y]) : 0;
-    return finish_row(args, t, row, bias, sums);
+    return finish_row(known<kClasses>(args), t, row, bias, sums);
   }
   args.predicted[row] = static_cast<int64_t>(sums.predicted);
   assign(args.loss[row], NAN);
   if (args.grad_unit != nullptr) args.grad_unit[row] = 1;
   args.target_grad[row] = NAN;
   store(args.geometry_grad, args.rows, row, {NAN, NAN, NAN});
-  return {NAN, NAN};
+  return {NAN, NAN, NAN};
 }
 
 // Finishing is long and serial: the block's rows go through it side by side, a thread each. `log2_lanes` are those of a
 // row.
-template <typename T, bool kBias>
-__global__ void __launch_bounds__(kGroupsBlock, kGroupsBlocks<T>)
+template <typename T, Classes kClasses>
+__global__ void __launch_bounds__(kGroupsBlock, kGroupsBlocks<T, kClasses>)
     loss_row_per_group(const __grid_constant__ Arguments<T> args, int log2_lanes) {
   __shared__ TargetLogit<double> targets[kGroupsBlock / 2];
   __shared__ Sums<double> sums[kGroupsBlock / 2];
   __shared__ Normalizer<double> normalizers[kGroupsBlock / 2];
+  __shared__ double logits[kGroupsBlock / 2];  // Z
+  __shared__ Real<T> factors[kGroupsBlock / 2];
   const int thread = static_cast<int>(threadIdx.x), lanes = 1 << log2_lanes, rows = kGroupsBlock >> log2_lanes;
   const int of_block = thread >> log2_lanes;
   const Group group = {thread & (lanes - 1), lanes};
   const int64_t first = static_cast<int64_t>(blockIdx.x) * rows, own = first + of_block, to_finish = first + thread;
-  const Span<T, kBias> span(args, own < args.rows ? own : args.rows - 1);  // every lane takes part in shuffles
-  Held<T, kBias> held(span, group);
   const bool finishes = thread < rows && to_finish < args.rows;
-  if (finishes) targets[thread] = target_logit_of(args, to_finish);
+  if constexpr (kClasses == Classes::kTerms) {
+    if (finishes) {
+      factors[thread] = factor_of(args, to_finish);
+      targets[thread] = target_logit_of<kClasses>(args, to_finish);
+    }
+    __syncthreads();
+  }
+  Span<T, kClasses> span(args, own < args.rows ? own : args.rows - 1);  // every lane takes part in shuffles
+  if constexpr (kClasses == Classes::kTerms) span.of_row = factors[of_block];
+  Held<T, kClasses> held(span, group);
+  if (kClasses != Classes::kTerms && finishes) targets[thread] = target_logit_of<kClasses>(args, to_finish);
   held.prepare(span);
   const Real<T> largest = held.largest(span), m = largest_in_lanes(largest, lanes);
   const int place = held.place_of(span, m, largest);
-  const Total total = total_in_lanes({held.sum(span, base_of(m)), place}, lanes);
+  const bool smoothed = is_smoothed<kClasses>(args);
+  if (smoothed) {
+    const double sum = sum_in_lanes(held.total(span), lanes);
+    if (group.thread == 0) logits[of_block] = sum;
+  }
+  Total total = total_in_lanes({held.sum(span, base_of(m)), place}, lanes);
+  if (smoothed && group.thread == 0) total.logits = logits[of_block];
   if (group.thread == 0) sums[of_block] = sums_of(span, m, total, args.first_class);
   __syncthreads();
-  if (finishes) normalizers[thread] = finish(args, targets[thread], to_finish, args.classes, sums[thread]);
+  if (finishes) {
+    const auto work = [&] {
+      normalizers[thread] = finish<kClasses>(args, targets[thread], to_finish, args.classes, sums[thread]);
+    };
+    if constexpr (kClasses == Classes::kTerms) {
+      __shared__ Registers<T> aside[kGroupsBlock / 2][kHeld<T>];
+      held.stand_aside(aside[thread], work);
+    } else {
+      work();
+    }
+  }
   __syncthreads();
   // Computed anew, as registers hold the row until here, and little else.
-  if (own < args.rows) held.differentiate(Span<T, kBias>(args, opaque(own)), normalizers[of_block]);
+  if (own >= args.rows) return;
+  Span<T, kClasses> again(args, opaque(own));
+  if constexpr (kClasses == Classes::kTerms) again.of_row = factors[of_block];
+  held.differentiate(again, normalizers[of_block]);
 }
 
-template <typename T, bool kBias>
+template <typename T, Classes kClasses>
 __global__ void __launch_bounds__(kMaxBlock) loss_row_per_block(const __grid_constant__ Arguments<T> args) {
   __shared__ TargetLogit<double> target;
   __shared__ Normalizer<double> normalizer;
   __shared__ Registers<T> aside[kHeld<T>];
-  const Span<T, kBias> span(args, blockIdx.x);
-  Held<T, kBias> held(span, group_of_block());
-  if (threadIdx.x == 0) target = target_logit_of(args, blockIdx.x);
+  __shared__ double logits;  // Z
+  __shared__ Real<T> factor;
+  if constexpr (kClasses == Classes::kTerms) {
+    if (threadIdx.x == 0) {
+      factor = factor_of(args, blockIdx.x);
+      target = target_logit_of<kClasses>(args, blockIdx.x);
+    }
+    __syncthreads();
+  }
+  Span<T, kClasses> span(args, blockIdx.x);
+  if constexpr (kClasses == Classes::kTerms) span.of_row = factor;
+  Held<T, kClasses> held(span, group_of_block());
+  if (kClasses != Classes::kTerms && threadIdx.x == 0) target = target_logit_of<kClasses>(args, blockIdx.x);
   held.prepare(span);
   const Real<T> largest = held.largest(span), m = largest_in_block(largest);
   const int place = held.place_of(span, m, largest);
-  const Total total = total_in_block({held.sum(span, base_of(m)), place});
+  const bool smoothed = is_smoothed<kClasses>(args);
+  if (smoothed) {
+    const double sum = sum_in_block(held.total(span));
+    if (threadIdx.x == 0) logits = sum;
+  }
+  Total total = total_in_block({held.sum(span, base_of(m)), place});
   if (threadIdx.x == 0) {
+    if (smoothed) total.logits = logits;
     const Sums<double> sums = sums_of(span, m, total, args.first_class);
-    held.stand_aside(aside, [&] { normalizer = finish(args, target, blockIdx.x, args.classes, sums); });
+    held.stand_aside(aside, [&] { normalizer = finish<kClasses>(args, target, blockIdx.x, args.classes, sums); });
   }
   __syncthreads();
   // Computed anew, as registers hold the row until here, and little else.
-  held.differentiate(Span<T, kBias>(args, opaque(blockIdx.x)), normalizer);
+  Span<T, kClasses> again(args, opaque(blockIdx.x));
+  if constexpr (kClasses == Classes::kTerms) again.of_row = factor;
+  held.differentiate(again, normalizer);
 }
 
-template <typename T, bool kBias>
+// One thread makes the row's factor, if it has one, for the block.
+template <typename T, Classes kClasses>
+__device__ void set_factor_in_block(const Arguments<T>& args, int64_t row, Span<T, kClasses>* span) {
+  if constexpr (kClasses == Classes::kTerms) {
+    __shared__ Real<T> factor;
+    if (threadIdx.x == 0) factor = factor_of(args, row);
+    __syncthreads();
+    span->of_row = factor;
+  }
+}
+
+template <typename T, Classes kClasses>
 __global__ void __launch_bounds__(kMaxBlock) loss_row_in_shared(const __grid_constant__ Arguments<T> args, int kept) {
   __shared__ Normalizer<double> normalizer;
-  const Span<T, kBias> span(args, blockIdx.x);
-  Streamed<T, kBias> row(span, group_of_block(), Kept<T>{dynamic_shared<Registers<T>>(), kept});
-  row.sum_up();
+  Span<T, kClasses> span(args, blockIdx.x);
+  set_factor_in_block(args, blockIdx.x, &span);
+  Streamed<T, kClasses> row(span, group_of_block(), Kept<T>{dynamic_shared<Registers<T>>(), kept});
+  row.sum_up(is_smoothed<kClasses>(args));
   const Real<T> m = largest_in_block(row.largest());
-  const Total total = total_in_block({row.sum(m), row.place_of(m)});
+  Total total = total_in_block({row.sum(m), row.place_of(m)});
+  if (is_smoothed<kClasses>(args)) total.logits = sum_in_block(row.total());
   if (threadIdx.x == 0) {
-    const TargetLogit<double> target = target_logit_of(args, blockIdx.x);
-    normalizer = finish(args, target, blockIdx.x, args.classes, sums_of(span, m, total, args.first_class));
+    const TargetLogit<double> target = target_logit_of<kClasses>(args, blockIdx.x);
+    normalizer = finish<kClasses>(args, target, blockIdx.x, args.classes, sums_of(span, m, total, args.first_class));
   }
   __syncthreads();
   row.differentiate(normalizer);
 }
 
 // The block's part of a row.
-template <typename T, bool kBias>
-__device__ Span<T, kBias> part_of_block(const Arguments<T>& args) {
+template <typename T, Classes kClasses>
+__device__ Span<T, kClasses> part_of_block(const Arguments<T>& args) {
   const unsigned parts = static_cast<unsigned>(ceil_div(args.classes, kPart)), part = blockIdx.x % parts;
-  return {args, blockIdx.x / parts, part, static_cast<int>(kPart / kWide<T>), part + 1 == parts};
+  const int64_t row = blockIdx.x / parts;
+  Span<T, kClasses> span(args, row, part, static_cast<int>(kPart / kWide<T>), part + 1 == parts);
+  set_factor_in_block(args, row, &span);
+  return span;
 }
 
 // parts: [N, parts a row]
-template <typename T, bool kBias>
+template <typename T, Classes kClasses>
 __global__ void __launch_bounds__(kBlock)
     sums_part_per_block(const __grid_constant__ Arguments<T> args, Sums<double>* parts) {
-  const Span<T, kBias> part = part_of_block<T, kBias>(args);
-  Streamed<T, kBias> own(part, group_of_block(), Kept<T>{nullptr, 0});
-  own.sum_up();
+  const Span<T, kClasses> part = part_of_block<T, kClasses>(args);
+  Streamed<T, kClasses> own(part, group_of_block(), Kept<T>{nullptr, 0});
+  own.sum_up(is_smoothed<kClasses>(args));
   const Real<T> m = largest_in_block(own.largest());
-  const Total total = total_in_block({own.sum(m), own.place_of(m)});
+  Total total = total_in_block({own.sum(m), own.place_of(m)});
+  if (is_smoothed<kClasses>(args)) total.logits = sum_in_block(own.total());
   if (threadIdx.x == 0) parts[blockIdx.x] = sums_of(part, m, total, args.first_class);
 }
 
@@ -145,6 +228,7 @@ __global__ void __launch_bounds__(kBlock)
   for (int64_t n = lane_of_warp(); n < count; n += kWarp) sums = merge(sums, parts[row * count + n]);
   const double max = largest_in_lanes(sums.max, kWarp), best = largest_in_lanes(sums.best, kWarp);
   sums.sum = warp_sum(rescale(sums.sum, sums.max, max));
+  sums.total = warp_sum(sums.total);
   sums.predicted = -largest_in_lanes(sums.best == best ? -sums.predicted : minus_infinity<double>(), kWarp);
   sums.max = max;
   sums.best = best;
@@ -156,35 +240,39 @@ __global__ void __launch_bounds__(kBlock)
     finish_row_per_thread(const __grid_constant__ Arguments<T> args, int64_t classes) {
   const int64_t row = row_of_thread();
   if (row >= args.rows) return;
-  const Normalizer<double> normalizer = finish(args, target_logit_of(args, row), row, classes, sums_of(args, row));
-  args.normalizer[row] = normalizer.max;
-  args.normalizer[args.rows + row] = normalizer.scale;
+  const TargetLogit<double> target = target_logit_of<Classes::kTerms>(args, row);
+  store(args, row, finish<Classes::kTerms>(args, target, row, classes, sums_of(args, row)));
 }
 
-template <typename T, bool kBias>
+template <typename T, Classes kClasses>
 __global__ void __launch_bounds__(kBlock) products_grad_part_per_block(const __grid_constant__ Arguments<T> args) {
   const int64_t row = blockIdx.x / static_cast<unsigned>(ceil_div(args.classes, kPart));
-  const Span<T, kBias> part = part_of_block<T, kBias>(args);
-  Streamed<T, kBias>(part, group_of_block(), Kept<T>{nullptr, 0})
-      .differentiate({args.normalizer[row], args.normalizer[args.rows + row]});
+  const Span<T, kClasses> part = part_of_block<T, kClasses>(args);
+  Streamed<T, kClasses>(part, group_of_block(), Kept<T>{nullptr, 0}).differentiate(normalizer_of(args, row));
 }
 
 // In the workspace of `loss` and `sums`.
 struct Workspace {
   Sums<double>* parts;  // [N, parts a row]
-  double* sums;         // [4, N]
-  double* normalizer;   // [2, N]
+  double* sums;         // [5, N]
+  double* normalizer;   // [3, N]
 };
 Workspace lay_out(void* workspace, int64_t rows, int64_t classes) {
   Sums<double>* const parts = static_cast<Sums<double>*>(workspace);
   double* const after = reinterpret_cast<double*>(parts + rows * ceil_div(classes, kPart));
-  return {parts, after, after + 4 * rows};
+  return {parts, after, after + 5 * rows};
 }
+
+// kernel<T, kClasses> for the Classes of the batch.
+#define LSOFTMAX_FOR_CLASSES(kernel, args)               \
+  ((args).terms != nullptr  ? kernel<T, Classes::kTerms> \
+   : (args).bias != nullptr ? kernel<T, Classes::kBias>  \
+                            : kernel<T, Classes::kPlain>)
 
 template <typename T>
 Status sum_up(const Arguments<T>& args, Sums<double>* parts, bool anew, Stream stream) {
   const int64_t count = ceil_div(args.classes, kPart);
-  const auto kernel = args.bias != nullptr ? sums_part_per_block<T, true> : sums_part_per_block<T, false>;
+  const auto kernel = LSOFTMAX_FOR_CLASSES(sums_part_per_block, args);
   const Status status = launch(kernel, args.rows * count, 1, kBlock, stream, args, parts);
   if (status != 0) return status;
   return launch(merge_row_per_warp<T>, ceil_div(args.rows, kWarps), 1, kBlock, stream, args,
@@ -208,7 +296,7 @@ Status shared_memory(int64_t* bytes) {
 }  // namespace
 
 int64_t loss_workspace(int64_t rows, int64_t classes) {
-  constexpr int64_t kOfRow = 6 * sizeof(double), kOfPart = sizeof(Sums<double>);
+  constexpr int64_t kOfRow = 8 * sizeof(double), kOfPart = sizeof(Sums<double>);
   return rows * (kOfRow + kOfPart * ceil_div(classes, kPart));
 }
 
@@ -216,20 +304,20 @@ namespace {
 
 // In one kernel; kNoSuch where the plan wants several.
 constexpr Status kNoSuch = -1;
-template <typename T, bool kBias>
+template <typename T, Classes kClasses>
 Status loss_in_one(const Arguments<T>& args, const LossPlan& plan, Stream stream) {
   switch (plan.mapping) {
     case Mapping::kRowPerGroup: {
       int log2_lanes = 1;
       while (1 << log2_lanes < plan.threads) ++log2_lanes;
       const int64_t blocks = ceil_div(args.rows, kGroupsBlock / plan.threads);
-      return launch(loss_row_per_group<T, kBias>, blocks, 1, kGroupsBlock, stream, args, log2_lanes);
+      return launch(loss_row_per_group<T, kClasses>, blocks, 1, kGroupsBlock, stream, args, log2_lanes);
     }
     case Mapping::kRowPerBlock:
-      return launch(loss_row_per_block<T, kBias>, args.rows, 1, plan.threads, stream, args);
+      return launch(loss_row_per_block<T, kClasses>, args.rows, 1, plan.threads, stream, args);
     case Mapping::kRowInShared:
-      return launch_with_shared(loss_row_in_shared<T, kBias>, args.rows, 1, plan.threads, plan.kept * 16, stream, args,
-                                static_cast<int>(plan.kept));
+      return launch_with_shared(loss_row_in_shared<T, kClasses>, args.rows, 1, plan.threads, plan.kept * 16, stream,
+                                args, static_cast<int>(plan.kept));
     case Mapping::kPartPerBlock:
       break;
   }
@@ -244,8 +332,7 @@ Status loss(const Arguments<T>& args, Stream stream) {
   const Status status = shared_memory(&shared);
   if (status != 0) return status;
   const LossPlan plan = plan_loss(args.rows, args.classes, args.classes / kWide<T>, kHeld<T>, shared);
-  const Status done =
-      args.bias != nullptr ? loss_in_one<T, true>(args, plan, stream) : loss_in_one<T, false>(args, plan, stream);
+  const Status done = LSOFTMAX_FOR_CLASSES(loss_in_one, args)(args, plan, stream);
   if (done != kNoSuch) return done;
   const Workspace own = lay_out(args.workspace, args.rows, args.classes);
   Arguments<T> stages = args;
@@ -275,8 +362,7 @@ Status finish(const Arguments<T>& args, Stream stream) {
 
 template <typename T>
 Status products_grad(const Arguments<T>& args, Stream stream) {
-  const auto kernel =
-      args.bias != nullptr ? products_grad_part_per_block<T, true> : products_grad_part_per_block<T, false>;
+  const auto kernel = LSOFTMAX_FOR_CLASSES(products_grad_part_per_block, args);
   return launch(kernel, args.rows * ceil_div(args.classes, kPart), 1, kBlock, stream, args);
 }
 

@@ -3,6 +3,7 @@
 //
 //   m = max_j z_j      S = sum_j exp(z_j - m), each thread's own terms in Real<T>, those of all in double
 //   place              the first of the logits that are m
+//   Z = sum_j z_j      likewise, where labels are smoothed
 //
 // Always in the same order: a butterfly over lanes, then one over the warps' results.
 #ifndef LSOFTMAX_CUDA_MERGE_CUH_
@@ -18,6 +19,7 @@ constexpr int kNoPlace = INT32_MAX;
 struct Total {
   double sum;
   int place;
+  double logits = 0;  // Z, which is added up apart
 };
 
 // Over `lanes` neighbours, 2 to 32, on each of them. Every lane of the warp takes part.
@@ -35,6 +37,13 @@ __device__ inline Total total_in_lanes(Total total, int lanes) {
     total.place = place < total.place ? place : total.place;
   }
   return total;
+}
+
+__device__ inline double sum_in_lanes(double value, int lanes) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, distance);
+  }
+  return value;
 }
 
 // Over the block, on every thread. Not twice in a kernel.
@@ -58,6 +67,15 @@ __device__ inline Total total_in_block(Total total) {
   return total_in_lanes(lane < warps ? of_warps[lane] : Total{0, kNoPlace}, kWarp);
 }
 
+__device__ inline double sum_in_block(double value) {
+  __shared__ double of_warps[kWarp];
+  const int lane = lane_of_warp(), warps = static_cast<int>(blockDim.x) / kWarp;
+  value = sum_in_lanes(value, kWarp);
+  if (lane == 0) of_warps[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  return threadIdx.x < kWarp ? sum_in_lanes(lane < warps ? of_warps[lane] : 0, kWarp) : 0;
+}
+
 // What logits of which m is the largest are taken relative to: with none but -inf, 0, so that their exponentials are 0.
 template <typename R>
 __device__ R base_of(R m) {
@@ -65,10 +83,10 @@ __device__ R base_of(R m) {
 }
 
 // The span's sums: joins the target, whose product it reads. Without a finite logit the class is 0.
-template <typename T, bool kBias>
-__device__ Sums<double> sums_of(const Span<T, kBias>& span, Real<T> m, const Total& total, int64_t first_class) {
+template <typename T, Classes kClasses>
+__device__ Sums<double> sums_of(const Span<T, kClasses>& span, Real<T> m, const Total& total, int64_t first_class) {
   const bool has_place = total.place != kNoPlace;
-  Sums<double> sums = {m, total.sum, m, static_cast<double>(has_place ? span.first + total.place : 0)};
+  Sums<double> sums = {m, total.sum, m, static_cast<double>(has_place ? span.first + total.place : 0), total.logits};
   if (span.target != kNowhere) {
     const Real<T> z = span.logit(span.target);
     if (z > m || (z == m && has_place && span.target < total.place)) {

@@ -31,10 +31,6 @@
 namespace lsoftmax {
 namespace cuda {
 
-// What logits are computed in: float, or double for doubles.
-template <typename T>
-using Real = decltype(widen(T()));
-
 template <typename T>
 constexpr bool kIsHalf = sizeof(T) == 2;
 
@@ -283,24 +279,29 @@ constexpr float kLog2E = 1.44269504f;
 __device__ inline float quick_exp(float d) { return power_of_two(d * kLog2E); }
 __device__ inline double quick_exp(double d) { return exponential(d); }
 
-// The gradient of a logit z: exp(z - max) scale.
+// The gradient of a logit z: exp(z - max) scale + addend; one multiply-add of the exponential, whatever the addend is.
 template <typename T, bool kHalf = kIsHalf<T>>
 struct Slope {
-  Real<T> max, scale;
-  __device__ explicit Slope(const Normalizer<double>& normalizer)
-      : max(static_cast<Real<T>>(normalizer.max)), scale(static_cast<Real<T>>(normalizer.scale)) {}
-  __device__ Real<T> at(Real<T> z) const { return exponential(z - max) * scale; }
+  Real<T> max, scale, addend;
+  __device__ Slope(const Normalizer<double>& normalizer, double addend)
+      : max(static_cast<Real<T>>(normalizer.max)),
+        scale(static_cast<Real<T>>(normalizer.scale)),
+        addend(static_cast<Real<T>>(addend)) {}
+  __device__ Real<T> at(Real<T> z) const { return of(exponential(z - max)); }
+  __device__ Real<T> of(Real<T> exponential) const { return exponential * scale + addend; }
 };
 // Of halves: quick_exp(z - max) 2^24 times scale 2^-24, which leaves bfloat16 its numbers below the normal range and
 // costs no instruction. Of a tiny scale those are 0 anyway, and the factor would take its digits.
 template <typename T>
 struct Slope<T, true> {
-  float max, scale, lift;
-  __device__ explicit Slope(const Normalizer<double>& normalizer)
-      : max(static_cast<float>(normalizer.max)), lift(normalizer.scale < 0x1p-64 ? 0 : 24) {
+  float max, scale, addend, lift;
+  __device__ Slope(const Normalizer<double>& normalizer, double addend)
+      : max(static_cast<float>(normalizer.max)),
+        addend(static_cast<float>(addend)),
+        lift(normalizer.scale < 0x1p-64 ? 0 : 24) {
     scale = static_cast<float>(normalizer.scale * (normalizer.scale < 0x1p-64 ? 1 : 0x1p-24));
   }
-  __device__ float at(float z) const { return power_of_two(fmaf(z - max, kLog2E, lift)) * scale; }
+  __device__ float at(float z) const { return power_of_two(fmaf(z - max, kLog2E, lift)) * scale + addend; }
 };
 
 }  // namespace cuda

@@ -26,17 +26,26 @@ struct Group {
 };
 __device__ inline Group group_of_block() { return {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)}; }
 
+// What makes logits of the products p, class by class. A kernel that knows no terms has none of their work in it.
+enum class Classes {
+  kPlain,  // p
+  kBias,   // p + bias_c
+  kTerms,  // p of_row factor_c, p + bias_c or p, with terms: labels may be smoothed
+};
+
 constexpr int kNowhere = INT32_MIN;
 
-template <typename T, bool kBias>
+template <typename T, Classes kClasses>
 struct Span {
-  const T* products;  // of the first whole vector
-  const T* bias;      // of the same class
-  T* gradient;        // likewise; may be where the products are
-  int64_t first;      // that class, counted from the row's own first one
+  const T* products;       // of the first whole vector
+  const T* bias;           // of the same class; of kTerms it may be null,
+  const Real<T>* factors;  // and so may they
+  T* gradient;             // likewise; may be where the products are
+  int64_t first;           // that class, counted from the row's own first one
+  Real<T> of_row = 1;      // of kTerms, the kernel sets it
   int vectors, before, after;
   int target;  // or kNowhere
-  bool wide_bias, wide_gradient;
+  bool wide_classes, wide_gradient;
 
   // The row, of less than 2^31 classes.
   __device__ Span(const Arguments<T>& args, int64_t row) {
@@ -65,19 +74,55 @@ struct Span {
   // Vector n, n < vectors, of the products.
   __device__ Registers<T> load(int n) const { return load_registers(products, n); }
 
-  // The logits of vector n, whose products are v. -inf stays -inf.
+  // The logits of vector n, whose products are v. -inf stays -inf; of factors, which may be 0, the target's becomes it
+  // here.
   __device__ void logits(int n, const Registers<T>& v, Real<T>* z) const {
 #pragma unroll
     for (int l = 0; l < kWide<T>; ++l) z[l] = entry<T>(v, l);
-    if (!kBias) return;
-    if (wide_bias) {
-      const Registers<T> biases = load_registers(bias, n);
+    if constexpr (kClasses == Classes::kBias) add_biases(n, z);
+    if constexpr (kClasses == Classes::kTerms) {
+      if (factors != nullptr) {
 #pragma unroll
-      for (int l = 0; l < kWide<T>; ++l) z[l] += entry<T>(biases, l);
-    } else {
+        for (int l = 0; l < kWide<T>; ++l) z[l] *= of_row;
+        apply_factors(n, z);
+      } else if (bias != nullptr) {
+        add_biases(n, z);
+      }
+      const int place = target_in(n);
+      if (place < 0 || place >= kWide<T>) return;
 #pragma unroll
-      for (int l = 0; l < kWide<T>; ++l) z[l] += widen(bias[n * kWide<T> + l]);
+      for (int l = 0; l < kWide<T>; ++l) z[l] = place == l ? minus_infinity<Real<T>>() : z[l];
     }
+  }
+
+  // The gradients in the products of vector n, from those in its logits.
+  __device__ void to_products(int n, Real<T>* gradients) const {
+    if (kClasses == Classes::kTerms && factors != nullptr) apply_factors(n, gradients);
+  }
+  __device__ Real<T> factor(int place) const {
+    return kClasses == Classes::kTerms && factors != nullptr ? factors[place] : 1;
+  }
+
+  // The gradient of a row with these numbers; clear_target comes after it.
+  __device__ Slope<T> slope(const Normalizer<double>& normalizer) const {
+    return {normalizer, kClasses == Classes::kTerms ? normalizer.addend : 0};
+  }
+  // Whether it is 0 throughout.
+  __device__ static bool is_flat(const Normalizer<double>& normalizer) {
+    return normalizer.scale == 0 && (kClasses != Classes::kTerms || normalizer.addend == 0);
+  }
+
+  // The sum of the logits z of vector n but for the target's.
+  __device__ Real<T> total(int n, const Real<T>* z) const {
+    Real<T> sum = 0;
+#pragma unroll
+    for (int l = 0; l < kWide<T>; ++l) sum += target_in(n) == l ? 0 : z[l];
+    return sum;
+  }
+  __device__ Real<T> total_of_ends(const Group& group) const {
+    Real<T> sum = 0;
+    at_ends(group, [&](int place, Real<T> z) { sum += place == target ? 0 : z; });
+    return sum;
   }
 
   // `wide`: wide_gradient, if it is known.
@@ -103,20 +148,68 @@ struct Span {
     at_ends(group, [&](int place, Real<T>) { assign(gradient[place], 0); });
   }
 
+  // Clears the target's gradient, by the thread that wrote it. Without an addend it is 0 as it is, or NaN.
+  __device__ void clear_target(const Group& group, const Normalizer<double>& normalizer) const {
+    const bool has_addend = kClasses == Classes::kTerms && (normalizer.addend < 0 || normalizer.addend > 0);
+    if (!has_addend || target == kNowhere) return;
+    const bool is_end = target < 0 || target >= end();
+    const int own = !is_end ? target / kWide<T> : target < 0 ? target + before : target + before - end();
+    if (own % group.threads == group.thread) assign(gradient[target], 0);
+  }
+
   __device__ Real<T> logit(int place) const {
-    return kBias ? widen(products[place]) + widen(bias[place]) : widen(products[place]);
+    if constexpr (kClasses == Classes::kBias) return widen(products[place]) + widen(bias[place]);
+    if constexpr (kClasses == Classes::kTerms) {
+      if (factors != nullptr) return widen(products[place]) * of_row * factors[place];
+      if (bias != nullptr) return widen(products[place]) + widen(bias[place]);
+    }
+    return widen(products[place]);
   }
 
  private:
+  __device__ void add_biases(int n, Real<T>* z) const {
+    if (wide_classes) {
+      const Registers<T> biases = load_registers(bias, n);
+#pragma unroll
+      for (int l = 0; l < kWide<T>; ++l) z[l] += entry<T>(biases, l);
+    } else {
+#pragma unroll
+      for (int l = 0; l < kWide<T>; ++l) z[l] += widen(bias[n * kWide<T> + l]);
+    }
+  }
+  __device__ void apply_factors(int n, Real<T>* entries) const {
+    constexpr int kVectors = kWide<T> / kWide<Real<T>>;
+    const Real<T>* const factors = opaque(this->factors);  // or registers would keep them from pass to pass
+    if (wide_classes) {
+#pragma unroll
+      for (int r = 0; r < kVectors; ++r) {
+        const Registers<Real<T>> own = load_registers(factors, n * kVectors + r);
+#pragma unroll
+        for (int l = 0; l < kWide<Real<T>>; ++l) entries[r * kWide<Real<T>> + l] *= own.at[l];
+      }
+    } else {
+#pragma unroll
+      for (int l = 0; l < kWide<T>; ++l) entries[l] *= factors[n * kWide<T> + l];
+    }
+  }
+
+  // The target's place counted from vector n on; it may lie in another one.
+  __device__ int target_in(int n) const {
+    return static_cast<int>(static_cast<unsigned>(target) - static_cast<unsigned>(n * kWide<T>));
+  }
+
   // Everything else, from the first whole vector's class on.
   __device__ void point(const Arguments<T>& args, int64_t row, const T* own, int64_t begin) {
     first = begin;
     products = opaque(own + first);
-    bias = kBias ? opaque(args.bias + first) : nullptr;
+    bias = kClasses == Classes::kBias ? opaque(args.bias + first) : nullptr;
+    factors = nullptr;
+    if (kClasses == Classes::kTerms && args.bias != nullptr) bias = args.bias + first;
+    if (kClasses == Classes::kTerms && args.class_factors != nullptr) factors = args.class_factors + first;
     gradient = args.products_grad;
     if (gradient != nullptr) gradient += row * args.classes + first;
     gradient = opaque(gradient);
-    wide_bias = place_in_vector(bias) == 0;
+    wide_classes = factors != nullptr ? place_in_vector(factors) == 0 : place_in_vector(bias) == 0;
     wide_gradient = place_in_vector(gradient) == 0;
     const int64_t label = label_of(args.labels, row);
     const int64_t place = label >= args.first_class ? label - args.first_class - first : INT64_MAX;
@@ -125,8 +218,8 @@ struct Span {
 };
 
 // Where the target is, if a vector holds it.
-template <typename T, bool kBias>
-__device__ inline Hole<T> target_of(const Span<T, kBias>& span) {
+template <typename T, Classes kClasses>
+__device__ inline Hole<T> target_of(const Span<T, kClasses>& span) {
   const bool is_here = 0 <= span.target && span.target < span.end();
   return {is_here ? span.target / kWide<T> : -1, span.target & (kWide<T> - 1)};
 }

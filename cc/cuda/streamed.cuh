@@ -24,45 +24,17 @@ struct Kept {
   int count;
 };
 
-template <typename T, bool kBias>
+template <typename T, Classes kClasses>
 class Streamed {
  public:
   using R = Real<T>;
 
-  __device__ Streamed(const Span<T, kBias>& span, const Group& group, const Kept<T>& kept)
+  __device__ Streamed(const Span<T, kClasses>& span, const Group& group, const Kept<T>& kept)
       : span_(span), group_(group), kept_(kept), target_(target_of(span)), tile_of_target_(target_.vector() / step()) {}
 
-  // Walks the span for m and S of the thread's own logits, and leaves in `kept` what belongs there.
-  __device__ void sum_up() {
-    for (int tile = 0; tile < tiles(); ++tile) {
-      Registers<T> v[kInFlight<T>];
-      R z[kInFlight<T>][kWide<T>];
-      load(tile, v, false);
-      logits(tile, v, z);
-      const R largest = largest_of(v, z);
-      if (largest > max_) {
-        sum_ *= quick_exp(max_ - largest);
-        max_ = largest;
-        best_ = tile;
-      }
-      const R base = base_of(max_);
-#pragma unroll
-      for (int n = 0; n < kInFlight<T>; ++n) {
-        R of_vector = 0;
-#pragma unroll
-        for (int l = 0; l < kWide<T>; ++l) of_vector += quick_exp(z[n][l] - base);
-        sum_ += of_vector;
-      }
-    }
-    span_.at_ends(group_, [&](int, R z) {
-      if (z > max_) {
-        sum_ *= quick_exp(max_ - z);
-        max_ = z;
-        best_ = -1;
-      }
-      sum_ += quick_exp(z - base_of(max_));
-    });
-  }
+  // Walks the span for m and S of the thread's own logits, and Z if labels are smoothed; leaves in `kept` what belongs
+  // there.
+  __device__ void sum_up(bool smoothed) { smoothed ? sum_up<true>() : sum_up<false>(); }
 
   __device__ R largest() const { return max_; }
 
@@ -70,6 +42,9 @@ class Streamed {
   __device__ double sum(R m) const {
     return sum_ == 0 ? 0 : static_cast<double>(sum_) * exponential(base_of(max_) - base_of(m));
   }
+
+  // Z
+  __device__ double total() const { return total_; }
 
   // The first place of the thread's that holds m, if it is there. Reads again the tile where its maximum came up.
   __device__ int place_of(R m) const {
@@ -94,8 +69,8 @@ class Streamed {
 
   // Writes the gradient, the last tiles first: of what was read before and is not kept, they may still be in the cache.
   __device__ void differentiate(const Normalizer<double>& normalizer) const {
-    if (normalizer.scale == 0) return span_.store_zeros(group_);
-    const Slope<T> slope(normalizer);
+    if (span_.is_flat(normalizer)) return span_.store_zeros(group_);
+    const Slope<T> slope = span_.slope(normalizer);
     for (int tile = tiles() - 1; tile >= 0; --tile) {
       Registers<T> v[kInFlight<T>];
       R g[kInFlight<T>][kWide<T>];
@@ -105,6 +80,7 @@ class Streamed {
       for (int n = 0; n < kInFlight<T>; ++n) {
 #pragma unroll
         for (int l = 0; l < kWide<T>; ++l) g[n][l] = slope.at(g[n][l]);
+        if (vector(tile, n) < span_.vectors) span_.to_products(vector(tile, n), g[n]);
         v[n] = narrowed<T>(g[n]);
       }
       if (is_whole(tile) && span_.wide_gradient) {
@@ -117,10 +93,45 @@ class Streamed {
         }
       }
     }
-    span_.at_ends(group_, [&](int at, R z) { assign(span_.gradient[at], slope.at(z)); });
+    span_.at_ends(group_, [&](int at, R z) { assign(span_.gradient[at], slope.at(z) * span_.factor(at)); });
+    span_.clear_target(group_, normalizer);
   }
 
  private:
+  template <bool kSmoothed>
+  __device__ void sum_up() {
+    for (int tile = 0; tile < tiles(); ++tile) {
+      Registers<T> v[kInFlight<T>];
+      R z[kInFlight<T>][kWide<T>];
+      load(tile, v, false);
+      logits(tile, v, z);
+      const R largest = largest_of(v, z);
+      if (largest > max_) {
+        sum_ *= quick_exp(max_ - largest);
+        max_ = largest;
+        best_ = tile;
+      }
+      const R base = base_of(max_);
+#pragma unroll
+      for (int n = 0; n < kInFlight<T>; ++n) {
+        R of_vector = 0;
+#pragma unroll
+        for (int l = 0; l < kWide<T>; ++l) of_vector += quick_exp(z[n][l] - base);
+        sum_ += of_vector;
+        if (kSmoothed && vector(tile, n) < span_.vectors) total_ += span_.total(vector(tile, n), z[n]);
+      }
+    }
+    if (kSmoothed) total_ += span_.total_of_ends(group_);
+    span_.at_ends(group_, [&](int, R z) {
+      if (z > max_) {
+        sum_ *= quick_exp(max_ - z);
+        max_ = z;
+        best_ = -1;
+      }
+      sum_ += quick_exp(z - base_of(max_));
+    });
+  }
+
   __device__ int step() const { return kInFlight<T> * group_.threads; }
   __device__ int tiles() const { return (span_.vectors + step() - 1) / step(); }
   __device__ int vector(int tile, int n) const { return tile * step() + n * group_.threads + group_.thread; }
@@ -156,7 +167,7 @@ class Streamed {
   __device__ void logits(int tile, const Registers<T> (&v)[kInFlight<T>], R (&z)[kInFlight<T>][kWide<T>]) const {
 #pragma unroll
     for (int n = 0; n < kInFlight<T>; ++n) {
-      if (kBias && vector(tile, n) < span_.vectors) {
+      if (kClasses != Classes::kPlain && vector(tile, n) < span_.vectors) {
         span_.logits(vector(tile, n), v[n], z[n]);
       } else {
 #pragma unroll
@@ -175,15 +186,15 @@ class Streamed {
 #pragma unroll
       for (int l = 0; l < kWide<T>; ++l) m = larger(m, z[n][l]);
     }
-    return kBias ? m : largest_entry<T>(largest);
+    return kClasses != Classes::kPlain ? m : largest_entry<T>(largest);
   }
 
-  const Span<T, kBias>& span_;
+  const Span<T, kClasses>& span_;
   const Group group_;
   const Kept<T> kept_;
   const Hole<T> target_;
   const int tile_of_target_;  // or 0: there is none
-  R max_ = minus_infinity<R>(), sum_ = 0;
+  R max_ = minus_infinity<R>(), sum_ = 0, total_ = 0;
   int best_ = -1;  // the tile where max_ came up; -1: at an end, or nowhere
 };
 

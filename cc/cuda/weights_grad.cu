@@ -1,5 +1,7 @@
 #include "cuda/weights_grad.cuh"
 
+#include "cuda/columns.cuh"
+
 namespace lsoftmax {
 namespace cuda {
 namespace {
@@ -39,10 +41,11 @@ Status prepare_classes(const Arguments<T>& args, LabelOrder* order, Spans* spans
 
 template <typename T>
 Status weights_grad(const Arguments<T>& args, Stream stream) {
-  if (args.rows == 0) return cudaSuccess;
+  Status status = take_off_radial(args, stream);
+  if (status != 0 || args.rows == 0) return status;
   LabelOrder order;
   Spans spans;
-  const Status status = prepare_classes(args, &order, &spans, stream);
+  status = prepare_classes(args, &order, &spans, stream);
   if (status != 0) return status;
   const bool wide = is_wide<T>(args.depth, args.features, args.target_weights);
   return launch(wide ? add_classes_tile_per_block<T, kWide<T>> : add_classes_tile_per_block<T, 1>,

@@ -1,6 +1,7 @@
 // weights_grad[:, y] += sum over the rows i of class y of h_i (g_s x_i + 2 g_B w_y)
 //
-// with (g_s, g_A, g_B) = geometry_grad[:, i] and h = loss_grad grad_unit, or 1.
+// with (g_s, g_A, g_B) = geometry_grad[:, i] and h = loss_grad grad_unit, or 1. If the margin divides by the norms of
+// the weights, a kernel before takes off what came in along them (columns.cuh).
 //
 // A block takes a chunk of the order of the labels and kTileDepth features, and adds up the classes that begin there:
 //

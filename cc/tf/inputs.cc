@@ -135,9 +135,19 @@ absl::Status read_margin(tensorflow::OpKernelConstruction* construction, Margin*
   TF_RETURN_IF_ERROR(read("normalize_features", &margin->normalize_features));
   TF_RETURN_IF_ERROR(read("normalize_weights", &margin->normalize_weights));
   TF_RETURN_IF_ERROR(read("linear_continuation", &margin->linear));
-  if (!is_good_margin(margin->m)) return absl::InvalidArgumentError(about_bad_margin(margin->m));
-  if (!margin->linear || margin->m == 1) return absl::Status();
-  return absl::InvalidArgumentError(absl::StrCat("margin: expected 1 for a linear continuation, got ", margin->m));
+  return status_of(judge(*margin));
+}
+
+absl::Status check_wide(tensorflow::OpKernelConstruction* construction) {
+  if (!construction->HasAttr("Twide")) return absl::Status();
+  tensorflow::DataType type, wide;
+  TF_RETURN_IF_ERROR(construction->GetAttr("T", &type));
+  TF_RETURN_IF_ERROR(construction->GetAttr("Twide", &wide));
+  const tensorflow::DataType expected = type == tensorflow::DT_DOUBLE ? type : tensorflow::DT_FLOAT;
+  if (wide == expected) return absl::Status();
+  return absl::InvalidArgumentError(absl::StrCat("class_factors: expected ", tensorflow::DataTypeString(expected),
+                                                 " with arguments of ", tensorflow::DataTypeString(type), ", got ",
+                                                 tensorflow::DataTypeString(wide)));
 }
 
 }  // namespace lsoftmax

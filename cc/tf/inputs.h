@@ -99,24 +99,8 @@ inline absl::Status check_first(const char* argument, int64_t first, int64_t cou
 // "linear_continuation" that the op has.
 absl::Status read_margin(tensorflow::OpKernelConstruction* construction, Margin* margin);
 
-// Construction: the attribute "Twide", where the op has it, is what T is computed in.
-template <typename T>
-absl::Status check_wide(tensorflow::OpKernelConstruction* construction) {
-  tensorflow::DataType wide;
-  constexpr tensorflow::DataType kExpected = tensorflow::DataTypeToEnum<Real<Core<T>>>::value;
-  if (!construction->GetAttr("Twide", &wide).ok() || wide == kExpected) return absl::Status();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "class_factors: expected ", tensorflow::DataTypeString(kExpected), " with arguments of ",
-      tensorflow::DataTypeString(tensorflow::DataTypeToEnum<T>::value), ", got ", tensorflow::DataTypeString(wide)));
-}
-
-// A bias and factors of the classes go not together; nor do more than N x C logits have factors without terms.
-template <typename T>
-std::string about_factors(const Arguments<T>& args) {
-  if (args.class_factors == nullptr) return "";
-  if (args.bias != nullptr) return "bias: expected none where there are class_factors, got one";
-  return args.terms == nullptr ? "terms: expected shape [7] where there are class_factors, got none" : "";
-}
+// Construction: the attribute "Twide", where the op has it, is what its T is computed in.
+absl::Status check_wide(tensorflow::OpKernelConstruction* construction);
 
 }  // namespace lsoftmax
 

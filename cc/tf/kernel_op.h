@@ -29,7 +29,7 @@ class KernelOp : public OpKernel {
         taking_output_(signature_.output(kInPlace.output)),
         first_class_(signature_.input("first_class")),
         depth_(signature_.input("depth")) {
-    OP_REQUIRES_OK(construction, check_wide<T>(construction));
+    OP_REQUIRES_OK(construction, check_wide(construction));
     OP_REQUIRES_OK(construction, read_margin(construction, &margin_));
   }
 
@@ -54,7 +54,8 @@ class KernelOp : public OpKernel {
       const bool wide = input.dtype() == tensorflow::DT_INT64;
       take<Core<T>>(args, place.number, input.data(), input.NumElements(), wide);
     }
-    TF_RETURN_IF_ERROR(status_of(about_factors(*args)));
+    TF_RETURN_IF_ERROR(
+        status_of(judge_factors(args->class_factors != nullptr, args->bias != nullptr, args->terms != nullptr)));
     if (depth_ >= 0) args->depth = *data_of<int64_t>(context->input(depth_));
     if (first_class_ >= 0) {
       args->first_class = *data_of<int64_t>(context->input(first_class_));

@@ -9,7 +9,9 @@ namespace hlo {
 namespace {
 
 absl::Status sums(const Node& node) {
-  Sums<Rows> sums = sum_up(node.targets_of_block(), node.plain_logits(node.block("products")));
+  const Targets targets = node.targets_of_block();
+  const XlaOp plain = node.plain_logits(targets, node.block("products"), node.in("geometry"));
+  Sums<Rows> sums = sum_up(targets, node.terms(), plain);
   sums.predicted = sums.predicted + Rows(to_double(node.in("first_class")));
   const Sums<Rows> all = merge(sums_of(node.in("sums_before"), node.sizes.rows()), sums);
   node.out("sums", matrix_of(all, node.sizes.rows()));
@@ -23,10 +25,11 @@ absl::Status finish(const Node& node) {
   const Targets targets = targets_of(node.in("labels"), rows, classes);
   const Sums<Rows> sums = sums_of(node.in("sums"), rows);
   const Geometry<Rows> geometry = geometry_of(node.in("geometry"), rows);
-  const Finished<Rows> row = finish_rows(targets, node.margin, node.in("lam"), geometry, node.target_bias(targets),
-                                         sums, to_double(node.in("depth")), node.has_grad_unit());
+  const Finished<Rows> row =
+      finish_rows(targets, node.margin, node.terms(), node.in("lam"), geometry, node.target_bias(targets), sums,
+                  to_double(node.in("depth")), node.has_grad_unit());
   node.out("loss", ::xla::ConvertElementType(row.loss, node.context->output_xla_type(0)));
-  node.out("normalizer", lsoftmax::matrix_of({row.normalizer.max, row.normalizer.scale}, rows));
+  node.out("normalizer", matrix_of(row.normalizer, rows));
   node.out("geometry_grad", matrix_of(row.geometry_grad, rows));
   node.out("target_grad", row.target_grad);
   node.out("predicted", class_of(sums));
@@ -36,11 +39,11 @@ absl::Status finish(const Node& node) {
 
 absl::Status products_grad(const Node& node) {
   const Targets targets = node.targets_of_block();
-  const XlaOp products = node.block("products"), plain = node.plain_logits(products);
-  const XlaOp max = row_of(node.in("normalizer"), 0, targets.rows);
-  const XlaOp scale = row_of(node.in("normalizer"), 1, targets.rows);
-  const XlaOp e = exponentials(targets, plain, to_type_of(plain, max));
-  node.out("products_grad", to_type_of(products, hlo::products_grad(targets, e, scale)));
+  const XlaOp products = node.block("products"), plain = node.plain_logits(targets, products, node.in("geometry"));
+  const Normalizer<Rows> normalizer = normalizer_of(node.in("normalizer"), targets.rows);
+  const XlaOp e = exponentials(targets, plain, to_type_of(plain, normalizer.max));
+  const XlaOp gradient = hlo::products_grad(targets, e, normalizer, node.has("terms"), node.in_if_any("class_factors"));
+  node.out("products_grad", to_type_of(products, gradient));
   return absl::Status();
 }
 

@@ -38,6 +38,8 @@ ffi::DataType type_of(Element element, ffi::DataType got) {
       return ffi::F64;
     case Element::kFloat:
       return ffi::F32;
+    case Element::kWide:
+      return kType<Real<T>>;
     case Element::kInt32:
       return ffi::S32;
     case Element::kInt64:
@@ -60,6 +62,24 @@ std::string misfit(const Array& array, Any buffer, Sizes* sizes) {
   }
   return std::string(array.name) + ": expected data type " + std::to_string(static_cast<int>(expected)) +
          " of XLA, got " + std::to_string(static_cast<int>(got));
+}
+
+// An attribute of a call, if it is there.
+template <typename Value>
+Value attribute_in(const ffi::Dictionary& attributes, const char* name, Value otherwise) {
+  if (!attributes.contains(name)) return otherwise;
+  const ffi::ErrorOr<Value> value = attributes.get<Value>(name);
+  return value.has_value() ? value.value() : otherwise;
+}
+
+// The margin of a call; says what is wrong with it.
+inline std::string read_margin(const ffi::Dictionary& attributes, Margin* margin) {
+  const int64_t m = attribute_in<int64_t>(attributes, "margin", 1);
+  if (!is_good_margin(m)) return about_bad_margin(m);
+  *margin = {static_cast<int>(m), attribute_in(attributes, "normalize_features", false),
+             attribute_in(attributes, "normalize_weights", false),
+             attribute_in(attributes, "linear_continuation", false)};
+  return judge(*margin);
 }
 
 inline char* data_of(Any buffer) { return static_cast<char*>(buffer.untyped_data()); }
@@ -100,7 +120,7 @@ struct Buffers {
 
   // Fills in a kernel's arguments. place(buffer) is where an operand but the first one lies. Says what does not fit.
   template <const Call& kCall, typename T, typename Place>
-  std::string fill(int64_t margin, const Place& place, Arguments<T>* args) const {
+  std::string fill(const ffi::Dictionary& attributes, const Place& place, Arguments<T>* args) const {
     Sizes sizes;
     for (size_t i = 0; i < count_of(kCall.operands); ++i) {
       const int number = number_of(kCall.operands[i]);
@@ -109,6 +129,9 @@ struct Buffers {
       void* const data = i == 0 ? data_of(operands[i]) : place(operands[i]);
       lsoftmax::take<T>(args, number, data, operands[i].element_count(), operands[i].element_type() == ffi::S64);
     }
+    const std::string bad =
+        judge_factors(args->class_factors != nullptr, args->bias != nullptr, args->terms != nullptr);
+    if (!bad.empty()) return bad;
     for (size_t i = 0; i < count_of(kCall.results); ++i) {
       const int number = number_of(kCall.results[i]);
       const std::string wrong = misfit<T>(kArrays[number], results[i], &sizes);
@@ -118,9 +141,7 @@ struct Buffers {
     args->rows = sizes.rows();
     args->depth = sizes.depth();
     args->classes = std::max<int64_t>(0, sizes.classes());
-    if (!is_good_margin(margin)) return about_bad_margin(margin);
-    args->margin.m = static_cast<int>(margin);
-    return "";
+    return read_margin(attributes, &args->margin);
   }
 };
 

@@ -44,6 +44,8 @@ Shape dense(::xla::PrimitiveType type, absl::Span<const int64_t> dimensions) {
       return ::xla::F64;
     case Element::kFloat:
       return ::xla::F32;
+    case Element::kWide:
+      return real == ::xla::F64 ? ::xla::F64 : ::xla::F32;
     case Element::kInt64:
       return ::xla::S64;
     case Element::kInt32:
@@ -92,6 +94,13 @@ bool goes_in_place(const Call& call, const Answers& answers, const std::vector<X
   return call.in_place && !(is_shared && answers.workspace_of != nullptr);
 }
 
+// The margin as the call's attributes; of its flags those that are set.
+std::string attributes_of(const Margin& margin) {
+  return absl::StrCat("margin = ", margin.m, " : i64", margin.normalize_features ? ", normalize_features = true" : "",
+                      margin.normalize_weights ? ", normalize_weights = true" : "",
+                      margin.linear ? ", linear_continuation = true" : "");
+}
+
 // The results of a call, by its own order.
 std::vector<XlaOp> results_of(const Node& node, const Call& what, const Given& given = {},
                               const std::string& attributes = "") {
@@ -109,9 +118,9 @@ std::vector<XlaOp> results_of(const Node& node, const Call& what, const Given& g
     const int64_t bytes = answers.workspace_of(what.kernel, sizes.rows(), sizes.depth(), sizes.classes());
     shapes.push_back(dense(::xla::U8, {std::max<int64_t>(bytes, 1)}));  // every buffer has an address
   }
-  const XlaOp all = call(absl::StrCat(what.handler, "_", ::xla::PrimitiveType_Name(node.real())), operands, shapes,
-                         absl::StrCat("{margin = ", node.margin.m, " : i64", attributes, "}"),
-                         goes_in_place(what, answers, operands));
+  const XlaOp all =
+      call(absl::StrCat(what.handler, "_", ::xla::PrimitiveType_Name(node.real())), operands, shapes,
+           absl::StrCat("{", attributes_of(node.margin), attributes, "}"), goes_in_place(what, answers, operands));
   std::vector<XlaOp> results;
   for (size_t i = 0; i < count; ++i) results.push_back(::xla::GetTupleElement(all, i));
   return results;
@@ -124,14 +133,14 @@ void put_out(const Node& node, const Call& call, const std::vector<XlaOp>& resul
   }
 }
 
-// A block of classes, as its call sees it: the first of them is class 0. For on a GPU first_class is in the device's
-// memory, where no handler reads it.
+// A block of classes, as its call sees it: the first of them is class 0, and a target that is none of them is the class
+// behind the last. For on a GPU first_class is in the device's memory, where no handler reads it.
 struct Block {
   explicit Block(const Node& node)
       : fits(is_first(node.in("first_class"), node.sizes.classes(), std::numeric_limits<int64_t>::max())),
         first(to_double(node.in("first_class"))) {
     const Targets targets = node.targets_of_block();
-    labels = where(targets.here, targets.column, -1);
+    labels = where(targets.here, targets.column, where(targets.none, -1, number(targets.column, targets.classes)));
   }
 
   // NaN if the first class is none.
@@ -139,10 +148,10 @@ struct Block {
 
   XlaOp fits;    // [], PRED
   XlaOp first;   // [], F64
-  XlaOp labels;  // [N], S32, of the block; -1 where the target is none of its classes
+  XlaOp labels;  // [N], S32, in the block; -1 without a target
 };
 
-// [4, N] sums whose predicted classes count from another one.
+// [5, N] sums whose predicted classes count from another one.
 XlaOp shifted(XlaOp sums, int64_t rows, XlaOp by) {
   Sums<Rows> all = hlo::sums_of(sums, rows);
   all.predicted = all.predicted + Rows(by);

@@ -42,13 +42,6 @@ struct xla::ffi::CtxDecoding<lsoftmax::StreamOfCall> {
 namespace lsoftmax {
 namespace {
 
-// An attribute of a call, if it is there.
-int64_t number_in(const ffi::Dictionary& attributes, const char* name, int64_t otherwise) {
-  if (!attributes.contains(name)) return otherwise;
-  const ffi::ErrorOr<int64_t> number = attributes.get<int64_t>(name);
-  return number.has_value() ? number.value() : otherwise;
-}
-
 // What is wrong with the workspace; empty if nothing is.
 template <Kernel kernel, typename T>
 std::string misfit(Any workspace, const Arguments<T>& args) {
@@ -80,10 +73,10 @@ ffi::Error handle(cuda::Stream stream, ffi::RemainingArgs operands, ffi::Remaini
   Arguments<T> args;
   std::string wrong = buffers.take<kCall>(operands, results, /*more=*/1);
   if (wrong.empty()) wrong = overlapping(kCall, buffers);
-  if (wrong.empty()) wrong = buffers.fill<kCall, T>(number_in(attributes, "margin", 1), data_of, &args);
+  if (wrong.empty()) wrong = buffers.fill<kCall, T>(attributes, data_of, &args);
   if (wrong.empty()) wrong = misfit<kCall.kernel, T>(buffers.results.back(), args);
   if (!wrong.empty()) return ffi::Error::InvalidArgument(wrong);
-  args.depth = number_in(attributes, "depth", args.depth);
+  args.depth = attribute_in(attributes, "depth", args.depth);
   args.workspace = buffers.results.back().untyped_data();
   const Any first = buffers.operands[0], result = buffers.results[0];
   if (changes(kCall) && data_of(first) != data_of(result)) {
@@ -110,8 +103,8 @@ bool answer() {
 
 // All but SetColumns, which XLA does in place by itself.
 [[maybe_unused]] const bool kRegistered =
-    answer<kGeometryCall, kFeaturesGradCall, kWeightsGradCall, kLogitsCall, kLogitsGradCall, kLossCall, kBiasGradCall,
-           kSumsCall, kFinishCall, kProductsGradCall>();
+    answer<kGeometryCall, kClassFactorsCall, kFeaturesGradCall, kWeightsGradCall, kLogitsCall, kLogitsGradCall,
+           kLossCall, kBiasGradCall, kSumsCall, kFinishCall, kProductsGradCall>();
 
 }  // namespace
 }  // namespace lsoftmax

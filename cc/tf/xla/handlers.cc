@@ -80,12 +80,12 @@ class OtherOperands {
 
 // Runs the kernel of a call; the error, or nothing.
 template <typename T, const Call& kCall>
-std::string run(ffi::ThreadPool* pool, const Buffers& buffers, int64_t margin) {
+std::string run(ffi::ThreadPool* pool, const Buffers& buffers, const ffi::Dictionary& attributes) {
   JudgedArguments<T> args;
   const Any first = buffers.operands[0], result = buffers.results[0];
   OtherOperands others(result);
   const auto place = [&others](Any operand) { return others.data_of(operand); };
-  std::string wrong = buffers.fill<kCall, T>(margin, place, &args);
+  std::string wrong = buffers.fill<kCall, T>(attributes, place, &args);
   if (wrong.empty()) wrong = args.judge();
   if (!wrong.empty()) return wrong;
   if (changes(kCall) && data_of(first) != data_of(result)) {
@@ -96,10 +96,10 @@ std::string run(ffi::ThreadPool* pool, const Buffers& buffers, int64_t margin) {
 }
 
 template <typename T, const Call& kCall>
-ffi::Error handle(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t margin) {
+ffi::Error handle(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Dictionary attributes) {
   Buffers buffers;
   std::string wrong = buffers.take<kCall>(args, rets);
-  if (wrong.empty()) wrong = run<T, kCall>(&pool, buffers, margin);
+  if (wrong.empty()) wrong = run<T, kCall>(&pool, buffers, attributes);
   return wrong.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(wrong);
 }
 
@@ -124,9 +124,8 @@ constexpr const char* kPlatform = "Host";
 struct OnCpu {
   template <typename T, const Call& kCall>
   static bool add(const std::string& name) {
-    XLA_FFI_DEFINE_HANDLER_EXPLICIT(
-        handler, (handle<T, kCall>),
-        ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<int64_t>("margin"));
+    XLA_FFI_DEFINE_HANDLER_EXPLICIT(handler, (handle<T, kCall>),
+                                    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attrs());
     return register_handler(name, kPlatform, handler);
   }
 };
@@ -140,9 +139,10 @@ bool register_first_column() {
 // XLA's own kernels of the other ops' formulas are as fast.
 bool answer() {
   if (register_call<OnCpu, kLossCall>() && register_call<OnCpu, kFeaturesGradCall>() &&
-      register_call<OnCpu, kWeightsGradCall>() && register_first_column()) {
+      register_call<OnCpu, kWeightsGradCall>() && register_call<OnCpu, kClassFactorsCall>() &&
+      register_first_column()) {
     answers_on(/*gpu=*/false).handlers = {kLossCall.handler, kFeaturesGradCall.handler, kWeightsGradCall.handler,
-                                          kFirstColumnHandler};
+                                          kClassFactorsCall.handler, kFirstColumnHandler};
   }
   return true;
 }

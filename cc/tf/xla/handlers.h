@@ -24,6 +24,8 @@ struct Call {
 
 inline constexpr Call kGeometryCall = {
     "lsoftmax_geometry", Kernel::geometry, "features", {"features", "weights", "labels"}, {"geometry"}, false};
+inline constexpr Call kClassFactorsCall = {
+    "lsoftmax_class_factors", Kernel::class_factors, "weights", {"weights"}, {"class_factors"}, false};
 inline constexpr Call kFeaturesGradCall = {
     "lsoftmax_features_grad",
     Kernel::features_grad,
@@ -37,35 +39,39 @@ inline constexpr Call kWeightsGradCall = {
     {"weights_grad", "features", "weights", "labels", "geometry_grad", "loss_grad", "grad_unit", "target_weights"},
     {"weights_grad"}};
 inline constexpr Call kLogitsCall = {
-    "lsoftmax_logits", Kernel::logits, "products", {"logits", "labels", "geometry", "lam"}, {"logits"}};
+    "lsoftmax_logits", Kernel::logits, "products", {"logits", "labels", "geometry", "lam", "terms"}, {"logits"}};
 inline constexpr Call kLogitsGradCall = {"lsoftmax_logits_grad",
                                          Kernel::logits_grad,
                                          "logits_grad",
-                                         {"products_grad", "labels", "geometry", "lam"},
+                                         {"products_grad", "labels", "geometry", "lam", "terms"},
                                          {"products_grad", "geometry_grad"}};
 inline constexpr Call kLossCall = {
     "lsoftmax_loss",
     Kernel::geometry_and_loss,
     "products",
-    {"products", "features", "weights", "labels", "bias", "lam"},
+    {"products", "features", "weights", "labels", "bias", "lam", "terms", "class_factors"},
     {"products_grad", "loss", "geometry", "geometry_grad", "target_grad", "target_weights", "predicted", "grad_unit"}};
 inline constexpr Call kBiasGradCall = {
     "lsoftmax_bias_grad", Kernel::bias_grad,
     "products_grad",      {"products_grad", "labels", "loss_grad", "target_grad", "grad_unit"},
     {"bias_grad"},        false};
-inline constexpr Call kSumsCall = {
-    "lsoftmax_sums", Kernel::sums, "sums_before", {"sums", "products", "labels", "bias"}, {"sums"}};
+inline constexpr Call kSumsCall = {"lsoftmax_sums",
+                                   Kernel::sums,
+                                   "sums_before",
+                                   {"sums", "products", "labels", "bias", "class_factors", "terms", "geometry"},
+                                   {"sums"}};
 inline constexpr Call kFinishCall = {"lsoftmax_finish",
                                      Kernel::finish,
                                      "sums",
-                                     {"sums", "geometry", "labels", "bias", "lam"},
+                                     {"sums", "geometry", "labels", "bias", "lam", "terms"},
                                      {"loss", "normalizer", "geometry_grad", "target_grad", "predicted", "grad_unit"},
                                      false};
-inline constexpr Call kProductsGradCall = {"lsoftmax_products_grad",
-                                           Kernel::products_grad,
-                                           "products",
-                                           {"products", "labels", "bias", "normalizer"},
-                                           {"products_grad"}};
+inline constexpr Call kProductsGradCall = {
+    "lsoftmax_products_grad",
+    Kernel::products_grad,
+    "products",
+    {"products", "labels", "bias", "class_factors", "terms", "geometry", "normalizer"},
+    {"products_grad"}};
 
 // Of the place of a block of columns: hands it on if it is one.
 inline constexpr const char* kFirstColumnHandler = "lsoftmax_first_column";

@@ -7,7 +7,8 @@
 namespace lsoftmax {
 
 absl::Status Node::check() {
-  return signature_->check([this](int input) { return shape_of(input); }, &sizes);
+  TF_RETURN_IF_ERROR(signature_->check([this](int input) { return shape_of(input); }, &sizes));
+  return status_of(judge_factors(has("class_factors"), has("bias"), has("terms")));
 }
 
 tensorflow::TensorShape Node::shape_of(int input) const {
@@ -29,8 +30,23 @@ XlaOp Node::block(const char* name) const {
   return where(fits, in(name), std::numeric_limits<double>::quiet_NaN());
 }
 
-XlaOp Node::plain_logits(XlaOp products) const {
-  return has("bias") ? ::xla::Add(widen(products), widen(in("bias")), {1}) : widen(products);
+std::optional<Terms<Rows>> Node::terms() const {
+  if (!has("terms")) return std::nullopt;
+  const auto term = [terms = in("terms")](int64_t n) -> Rows {
+    return ::xla::Reshape(::xla::SliceInDim(terms, n, n + 1, 1, 0), {});
+  };
+  return Terms<Rows>{term(0), term(1), term(2), term(3), term(4), term(5), term(6)};
+}
+
+XlaOp Node::plain_logits(const Targets& targets, XlaOp products, XlaOp geometry) const {
+  const XlaOp wide = widen(products);
+  if (has("bias")) return ::xla::Add(wide, widen(in("bias")), {1});
+  if (!has("class_factors")) return wide;
+  const Terms<Rows> terms = *this->terms();
+  // Without a target there is no geometry, and of the logits nothing is wanted but which is the largest.
+  const Rows of_target = row_factor<Rows>(margin, terms, row_of(geometry, 1, targets.rows));
+  const XlaOp of_row = where(Rows(targets.none), terms.scale, of_target);
+  return ::xla::Mul(::xla::Mul(wide, to_type_of(wide, of_row), kByRow), in("class_factors"), {1});
 }
 
 XlaOp Node::target_bias(const Targets& targets) const {

@@ -2,9 +2,11 @@
 #ifndef LSOFTMAX_TF_XLA_KERNEL_H_
 #define LSOFTMAX_TF_XLA_KERNEL_H_
 
+#include <optional>
+
 #include "tensorflow/compiler/tf2xla/xla_op_registry.h"
 #include "tf/inputs.h"
-#include "tf/xla/hlo.h"
+#include "tf/xla/rows.h"
 
 namespace lsoftmax {
 
@@ -15,9 +17,13 @@ class Node {
       : margin(margin), on_gpu(on_gpu), context(context), signature_(signature) {}
   absl::Status check();
 
-  // An input; and whether it is there: of those that may be none.
+  // An input; and whether it is there: the op may have none of this name, and it may be none.
   XlaOp in(const char* name) const { return context->Input(name); }
-  bool has(const char* name) const { return shape_of(signature_->input(name)).num_elements() > 0; }
+  bool has(const char* name) const {
+    const int input = signature_->input(name);
+    return input >= 0 && shape_of(input).num_elements() > 0;
+  }
+  std::optional<XlaOp> in_if_any(const char* name) const { return has(name) ? std::optional(in(name)) : std::nullopt; }
   void out(const char* name, XlaOp value) const { context->SetOutput(signature_->output(name), value); }
   const Signature& signature() const { return *signature_; }
 
@@ -28,8 +34,13 @@ class Node {
   // A matrix of a block of classes; NaN where its first class is none.
   XlaOp block(const char* name) const;
 
-  // The products, and the bias where there is one: the plain logits, in the type that they are computed in.
-  XlaOp plain_logits(XlaOp products) const;
+  // The margin's terms, each [], if it has some.
+  std::optional<Terms<Rows>> terms() const;
+
+  // The plain logits, in the type that they are computed in: the products, plus the bias where there is one; or where
+  // there are class_factors times these, and times the rows' factors (core/margin.h), which follow from the geometry
+  // [3, N].
+  XlaOp plain_logits(const Targets& targets, XlaOp products, XlaOp geometry) const;
 
   // The bias of each row's target, [N], F64.
   XlaOp target_bias(const Targets& targets) const;
@@ -61,6 +72,7 @@ class XlaKernel : public tensorflow::XlaOpKernel {
       : XlaOpKernel(construction),
         signature_(*this, construction),
         on_gpu_(construction->device_type() == tensorflow::DeviceType("XLA_GPU_JIT")) {
+    OP_REQUIRES_OK(construction, check_wide(construction));
     OP_REQUIRES_OK(construction, read_margin(construction, &margin_));
   }
 

@@ -15,8 +15,9 @@ struct MarginLogits {
       : targets(node.targets()),
         geometry(geometry_of(node.in("geometry"), node.sizes.rows())),
         alpha(margin_share<Rows>(node.in("lam"))),
-        target(target_logit(node.margin, alpha, geometry)),
-        dense(is_dense(node.margin, alpha, geometry)),
+        target(target_logit_of(node.margin, node.terms(), alpha, geometry)),
+        dense(node.has("terms") ? ::xla::Broadcast(::xla::ConstantR0(node.context->builder(), false), {targets.rows})
+                                : is_dense(node.margin, alpha, geometry).op),
         lost(is_lost(targets, node.in("lam"))) {}
 
   // The matrix with `values` [N] at the targets that have a margin, and NaN in the rows that are lost.
@@ -31,7 +32,7 @@ struct MarginLogits {
   const Geometry<Rows> geometry;
   const Rows alpha;
   const TargetLogit<Rows> target;
-  const XlaOp dense;  // PRED, [N]
+  const XlaOp dense;  // PRED, [N]: the margin, which has no terms, changes nothing
   const XlaOp lost;   // PRED, [N]
 };
 

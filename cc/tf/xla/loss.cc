@@ -10,13 +10,16 @@ absl::Status loss(const Node& node) {
   const Targets targets = node.targets();
   const XlaOp products = node.in("products"), w = column_at(targets, node.in("weights"), node.sizes.depth());
   const Geometry<Rows> geometry = geometry_between(targets, node.in("features"), w);
+  const XlaOp plain = node.plain_logits(targets, products, matrix_of(geometry, node.sizes.rows()));
+  const std::optional<Terms<Rows>> terms = node.terms();
   XlaOp e;
-  const Sums<Rows> sums = sum_up(targets, node.plain_logits(products), &e);
+  const Sums<Rows> sums = sum_up(targets, terms, plain, &e);
   const XlaOp depth = node.constant(static_cast<double>(node.sizes.depth()));
-  const Finished<Rows> row = finish_rows(targets, node.margin, node.in("lam"), geometry, node.target_bias(targets),
-                                         sums, depth, node.has_grad_unit());
+  const Finished<Rows> row = finish_rows(targets, node.margin, terms, node.in("lam"), geometry,
+                                         node.target_bias(targets), sums, depth, node.has_grad_unit());
   node.out("loss", to_type_of(products, row.loss));
-  node.out("products_grad", to_type_of(products, products_grad(targets, e, row.normalizer.scale)));
+  const XlaOp gradient = products_grad(targets, e, row.normalizer, node.has("terms"), node.in_if_any("class_factors"));
+  node.out("products_grad", to_type_of(products, gradient));
   node.out("geometry", matrix_of(geometry, node.sizes.rows()));
   node.out("geometry_grad", matrix_of(row.geometry_grad, node.sizes.rows()));
   node.out("target_grad", row.target_grad);

@@ -1,0 +1,137 @@
+// class_factors[c]      1 / |w_c|, 0 of a zero column
+// weights_grad[:, c] -= w_c (w_c . weights_grad[:, c]) / |w_c|^2
+//
+// A block takes 32 columns, a column per lane. Feature d belongs to warp d mod W of its W, kHeld of them at a time; the
+// warps' sums are added in their order. A thread walks its features downwards, so that registers still hold the first
+// ones when the sums are known, and the cache the next: both matrices come from memory once.
+#include "cuda/columns.cuh"
+
+#include "core/half.h"
+#include "core/margin.h"
+#include "cuda/device.cuh"
+
+namespace lsoftmax {
+namespace cuda {
+namespace {
+
+constexpr int kMaxWarps = 16;
+template <typename T>
+constexpr int kHeld = sizeof(T) == sizeof(double) ? 8 : 32;  // features
+
+// The features of a column that are a thread's own, in steps of kHeld.
+template <typename T>
+struct Column {
+  int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + lane_of_warp(), classes, depth;
+  int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
+
+  __device__ explicit Column(const Arguments<T>& args) : classes(args.classes), depth(args.depth) {}
+
+  __device__ int64_t steps() const { return ceil_div(depth, static_cast<int64_t>(kHeld<T>) * warps); }
+  __device__ int64_t feature(int64_t step, int n) const { return (step * kHeld<T> + n) * warps + warp; }
+
+  // 0 where there is none.
+  __device__ void load(const T* matrix, int64_t step, T (&to)[kHeld<T>]) const {
+#pragma unroll
+    for (int n = 0; n < kHeld<T>; ++n) {
+      const int64_t d = feature(step, n);
+      to[n] = column < classes && d < depth ? matrix[d * classes + column] : T{};
+    }
+  }
+};
+
+// The sum over the warps' values of the lane, for the first warp.
+__device__ inline double sum_of_warps(const double (&of_warps)[kMaxWarps][kWarp], int warps) {
+  double sum = 0;
+  for (int warp = 0; warp < warps; ++warp) sum += of_warps[warp][lane_of_warp()];
+  return sum;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kMaxWarps* kWarp) class_factors_column_per_lane(Arguments<T> args) {
+  __shared__ double of_warps[kMaxWarps][kWarp];
+  const Column<T> own(args);
+  double norm_sq = 0;
+  for (int64_t step = own.steps() - 1; step >= 0; --step) {
+    T w[kHeld<T>];
+    own.load(args.weights, step, w);
+#pragma unroll
+    for (int n = 0; n < kHeld<T>; ++n) {
+      const double wn = widen(w[n]);
+      norm_sq += wn * wn;
+    }
+  }
+  of_warps[own.warp][lane_of_warp()] = norm_sq;
+  __syncthreads();
+  if (own.warp > 0 || own.column >= args.classes) return;
+  assign(args.class_factors[own.column], inverse_norm(sum_of_warps(of_warps, own.warps)));
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kMaxWarps* kWarp) take_off_radial_column_per_lane(Arguments<T> args) {
+  __shared__ double dots[kMaxWarps][kWarp], norms[kMaxWarps][kWarp], along[kWarp];
+  const Column<T> own(args);
+  const int lane = lane_of_warp();
+  T w[kHeld<T>] = {}, gradient[kHeld<T>] = {};
+  double dot = 0, norm_sq = 0;
+  for (int64_t step = own.steps() - 1; step >= 0; --step) {
+    own.load(args.weights, step, w);
+    own.load(args.weights_grad, step, gradient);
+#pragma unroll
+    for (int n = 0; n < kHeld<T>; ++n) {
+      const double wn = widen(w[n]);
+      dot += wn * widen(gradient[n]);
+      norm_sq += wn * wn;
+    }
+  }
+  dots[own.warp][lane] = dot;
+  norms[own.warp][lane] = norm_sq;
+  __syncthreads();
+  if (own.warp == 0) {
+    const double all_dot = sum_of_warps(dots, own.warps), all_norm_sq = sum_of_warps(norms, own.warps);
+    along[lane] = all_norm_sq == 0 ? 0 : all_dot / all_norm_sq;
+  }
+  __syncthreads();
+  for (int64_t step = 0; step < own.steps(); ++step) {
+    if (step > 0) {
+      own.load(args.weights, step, w);
+      own.load(args.weights_grad, step, gradient);
+    }
+#pragma unroll
+    for (int n = 0; n < kHeld<T>; ++n) {
+      const int64_t d = own.feature(step, n);
+      if (own.column >= args.classes || d >= args.depth) continue;
+      assign(args.weights_grad[d * args.classes + own.column], widen(gradient[n]) - along[lane] * widen(w[n]));
+    }
+  }
+}
+
+// As many warps as hold a column, of those that a block may have.
+template <typename T>
+int threads_for(int64_t depth) {
+  int warps = 4;
+  while (warps < kMaxWarps && warps * kHeld<T> < depth) warps *= 2;
+  return warps * kWarp;
+}
+
+}  // namespace
+
+template <typename T>
+Status class_factors(const Arguments<T>& args, Stream stream) {
+  return launch(class_factors_column_per_lane<T>, ceil_div(args.classes, kWarp), 1, threads_for<T>(args.depth), stream,
+                args);
+}
+
+template <typename T>
+Status take_off_radial(const Arguments<T>& args, Stream stream) {
+  if (!args.margin.normalize_weights) return cudaSuccess;
+  return launch(take_off_radial_column_per_lane<T>, ceil_div(args.classes, kWarp), 1, threads_for<T>(args.depth),
+                stream, args);
+}
+
+#define LSOFTMAX_INSTANTIATE(T)                                  \
+  template Status class_factors<T>(const Arguments<T>&, Stream); \
+  template Status take_off_radial<T>(const Arguments<T>&, Stream)
+LSOFTMAX_FOR_EACH_TYPE(LSOFTMAX_INSTANTIATE);
+
+}  // namespace cuda
+}  // namespace lsoftmax
