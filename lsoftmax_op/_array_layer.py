@@ -32,7 +32,8 @@ class Layer:
             lam = _checks.host_lambda(lam)
             if math.isinf(lam):
                 self.margin = _terms.without_psi(self.margin)
-        self.attributes = _terms.attributes(self.margin)
+        attributes = _terms.attributes(self.margin)
+        self.attributes = {name: value for name, value in attributes.items() if value}  # False is a call's own
         self.array_library = library
         self.dtype = ""
         self.features = self.array("features", features, "[N, D]")
