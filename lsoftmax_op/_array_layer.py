@@ -32,6 +32,8 @@ class Layer:
             lam = _checks.host_lambda(lam)
             if math.isinf(lam):
                 self.margin = _terms.without_psi(self.margin)
+        attributes = _terms.attributes(self.margin)
+        self.attributes = {name: value for name, value in attributes.items() if value}  # False is a call's own
         self.array_library = library
         self.dtype = ""
         self.features = self.array("features", features, "[N, D]")
@@ -138,7 +140,7 @@ class Layer:
     def _call(self, arrays: dict[str, Any]) -> Any:
         call = self.array_library.kernels.Call()
         call.dtype = self.dtype
-        for name, value in _terms.attributes(self.margin).items():
+        for name, value in self.attributes.items():
             setattr(call, name, value)
         call.rows, call.depth, call.classes = self.rows, self.depth, self.classes
         call.wide_labels = self.wide_labels

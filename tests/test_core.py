@@ -74,10 +74,9 @@ def test_the_largest_margin_is_one_number():
 
 def test_the_list_of_kernels_is_whole():
     """What the bindings are made of, beside the declarations."""
-    arguments, *headers = (
-        (ROOT / "cc" / "core" / f"{name}.h").read_text() for name in ("arguments", "rows", "columns", "loss")
-    )
+    names = ("arguments", "rows", "loss", "columns")
+    arguments, *contracts = ((ROOT / "cc" / "core" / f"{name}.h").read_text() for name in names)
     listed = re.findall(r"X\((\w+)\)", arguments.split("define LSOFTMAX_FOR_EACH_KERNEL(X)")[1].split("\n\n")[0])
-    several, part = {"geometry_and_loss", "gradients"}, {"take_off_radial"}  # which is one of weights_grad
-    declared = set(re.findall(r"void \(\*(\w+)\)\(const Arguments", "".join(headers)))
-    assert set(listed) - several == declared - part
+    several, of_weights_grad = {"geometry_and_loss", "gradients"}, {"take_off_radial"}
+    found = set(re.findall(r"void \(\*(\w+)\)\(const Arguments", "".join(contracts)))
+    assert set(listed) - several == found - of_weights_grad

@@ -51,6 +51,36 @@ def test_large_margins(layer, margin):
         assert max(f.max() for f in found[1:]) < 1e-15 * margin**4 * 10
 
 
+@pytest.mark.parametrize("pole", [1.0, -1.0])
+@pytest.mark.parametrize("margin", [margin for margin in KINDS if margin.m2 > 0], ids=repr)
+def test_a_shift_makes_a_tip_of_the_poles_without_a_slope(layer, margin, pole):
+    """There the angle is known to 1e-8, and with it the logit; and the gradient is the limit of no direction, but 0."""
+    batch = random_batch((24, 8, 3), "float64").beside(margin)
+    batch.labels[:] = np.arange(24) % 3
+    batch.features[:] = pole * np.geomspace(0.1, 10, 24)[:, None] * batch.weights[:, batch.labels].T
+    logits, gradients = layer(batch, margin=margin, lam=0.0)
+    found = errors(batch, logits, gradients, margin, 0.0)
+    assert found[0].max() < 1e-7
+    assert max(f.max() for f in found[1:]) < 1e-7
+
+
+@pytest.mark.parametrize("margin", [margin for margin in KINDS if margin.normalizes], ids=repr)
+def test_of_a_norm_of_zero_that_is_divided_by_comes_nothing(layer, dtype, margin):
+    batch = random_batch((13, 33, 7), dtype).beside(margin)
+    batch.labels[:4] = [3, 2, -1, 2]
+    batch.features[[0, 2]], batch.weights[:, 2] = 0, 0
+    logits, gradients = layer(batch, margin=margin, lam=0.0)
+    loss, of_loss = layer.loss(batch, margin=margin, lam=0.0, label_smoothing=0.1)
+    for values in (logits, loss, *gradients, *of_loss):
+        assert np.isfinite(np.asarray(values, np.float64)).all()
+    if margin.normalize_features:
+        for zeros in (logits[[0, 2]], gradients[0][[0, 2]], of_loss[0][[0, 2]]):
+            np.testing.assert_array_equal(zeros, 0)
+    if margin.normalize_weights:
+        for zeros in (logits[:, 2], gradients[1][:, 2], of_loss[1][:, 2]):
+            np.testing.assert_array_equal(zeros, 0)
+
+
 @pytest.mark.parametrize("kwargs", [{"margin": 1}, {"lam": np.inf}], ids=str)
 def test_without_a_margin_it_is_the_dense_layer_to_the_last_bit(layer, dtype, kwargs):
     batch = random_batch((13, 33, 7), dtype)

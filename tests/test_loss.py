@@ -62,6 +62,13 @@ def test_inside_a_function(dtype, name, shape):
     assert_loss_close_to_oracle(random_batch(shape, dtype), dtype, LAYERS[name], 4, 0.5)
 
 
+@pytest.mark.parametrize("name", ["function", "blocks"])
+@pytest.mark.parametrize("margin", KINDS, ids=repr)
+def test_every_kind_inside_a_function(dtype, name, margin):
+    pytest.importorskip("tensorflow")
+    assert_loss_close_to_oracle(random_batch((130, 19, 6), dtype), dtype, LAYERS[name], margin, 0.5, 0.1)
+
+
 def test_without_a_bias(layer, dtype):
     batch = random_batch((13, 33, 7), dtype)
     loss, gradients = layer.loss(batch, margin=4, lam=0.5, bias=False)
