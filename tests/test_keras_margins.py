@@ -103,6 +103,7 @@ def test_fit_evaluate_and_predict(data, margin, label_smoothing):
     hits = np.mean(plain.argmax(axis=1)[y >= 0] == y[y >= 0])
     assert logs == pytest.approx({"loss": losses[y >= 0].sum() / N, "accuracy": hits}, rel=1e-5)
     assert float(model.loss(y, model(x))) == pytest.approx(logs["loss"], rel=1e-5)
+    model.reset_metrics()
     logs = model.train_on_batch(x, y, return_dict=True)
     assert logs == pytest.approx({"loss": want.mean(), "accuracy": hits, "lam": 0.5}, rel=1e-5)
 
