@@ -148,6 +148,7 @@ def test_a_scale_that_changes_is_not_compiled_again(way):
     assert function.experimental_get_compiler_ir()(stage="hlo").count("f64[7]") > 0  # terms that are an operand
 
 
+@pytest.mark.slow
 def test_second_order_numerically():
     batch = random_batch((4, 3, 3), "float64", seed=4)
     batch.labels[:] = [1, 2, -1, 1]
