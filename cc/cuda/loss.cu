@@ -1,7 +1,9 @@
-// The fused loss (core/softmax.h has the formulas), with its rows in one of four mappings (loss_plan.h).
+// The fused loss (core/softmax.h has the formulas), with its rows in one of five mappings (loss_plan.h).
 //
 //   row per group, row per block    the row in registers (held.cuh): sums, finish and gradient in one kernel
-//   row in shared                   what fits of the row in shared memory (streamed.cuh), likewise
+//   row per cluster                 in the shared memory of 1 to 16 blocks, row after row, by bulk copies (copied.cuh),
+//                                   likewise; from sm_90 on
+//   row in shared                   what fits of the row in shared memory (streamed.cuh), likewise; before sm_90
 //   part per block                  sums of parts of kPart classes, merged row per warp; finish, row per thread;
 //                                   gradient
 //
@@ -12,8 +14,10 @@
 
 #include "core/target.h"
 #include "core/validate.h"
+#include "cuda/copied.cuh"
 #include "cuda/device.cuh"
 #include "cuda/held.cuh"
+#include "cuda/loss_device.h"
 #include "cuda/streamed.cuh"
 
 namespace lsoftmax {
@@ -33,16 +37,17 @@ __device__ TargetLogit<double> target_logit_of(const Arguments<T>& args, int64_t
   return target_logit(args.margin, margin_share(*args.lam), geometry_of(args, row));
 }
 
-// finish_row of core/target.h. A row that cannot be computed says so in each number but its predicted class. Labels are
+// finish_row of core/target.h; `stores` as there. A row that cannot be computed says so in each number but its predicted class. Labels are
 // below `classes`.
 template <typename T>
 __device__ Normalizer<double> finish(const Arguments<T>& args, const TargetLogit<double>& t, int64_t row,
-                                     int64_t classes, const Sums<double>& sums) {
+                                     int64_t classes, const Sums<double>& sums, bool stores = true) {
   const int64_t y = label_of(args.labels, row);
   if (is_good_lambda(*args.lam) && is_good_label(y, classes)) {
     const double bias = args.bias != nullptr && y >= 0 ? widen(args.bias[y]) : 0;
-    return finish_row(args, t, row, bias, sums);
+    return finish_row(args, t, row, bias, sums, stores);
   }
+  if (!stores) return {NAN, NAN};
   args.predicted[row] = static_cast<int64_t>(sums.predicted);
   assign(args.loss[row], NAN);
   if (args.grad_unit != nullptr) args.grad_unit[row] = 1;
@@ -100,8 +105,15 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_per_block(const __grid_con
   held.differentiate(Span<T, kBias>(args, opaque(blockIdx.x)), normalizer);
 }
 
+// Where clusters are, those of one block do the same.
+#if defined(LSOFTMAX_CUDA_ON_CPU)
+constexpr bool kNeverInShared = false;
+#else
+constexpr bool kNeverInShared = kHasClusters;
+#endif
 template <typename T, bool kBias>
 __global__ void __launch_bounds__(kMaxBlock) loss_row_in_shared(const __grid_constant__ Arguments<T> args, int kept) {
+  if constexpr (kNeverInShared) return;
   __shared__ Normalizer<double> normalizer;
   const Span<T, kBias> span(args, blockIdx.x);
   Streamed<T, kBias> row(span, group_of_block(), Kept<T>{dynamic_shared<Registers<T>>(), kept});
@@ -114,6 +126,73 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_in_shared(const __grid_con
   }
   __syncthreads();
   row.differentiate(normalizer);
+}
+
+// What the blocks of a cluster have in shared memory, beside the row.
+struct OfCluster {
+  Arrival arrivals[kMostCopies];
+  Sums<double> sums[2];  // of this turn and the one before, which others may still read
+  TargetLogit<double> target;
+  Normalizer<double> normalizer;
+  const void* products;  // of the next row's part,
+  int vectors;           // and its whole vectors
+};
+
+// The clusters take the rows in turn. `part`: vectors of a block, of which `kept` have room in shared memory. Each block
+// merges and finishes for itself, as that is sooner done than told.
+template <typename T, bool kBias>
+__global__ void __launch_bounds__(kMaxBlock)
+    loss_row_per_cluster(const __grid_constant__ Arguments<T> args, int part, int kept) {
+  if constexpr (!kHasClusters) return;
+  OfCluster& own = of_block<OfCluster>();
+  const Cluster cluster = Cluster::own();
+  const Group group = group_of_block();
+  const Copies<T> copies = {opaque_shared(dynamic_shared<Registers<T>>()), opaque_shared(own.arrivals), kept, group.threads * kInFlight<T>};
+  const auto part_of = [&](int64_t row) {
+    return Span<T, kBias>(args, row, cluster.rank, part, cluster.rank + 1 == cluster.blocks);
+  };
+  const int64_t first = blockIdx.x / cluster.blocks, clusters = gridDim.x / cluster.blocks;
+  if (group.thread == 0) {
+    const Span<T, kBias> span = part_of(first);
+    copies.prepare();
+#pragma unroll 1
+    for (int tile = 0; tile < copies.tiles(); ++tile) copies.ask(tile, span.products, span.vectors);
+  }
+  __syncthreads();
+  const int turns = static_cast<int>(ceil_div(args.rows - first, clusters));
+  for (int turn = 0; turn < turns; ++turn) {
+    const int64_t row = first + turn * clusters;
+    const bool is_last = turn + 1 == turns;
+    if (group.thread == 0) {
+      own.target = target_logit_of(args, row);
+      if (!is_last) {
+        const Span<T, kBias> next = part_of(row + clusters);
+        own.products = next.products;
+        own.vectors = next.vectors;
+      }
+    }
+    const Span<T, kBias> span = part_of(row);
+    Copied<T, kBias> logits(span, group, copies);
+    logits.sum_up(turn);
+    const Real<T> m = largest_in_block(logits.largest());
+    const Total total = total_in_block({logits.sum(m), logits.place_of(m)});
+    Sums<double>& sums = own.sums[turn & 1];
+    if (group.thread == 0) sums = sums_of(span, m, total, args.first_class);
+    if (cluster.blocks > 1) cluster.sync();
+    if (group.thread < kWarp) {
+      __syncwarp();
+      const bool has_one = group.thread < cluster.blocks;
+      const Sums<double> all = merged_in_lanes(has_one ? *cluster.of_rank(&sums, group.thread) : no_sums());
+      if (group.thread == 0) own.normalizer = finish(args, own.target, row, args.classes, all, cluster.rank == 0);
+    }
+    __syncthreads();
+    logits.differentiate(own.normalizer, [&](int tile) {
+      if (is_last) return;
+      __syncthreads();
+      if (group.thread == 0) copies.ask(tile, static_cast<const T*>(own.products), own.vectors);
+    });
+  }
+  if (cluster.blocks > 1) cluster.sync();  // no block leaves while another may read its sums
 }
 
 // The block's part of a row.
@@ -143,11 +222,7 @@ __global__ void __launch_bounds__(kBlock)
   if (row >= args.rows) return;
   Sums<double> sums = no_sums();
   for (int64_t n = lane_of_warp(); n < count; n += kWarp) sums = merge(sums, parts[row * count + n]);
-  const double max = largest_in_lanes(sums.max, kWarp), best = largest_in_lanes(sums.best, kWarp);
-  sums.sum = warp_sum(rescale(sums.sum, sums.max, max));
-  sums.predicted = -largest_in_lanes(sums.best == best ? -sums.predicted : minus_infinity<double>(), kWarp);
-  sums.max = max;
-  sums.best = best;
+  sums = merged_in_lanes(sums);
   if (lane_of_warp() == 0) store(args, row, anew ? sums : merge(sums_of(args, row), sums));
 }
 
@@ -196,15 +271,6 @@ Status finish_rows(const Arguments<T>& args, int64_t classes, Stream stream) {
   return launch(finish_row_per_thread<T>, ceil_div(args.rows, kBlock), 1, kBlock, stream, args, classes);
 }
 
-// The bytes of shared memory that a block may have on the current device.
-Status shared_memory(int64_t* bytes) {
-  int device = 0, most = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  *bytes = most;
-  return cudaGetLastError();
-}
-
 }  // namespace
 
 int64_t loss_workspace(int64_t rows, int64_t classes) {
@@ -213,6 +279,17 @@ int64_t loss_workspace(int64_t rows, int64_t classes) {
 }
 
 namespace {
+
+// As many clusters as the device holds, and no more than there are rows.
+template <typename T, typename Kernel>
+Status loss_in_clusters(Kernel kernel, const Arguments<T>& args, const LossPlan& plan, Stream stream) {
+  int clusters = 0;
+  const Status status = count_clusters(kernel, plan, &clusters);
+  if (status != 0) return status;
+  const int64_t wanted = args.rows < clusters ? args.rows : clusters;
+  return launch_shape(kernel, {wanted * plan.blocks, 1, plan.threads, plan.kept * 16, plan.blocks}, stream, args,
+                      static_cast<int>(plan.part), static_cast<int>(plan.kept));
+}
 
 // In one kernel; kNoSuch where the plan wants several.
 constexpr Status kNoSuch = -1;
@@ -228,8 +305,10 @@ Status loss_in_one(const Arguments<T>& args, const LossPlan& plan, Stream stream
     case Mapping::kRowPerBlock:
       return launch(loss_row_per_block<T, kBias>, args.rows, 1, plan.threads, stream, args);
     case Mapping::kRowInShared:
-      return launch_with_shared(loss_row_in_shared<T, kBias>, args.rows, 1, plan.threads, plan.kept * 16, stream, args,
-                                static_cast<int>(plan.kept));
+      return launch_shape(loss_row_in_shared<T, kBias>, {args.rows, 1, plan.threads, plan.kept * 16}, stream, args,
+                          static_cast<int>(plan.kept));
+    case Mapping::kRowPerCluster:
+      return loss_in_clusters(loss_row_per_cluster<T, kBias>, args, plan, stream);
     case Mapping::kPartPerBlock:
       break;
   }
@@ -240,10 +319,10 @@ Status loss_in_one(const Arguments<T>& args, const LossPlan& plan, Stream stream
 
 template <typename T>
 Status loss(const Arguments<T>& args, Stream stream) {
-  int64_t shared = 0;
-  const Status status = shared_memory(&shared);
+  LossDevice device;
+  const Status status = look_at_device(loss_row_per_cluster<T, false>, &device);
   if (status != 0) return status;
-  const LossPlan plan = plan_loss(args.rows, args.classes, args.classes / kWide<T>, kHeld<T>, shared);
+  const LossPlan plan = plan_loss(args.rows, args.classes, args.classes / kWide<T>, kHeld<T>, device);
   const Status done =
       args.bias != nullptr ? loss_in_one<T, true>(args, plan, stream) : loss_in_one<T, false>(args, plan, stream);
   if (done != kNoSuch) return done;

@@ -37,19 +37,24 @@ __device__ inline Total total_in_lanes(Total total, int lanes) {
   return total;
 }
 
-// Over the block, on every thread. Not twice in a kernel.
+template <typename V>
+struct OfWarps {
+  V at[kWarp];
+};
+
+// Over the block, on every thread. Not again in a kernel before the block has met.
 template <typename R>
 __device__ R largest_in_block(R value) {
-  __shared__ R of_warps[kWarp];
+  R(&of_warps)[kWarp] = of_block<OfWarps<R>>().at;
   const int lane = lane_of_warp(), warps = static_cast<int>(blockDim.x) / kWarp;
   value = largest_in_lanes(value, kWarp);
   if (lane == 0) of_warps[threadIdx.x / kWarp] = value;
   __syncthreads();
   return largest_in_lanes(lane < warps ? of_warps[lane] : minus_infinity<R>(), kWarp);
 }
-// Over the block, on the lanes of its first warp. Not twice in a kernel.
+// Over the block, on the lanes of its first warp. Likewise.
 __device__ inline Total total_in_block(Total total) {
-  __shared__ Total of_warps[kWarp];
+  Total(&of_warps)[kWarp] = of_block<OfWarps<Total>>().at;
   const int lane = lane_of_warp(), warps = static_cast<int>(blockDim.x) / kWarp;
   total = total_in_lanes(total, kWarp);
   if (lane == 0) of_warps[threadIdx.x / kWarp] = total;
@@ -77,6 +82,16 @@ __device__ Sums<double> sums_of(const Span<T, kBias>& span, Real<T> m, const Tot
     }
   }
   sums.predicted += static_cast<double>(first_class);
+  return sums;
+}
+
+// The sums over all classes of the lanes' sums, on every lane. Every lane of the warp takes part.
+__device__ inline Sums<double> merged_in_lanes(Sums<double> sums) {
+  const double max = largest_in_lanes(sums.max, kWarp), best = largest_in_lanes(sums.best, kWarp);
+  sums.sum = warp_sum(rescale(sums.sum, sums.max, max));
+  sums.predicted = -largest_in_lanes(sums.best == best ? -sums.predicted : minus_infinity<double>(), kWarp);
+  sums.max = max;
+  sums.best = best;
   return sums;
 }
 

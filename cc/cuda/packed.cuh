@@ -188,6 +188,16 @@ __device__ inline V* opaque(V* value) {
   return value;
 }
 
+// The same of a pointer to shared memory.
+template <typename V>
+__device__ inline V* opaque_shared(V* value) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(value));
+  __builtin_assume(__isShared(value));
+#endif
+  return value;
+}
+
 // An entry of some vector, to be replaced by -inf. By selections under masks: of an index into the vector's registers
 // the compiler makes an array in memory.
 template <typename T>
@@ -278,7 +288,15 @@ __device__ inline float power_of_two(float x) {
 #endif
 }
 
-constexpr float kLog2E = 1.44269504f;
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+__device__ inline float saturated(float x) {  // into [0, 1]; NaN becomes 0
+#if defined(__CUDA_ARCH__)
+  return __saturatef(x);
+#else
+  return fminf(fmaxf(x, 0), 1);
+#endif
+}
 
 __device__ inline float quick_exp(float d) { return power_of_two(d * kLog2E); }
 __device__ inline double quick_exp(double d) { return exponential(d); }
@@ -286,10 +304,9 @@ __device__ inline double quick_exp(double d) { return exponential(d); }
 // The gradient of a logit z: exp(z - max) scale.
 template <typename T, bool kHalf = kIsHalf<T>>
 struct Slope {
-  Real<T> max, scale;
-  __device__ explicit Slope(const Normalizer<double>& normalizer)
-      : max(static_cast<Real<T>>(normalizer.max)), scale(static_cast<Real<T>>(normalizer.scale)) {}
-  __device__ Real<T> at(Real<T> z) const { return exponential(z - max) * scale; }
+  double max, scale;
+  __device__ explicit Slope(const Normalizer<double>& normalizer) : max(normalizer.max), scale(normalizer.scale) {}
+  __device__ double at(double z) const { return exponential(z - max) * scale; }
 };
 // Of halves: quick_exp(z - max) 2^24 times scale 2^-24, which leaves bfloat16 its numbers below the normal range and
 // costs no instruction. Of a tiny scale those are 0 anyway, and the factor would take its digits.
@@ -301,6 +318,26 @@ struct Slope<T, true> {
     scale = static_cast<float>(normalizer.scale * (normalizer.scale < 0x1p-64 ? 1 : 0x1p-24));
   }
   __device__ float at(float z) const { return power_of_two(fmaf(z - max, kLog2E, lift)) * scale; }
+};
+// Of floats, with d = z - max, lift L and n near d log2 e:
+//
+//   exp(d) = 2^(n + L) 2^-L exp(d - n ln 2),    the latter 1 + (d - n ln 2), as n errs by 2^-16 at the most
+//
+// n + L is rounded once, and n is what it has become, less 2^-17: so d - n ln 2 is never negative, and its saturation,
+// which costs nothing, makes 0 of d = -inf, where it would be NaN. scale bears 2^-L and the 2^-17.
+template <>
+struct Slope<float, false> {
+  float max, scale, lift, less;
+  __device__ explicit Slope(const Normalizer<double>& normalizer)
+      : max(static_cast<float>(normalizer.max)), lift(normalizer.scale < 0x1p-60 ? 0 : 64), less(lift + 0x1p-17f) {
+    constexpr double kOfLess = 0.99999471185;  // 2^-2^-17
+    scale = static_cast<float>(normalizer.scale * (normalizer.scale < 0x1p-60 ? 1 : 0x1p-64) * kOfLess);
+  }
+  __device__ float at(float z) const {
+    const float d = z - max, lifted = fmaf(d, kLog2E, lift), rest = saturated(fmaf(less - lifted, kLn2, d));
+    const float power = power_of_two(lifted) * scale;
+    return fmaf(power, rest, power);
+  }
 };
 
 }  // namespace cuda
