@@ -40,9 +40,14 @@ struct Copies {
   }
 };
 
+// A float's bias takes as many registers as the float.
 template <typename T, bool kBias>
-class Copied : public Tiles<T, kBias, kInFlight<T>> {
-  using Base = Tiles<T, kBias, kInFlight<T>>;
+constexpr int kCopiedVectors = kBias ? 2 : kInFlight<T>;
+
+template <typename T, bool kBias>
+class Copied : public Tiles<T, kBias, kCopiedVectors<T, kBias>> {
+  static constexpr int kVectors = kCopiedVectors<T, kBias>;
+  using Base = Tiles<T, kBias, kVectors>;
   using typename Base::R;
   using typename Base::Vectors;
 
@@ -131,7 +136,7 @@ class Copied : public Tiles<T, kBias, kInFlight<T>> {
     if (tile != tile_of_target_) return;
     const Hole<T> target = target_of(this->span_);
 #pragma unroll
-    for (int n = 0; n < kInFlight<T>; ++n) target.apply(this->vector(tile, n), v[n]);
+    for (int n = 0; n < kVectors; ++n) target.apply(this->vector(tile, n), v[n]);
   }
   __device__ void remove_target() const {
     assign(reinterpret_cast<T*>(copies_.vectors)[this->span_.target], minus_infinity<R>());

@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kMaxBlock)
   OfCluster& own = of_block<OfCluster>();
   const Cluster cluster = Cluster::own();
   const Group group = group_of_block();
-  const Copies<T> copies = {opaque_shared(dynamic_shared<Registers<T>>()), opaque_shared(own.arrivals), kept, group.threads * kInFlight<T>};
+  const Copies<T> copies = {opaque_shared(dynamic_shared<Registers<T>>()), opaque_shared(own.arrivals), kept, group.threads * kCopiedVectors<T, kBias>};
   const auto part_of = [&](int64_t row) {
     return Span<T, kBias>(args, row, cluster.rank, part, cluster.rank + 1 == cluster.blocks);
   };
