@@ -93,14 +93,14 @@ class Copied : public Tiles<T, kBias, kCopiedVectors<T, kBias>> {
       for (int tile = 0; tile < copies_.tiles(); ++tile) again(tile);
       return this->span_.store_zeros(this->group_);
     }
-    const Slope<T> slope(normalizer);
+    const FastSlope<T> slope(normalizer);
     this->span_.wide_gradient ? write<true>(slope, again) : write<false>(slope, again);
     this->differentiate_ends(slope);
   }
 
  private:
   template <bool kWideGradient, typename Again>
-  __device__ void write(const Slope<T>& slope, const Again& again) const {
+  __device__ void write(const FastSlope<T>& slope, const Again& again) const {
     Vectors v;
     for (int tile = here_; tile < this->tiles(); ++tile) {
       read_beyond(tile, v);

@@ -107,11 +107,10 @@ class Held {
   __device__ void differentiate(const Span<T, kBias>& span, const Normalizer<double>& normalizer) const {
     if (normalizer.scale == 0) return span.store_zeros(group_);
     const Slope<T> slope(normalizer);
-    const R scale = static_cast<R>(normalizer.scale);
     if (span.wide_gradient) {
-      store<true>(span, slope, scale);
+      store<true>(span, slope);
     } else {
-      store<false>(span, slope, scale);
+      store<false>(span, slope);
     }
     span.at_ends(group_, [&](int at, R z) { assign(span.gradient[at], slope.at(z)); });
   }
@@ -137,14 +136,14 @@ class Held {
   }
 
   template <bool kWideGradient>
-  __device__ void store(const Span<T, kBias>& span, const Slope<T>& slope, R scale) const {
+  __device__ void store(const Span<T, kBias>& span, const Slope<T>& slope) const {
 #pragma unroll
     for (int n = 0; n < kHeld<T>; ++n) {
       if (vector(n) >= span.vectors) continue;
       R g[kWide<T>];
       logits(span, n, g);
 #pragma unroll
-      for (int l = 0; l < kWide<T>; ++l) g[l] = kIsHalf<T> ? slope.at(g[l]) : g[l] * scale;
+      for (int l = 0; l < kWide<T>; ++l) g[l] = kIsHalf<T> ? slope.at(g[l]) : g[l] * slope.scale;
       span.store(vector(n), narrowed<T>(g), kWideGradient);
     }
   }

@@ -31,12 +31,9 @@ class Streamed : public Tiles<T, kBias, kInFlight<T>> {
 
   // Walks the span for m and S of the thread's own logits, and leaves in `kept` what belongs there.
   __device__ void sum_up() {
-    for (int tile = 0; tile < this->tiles(); ++tile) {
-      Vectors v;
-      this->is_whole(tile) ? read<true>(tile, v, false) : read<false>(tile, v, false);
-      keep(tile, v);
-      this->template take<false>(tile, v);
-    }
+    const int whole = this->whole_tiles();
+    for (int tile = 0; tile < whole; ++tile) sum_up<true>(tile);
+    if (whole < this->tiles()) sum_up<false>(whole);
     this->take_ends();
   }
 
@@ -47,21 +44,34 @@ class Streamed : public Tiles<T, kBias, kInFlight<T>> {
   // Writes the gradient, the last tiles first: of what was read before and is not kept, they may still be in the cache.
   __device__ void differentiate(const Normalizer<double>& normalizer) const {
     if (normalizer.scale == 0) return this->span_.store_zeros(this->group_);
-    const Slope<T> slope(normalizer);
-    for (int tile = this->tiles() - 1; tile >= 0; --tile) {
-      Vectors v;
-      if (this->is_whole(tile) && this->span_.wide_gradient) {
-        read<true>(tile, v, true);
-        Base::template differentiate<true>(tile, v, slope, true);
-      } else {
-        read<false>(tile, v, true);
-        Base::template differentiate<false>(tile, v, slope, this->span_.wide_gradient);
-      }
-    }
+    const FastSlope<T> slope(normalizer);
+    this->span_.wide_gradient ? write<true>(slope) : write<false>(slope);
     this->differentiate_ends(slope);
   }
 
  private:
+  template <bool kWhole>
+  __device__ void sum_up(int tile) {
+    Vectors v;
+    read<kWhole>(tile, v, false);
+    keep<kWhole>(tile, v);
+    this->template take<kWhole>(tile, v);
+  }
+
+  template <bool kWideGradient>
+  __device__ void write(const FastSlope<T>& slope) const {
+    const int whole = this->whole_tiles();
+    Vectors v;
+    if (whole < this->tiles()) {
+      read<false>(whole, v, true);
+      Base::template differentiate<false>(whole, v, slope, kWideGradient);
+    }
+    for (int tile = whole - 1; tile >= 0; --tile) {
+      read<true>(tile, v, true);
+      Base::template differentiate<true>(tile, v, slope, kWideGradient);
+    }
+  }
+
   // The tile's products, -inf for the target and beyond the span.
   template <bool kWhole>
   __device__ void read(int tile, Vectors& v, bool again) const {
@@ -71,11 +81,12 @@ class Streamed : public Tiles<T, kBias, kInFlight<T>> {
       for (int n = 0; n < kInFlight<T>; ++n) target_.apply(this->vector(tile, n), v[n]);
     }
   }
+  template <bool kWhole>
   __device__ void keep(int tile, const Vectors& v) const {
 #pragma unroll
     for (int n = 0; n < kInFlight<T>; ++n) {
       const int at = this->vector(tile, n);
-      if (at < kept_.count && at < this->span_.vectors) kept_.vectors[at] = v[n];
+      if (at < kept_.count && (kWhole || at < this->span_.vectors)) kept_.vectors[at] = v[n];
     }
   }
 

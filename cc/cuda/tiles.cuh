@@ -42,7 +42,7 @@ class Tiles {
     const bool is_own = beyond >= 0 && beyond < kWarp * kVectors && beyond % kWarp == 0;
     return is_own && 0 <= span_.target && span_.target < span_.end() ? vector / step() : -1;
   }
-  __device__ bool is_whole(int tile) const { return (tile + 1) * step() <= span_.vectors; }
+  __device__ int whole_tiles() const { return span_.vectors / step(); }
 
   // The tile's vectors load(at); -inf beyond the span. All are asked for before the first is used. kWhole: the tile is.
   template <bool kWhole, typename Load>
@@ -113,7 +113,7 @@ class Tiles {
 
   // Writes the gradient of the tile, whose products are v. `wide`: span_.wide_gradient, if it is known.
   template <bool kWhole>
-  __device__ void differentiate(int tile, Vectors& v, const Slope<T>& slope, bool wide) const {
+  __device__ void differentiate(int tile, Vectors& v, const FastSlope<T>& slope, bool wide) const {
     Logits g;
     logits<kWhole>(tile, v, g);
 #pragma unroll
@@ -127,7 +127,7 @@ class Tiles {
       if (kWhole || vector(tile, n) < span_.vectors) span_.store(vector(tile, n), v[n], wide);
     }
   }
-  __device__ void differentiate_ends(const Slope<T>& slope) const {
+  __device__ void differentiate_ends(const FastSlope<T>& slope) const {
     span_.at_ends(group_, [&](int at, R z) { assign(span_.gradient[at], slope.at(z)); });
   }
 
