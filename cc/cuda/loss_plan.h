@@ -4,8 +4,9 @@
 //   row per group    rows that some lanes of a warp hold in registers: 2, 4, .. 32 lanes, several rows a block
 //   row per block    rows that a block holds in registers: 64, 96, .. 1024 threads
 //   row per cluster  longer ones, where blocks form clusters: the smallest cluster, of 1, 2, 4, 8 or 16 blocks, whose
-//                    shared memory has room for 7/8 of the row. As many clusters as the device holds at once go through
-//                    the rows. Few rows: up to 8 blocks, so that more of the device reads
+//                    shared memory has room for 7/8 of the row, or the largest if it has for 3/4. As many clusters as
+//                    the device holds at once go through the rows. Few rows: up to 8 blocks, so that more of the device
+//                    reads
 //   row in shared    the same by one block where there are no clusters: what of the row fits in its shared memory is
 //                    read from memory once, the rest a second time, from the cache if it is still there
 //   part per block   rows too few to fill the device, or so long that little of them would stay: each part is read
@@ -61,7 +62,8 @@ inline LossPlan plan_cluster(int64_t vectors, int blocks, const LossDevice& devi
   return {Mapping::kRowPerCluster, threads, part < here ? part : here, blocks, part};
 }
 
-inline bool keeps_most(const LossPlan& plan) { return 8 * plan.kept >= 7 * plan.part; }
+// Whether n of d parts of a row stay in shared memory.
+inline bool keeps(const LossPlan& plan, int64_t n, int64_t d) { return d * plan.kept >= n * plan.part; }
 
 // `vectors`: the whole ones of a row, at the most; `held`: vectors that a thread holds.
 inline LossPlan plan_loss(int64_t rows, int64_t classes, int64_t vectors, int64_t held, const LossDevice& device) {
@@ -76,13 +78,12 @@ inline LossPlan plan_loss(int64_t rows, int64_t classes, int64_t vectors, int64_
   if (device.most_blocks > 0) {
     if (wanted <= 512 && !is_long) return {Mapping::kRowPerBlock, in_registers, 0};
     int blocks = 1;
-    while (!keeps_most(plan_cluster(vectors, blocks, device)) && blocks < device.most_blocks) blocks *= 2;
-    while (2 * rows * blocks <= device.multiprocessors && 2 * blocks <= kUsualBlocks && 2 * blocks <= device.most_blocks) {
-      blocks *= 2;
-    }
+    while (blocks < device.most_blocks && !keeps(plan_cluster(vectors, blocks, device), 7, 8)) blocks *= 2;
+    const int usual = device.most_blocks < kUsualBlocks ? device.most_blocks : kUsualBlocks;
+    while (blocks < usual && 2 * rows * blocks <= device.multiprocessors) blocks *= 2;
     const LossPlan plan = plan_cluster(vectors, blocks, device);
     const bool fills = !is_long || 2 * rows * blocks >= device.multiprocessors;
-    return keeps_most(plan) && fills ? plan : LossPlan{Mapping::kPartPerBlock, 256, 0};
+    return keeps(plan, 3, 4) && fills ? plan : LossPlan{Mapping::kPartPerBlock, 256, 0};
   }
   if (is_long) return {Mapping::kPartPerBlock, 256, 0};
   const auto room = [&](int64_t blocks) { return room_of_block(device, blocks); };
