@@ -110,6 +110,10 @@ def shifted(array, entries):
 
 def run_kernel(tmp_path, kernel, include="", threads=64):
     """Compiles a kernel over cc/cuda/testing and runs it on two blocks of `threads`, or on one of one thread."""
+    return run_program(compile_kernel(tmp_path, kernel, include, threads))
+
+
+def compile_kernel(tmp_path, kernel, include="", threads=64, shared=0, cluster=1):
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
     (tmp_path / "main.cc").write_text(
@@ -119,6 +123,9 @@ def run_kernel(tmp_path, kernel, include="", threads=64):
         "  int out[128] = {};\n"
         "  cudaLaunchConfig_t config = {}; "
         f"config.gridDim = dim3({min(2, threads)}); config.blockDim = dim3({threads});\n"
+        f"  config.dynamicSmemBytes = {shared};\n"
+        "  cudaLaunchAttribute attribute = {cudaLaunchAttributeClusterDimension, {}};\n"
+        f"  attribute.val.clusterDim = {{{cluster}, 1, 1}}; config.attrs = &attribute; config.numAttrs = 1;\n"
         "  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, out);\n"
         '  printf("[[%d], [", error);\n'
         '  for (int n = 0; n < 128; ++n) printf(n ? ", %d" : "%d", out[n]);\n'
@@ -135,6 +142,11 @@ def run_kernel(tmp_path, kernel, include="", threads=64):
         "main",
     ]
     subprocess.run(command, cwd=tmp_path, check=True)
-    run = subprocess.run(["./main"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    return tmp_path / "main"
+
+
+def run_program(program):
+    """The error and the results of what compile_kernel made."""
+    run = subprocess.run([program], capture_output=True, text=True, timeout=60, check=True)
     (error,), out = json.loads(run.stdout)
     return error, np.array(out)

@@ -28,7 +28,9 @@ using Arrival = uint64_t;  // in shared memory
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
-__device__ inline unsigned shared_address(const void* of) { return static_cast<unsigned>(__cvta_generic_to_shared(of)); }
+__device__ inline unsigned shared_address(const void* of) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(of));
+}
 
 struct Cluster {
   int rank, blocks;
@@ -67,8 +69,9 @@ __device__ inline void announce(Arrival* arrival, int bytes) {
 // Until the turn of this parity is complete; none before it is still under way.
 __device__ inline void await(Arrival* arrival, unsigned parity) {
   asm volatile(
-      "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}"
-      ::"r"(shared_address(arrival)), "r"(parity)
+      "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::
+          "r"(shared_address(arrival)),
+      "r"(parity)
       : "memory");
 }
 __device__ inline void bulk_copy(void* to, const void* from, int bytes, Arrival* arrival) {

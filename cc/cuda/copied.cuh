@@ -5,8 +5,8 @@
 //   tiles  K ..         what has no room: read when the sums are made, and again for the gradient, from the cache if it
 //                       is still there
 //
-// As soon as each thread has its logits of a tile for the gradient, the tile of the next row is asked for. The target's
-// entry becomes -inf in shared memory, once.
+// Each walk begins with the last tile. As soon as each thread has its logits of a tile for the gradient, the tile of the
+// next row is asked for. The target's entry becomes -inf in shared memory, once.
 #ifndef LSOFTMAX_CUDA_COPIED_CUH_
 #define LSOFTMAX_CUDA_COPIED_CUH_
 
@@ -59,24 +59,25 @@ class Copied : public Tiles<T, kBias, kCopiedVectors<T, kBias>> {
     here_ = (here + this->step() - 1) / this->step();
   }
 
-  // Walks the span for m and S of the thread's own logits; first what is not on its way. `turn` rows came before.
+  // Walks the span for m and S of the thread's own logits, as `turn` rows came before it. The last tiles first: what is
+  // not on its way, then what was asked for first.
   __device__ void sum_up(unsigned turn) {
     Vectors v;
-    for (int tile = here_; tile < this->tiles(); ++tile) {
+    for (int tile = this->tiles() - 1; tile >= here_; --tile) {
       read_beyond(tile, v);
-      this->template take<false>(tile, v);
-    }
-    for (int tile = 0; tile < whole_; ++tile) {
-      await(copies_.arrivals + tile, turn & 1);
-      if (tile == tile_of_target_) remove_target();
-      read_whole(tile, v);
-      this->template take<true>(tile, v);
+      this->template take<false, true>(tile, v);
     }
     if (whole_ < here_) {
       await(copies_.arrivals + whole_, turn & 1);
       if (whole_ == tile_of_target_ && this->span_.target < copies_.kept * kWide<T>) remove_target();
       read(whole_, v);
-      this->template take<false>(whole_, v);
+      this->template take<false, true>(whole_, v);
+    }
+    for (int tile = whole_ - 1; tile >= 0; --tile) {
+      await(copies_.arrivals + tile, turn & 1);
+      if (tile == tile_of_target_) remove_target();
+      read_whole(tile, v);
+      this->template take<true, true>(tile, v);
     }
     this->take_ends();
   }
@@ -90,7 +91,7 @@ class Copied : public Tiles<T, kBias, kCopiedVectors<T, kBias>> {
   __device__ void differentiate(const Normalizer<double>& normalizer, const Again& again) const {
     if (normalizer.scale == 0) {
 #pragma unroll 1
-      for (int tile = 0; tile < copies_.tiles(); ++tile) again(tile);
+      for (int tile = copies_.tiles() - 1; tile >= 0; --tile) again(tile);
       return this->span_.store_zeros(this->group_);
     }
     const FastSlope<T> slope(normalizer);
@@ -102,19 +103,19 @@ class Copied : public Tiles<T, kBias, kCopiedVectors<T, kBias>> {
   template <bool kWideGradient, typename Again>
   __device__ void write(const FastSlope<T>& slope, const Again& again) const {
     Vectors v;
-    for (int tile = here_; tile < this->tiles(); ++tile) {
+    for (int tile = this->tiles() - 1; tile >= here_; --tile) {
       read_beyond(tile, v);
       Base::template differentiate<false>(tile, v, slope, kWideGradient);
     }
-    for (int tile = 0; tile < whole_; ++tile) {
+    if (whole_ < here_) read(whole_, v);
+#pragma unroll 1
+    for (int tile = copies_.tiles() - 1; tile >= whole_; --tile) again(tile);
+    if (whole_ < here_) Base::template differentiate<false>(whole_, v, slope, kWideGradient);
+    for (int tile = whole_ - 1; tile >= 0; --tile) {
       read_whole(tile, v);
       again(tile);
       Base::template differentiate<true>(tile, v, slope, kWideGradient);
     }
-    if (whole_ < here_) read(whole_, v);
-#pragma unroll 1
-    for (int tile = whole_; tile < copies_.tiles(); ++tile) again(tile);
-    if (whole_ < here_) Base::template differentiate<false>(whole_, v, slope, kWideGradient);
   }
 
   // Of a tile that has arrived as a whole.
@@ -127,9 +128,8 @@ class Copied : public Tiles<T, kBias, kCopiedVectors<T, kBias>> {
     fill_hole(tile, v);
   }
   __device__ void read(int tile, Vectors& v) const {
-    this->template load<false>(tile, v, [&](int at) {
-      return at < copies_.kept ? copies_.vectors[at] : this->span_.load(at);
-    });
+    this->template load<false>(tile, v,
+                               [&](int at) { return at < copies_.kept ? copies_.vectors[at] : this->span_.load(at); });
     fill_hole(tile, v);
   }
   __device__ void fill_hole(int tile, Vectors& v) const {

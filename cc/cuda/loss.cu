@@ -147,7 +147,8 @@ __global__ void __launch_bounds__(kMaxBlock)
   OfCluster& own = of_block<OfCluster>();
   const Cluster cluster = Cluster::own();
   const Group group = group_of_block();
-  const Copies<T> copies = {opaque_shared(dynamic_shared<Registers<T>>()), opaque_shared(own.arrivals), kept, group.threads * kCopiedVectors<T, kBias>};
+  const Copies<T> copies = {opaque_shared(dynamic_shared<Registers<T>>()), opaque_shared(own.arrivals), kept,
+                            group.threads * kCopiedVectors<T, kBias>};
   const auto part_of = [&](int64_t row) {
     return Span<T, kBias>(args, row, cluster.rank, part, cluster.rank + 1 == cluster.blocks);
   };
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(kMaxBlock)
     const Span<T, kBias> span = part_of(first);
     copies.prepare();
 #pragma unroll 1
-    for (int tile = 0; tile < copies.tiles(); ++tile) copies.ask(tile, span.products, span.vectors);
+    for (int tile = copies.tiles() - 1; tile >= 0; --tile) copies.ask(tile, span.products, span.vectors);
   }
   __syncthreads();
   const int turns = static_cast<int>(ceil_div(args.rows - first, clusters));

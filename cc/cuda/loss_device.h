@@ -46,7 +46,8 @@ Status ask_device(Kernel kernel, int number, LossDevice* device) {
   const int64_t bytes = room_of_block(*device, 1) * 16;
   for (int blocks = 2; blocks <= 16; blocks *= 2) {
     int clusters = 0;
-    const Status failed = clusters_of_device(kernel, {blocks, 1, 1024, bytes, blocks}, device->multiprocessors, &clusters);
+    const Status failed =
+        clusters_of_device(kernel, {blocks, 1, 1024, bytes, blocks}, device->multiprocessors, &clusters);
     if (failed != 0) return failed;
     if (clusters > 0) device->most_blocks = blocks;
   }

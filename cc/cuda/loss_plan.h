@@ -27,17 +27,17 @@ enum class Mapping { kRowPerGroup, kRowPerBlock, kRowInShared, kPartPerBlock, kR
 
 struct LossPlan {
   Mapping mapping;
-  int threads;     // a block; of kRowPerGroup, a row
-  int64_t kept;    // vectors of 16 bytes that a block keeps in shared memory
-  int blocks = 1;  // a row
+  int threads;       // a block; of kRowPerGroup, a row
+  int64_t kept;      // vectors of 16 bytes that a block keeps in shared memory
+  int blocks = 1;    // a row
   int64_t part = 0;  // of kRowPerCluster: vectors of a block, at the most
 };
 
 // What plans depend on, of a device.
 struct LossDevice {
-  int64_t shared;       // bytes of shared memory that a block may have
+  int64_t shared;  // bytes of shared memory that a block may have
   int multiprocessors;
-  int most_blocks;      // that a cluster of blocks with all of that memory may have; 0: there are no clusters
+  int most_blocks;  // that a cluster of blocks with all of that memory may have; 0: there are no clusters
 };
 
 constexpr int64_t kPart = 8192;         // classes

@@ -55,7 +55,7 @@ class Streamed : public Tiles<T, kBias, kInFlight<T>> {
     Vectors v;
     read<kWhole>(tile, v, false);
     keep<kWhole>(tile, v);
-    this->template take<kWhole>(tile, v);
+    this->template take<kWhole, false>(tile, v);
   }
 
   template <bool kWideGradient>
@@ -75,7 +75,8 @@ class Streamed : public Tiles<T, kBias, kInFlight<T>> {
   // The tile's products, -inf for the target and beyond the span.
   template <bool kWhole>
   __device__ void read(int tile, Vectors& v, bool again) const {
-    this->template load<kWhole>(tile, v, [&](int at) { return again && at < kept_.count ? kept_.vectors[at] : this->span_.load(at); });
+    this->template load<kWhole>(
+        tile, v, [&](int at) { return again && at < kept_.count ? kept_.vectors[at] : this->span_.load(at); });
     if (tile == tile_of_target_) {
 #pragma unroll
       for (int n = 0; n < kInFlight<T>; ++n) target_.apply(this->vector(tile, n), v[n]);

@@ -67,13 +67,15 @@ class Tiles {
     }
   }
 
-  // Takes the tile's logits, whose products are v, into m and S of the thread's own.
-  template <bool kWhole>
+  // Takes the tile's logits, whose products are v, into m and S of the thread's own. kBackwards: the tiles come last ones
+  // first; of those that hold m the first counts in either order.
+  template <bool kWhole, bool kBackwards>
   __device__ void take(int tile, const Vectors& v) {
     Logits z;
     logits<kWhole>(tile, v, z);
     const R largest = largest_of(v, z);
     if (largest > max_) update(largest, tile);
+    if (kBackwards && largest == max_) best_ = tile;
 #pragma unroll
     for (int n = 0; n < kVectors; ++n) {
       R of_vector = quick_exp(z[n][0] - base_);
@@ -154,9 +156,9 @@ class Tiles {
     return kBias ? m : largest_entry<T>(largest);
   }
 
-  const int own_;  // the thread's first vector of a tile
+  const int own_;                                     // the thread's first vector of a tile
   R max_ = minus_infinity<R>(), sum_ = 0, base_ = 0;  // base_of(max_)
-  int best_ = -1;  // the tile where max_ came up; -1: at an end, or nowhere
+  int best_ = -1;                                     // the tile where max_ came up; -1: at an end, or nowhere
 };
 
 }  // namespace cuda

@@ -59,7 +59,8 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*kernel)(Paramet
     return machine.last_error = cudaErrorInvalidClusterSize;
   }
   const uint64_t all = ::cuda_on_cpu::multiprocessors_of_device();
-  *clusters = static_cast<int>(all) * ::cuda_on_cpu::blocks_at_once(config->dynamicSmemBytes) / static_cast<int>(blocks);
+  *clusters =
+      static_cast<int>(all) * ::cuda_on_cpu::blocks_at_once(config->dynamicSmemBytes) / static_cast<int>(blocks);
   return cudaSuccess;
 }
 

@@ -29,7 +29,7 @@ namespace cuda_on_cpu {
 constexpr unsigned kWarp = 32;
 constexpr size_t kSharedUnasked = 48 << 10, kLeastShared = 64 << 10;  // bytes a block
 
-constexpr unsigned kClusterUnasked = 8;                                // blocks
+constexpr unsigned kClusterUnasked = 8;  // blocks
 
 // A number of the environment.
 inline uint64_t wish(const char* name, uint64_t otherwise) {
