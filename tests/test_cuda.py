@@ -4,20 +4,30 @@ They run through cc/cuda/testing on every machine; what needs a real GPU is in t
 """
 
 import json
-import shutil
-import subprocess
 from unittest import mock
 
 import ml_dtypes
 import numpy as np
 import pytest
 from conftest import CudaOnCpu
+from cuda_support import (
+    EPSILON,
+    RESULTS,
+    WIDE,
+    assert_close,
+    assert_loss_is_that_of_the_cpu,
+    bits,
+    copied,
+    kernels,
+    loss_state,
+    run,
+    run_kernel,
+    shifted,
+)
 from support import DTYPES, PACKAGE, RAW_OPS, ROOT, random_batch
 
 from lsoftmax_op import _core, arrays
 from lsoftmax_op._array_libraries import NumPy
-
-kernels = pytest.importorskip("lsoftmax_op._cuda_on_cpu", reason="built without LSOFTMAX_TESTING=ON")
 
 
 @pytest.fixture(autouse=True)
@@ -143,92 +153,6 @@ def test_matrices_of_more_than_two_to_the_31_entries():
     np.testing.assert_allclose(weights_grad[:, labels], expected.weights, rtol=2e-3)
 
 
-EPSILON = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-TINY = {"float64": 1e-300, "float32": 1e-44, "bfloat16": 1e-39, "float16": 6e-8}  # half an ulp below the normal range
-WIDE = {"float64": 2, "float32": 4, "bfloat16": 8, "float16": 8}
-RESULTS = ("loss", "products_grad", "geometry_grad", "target_grad", "grad_unit", "predicted")
-
-
-def run(module, names, state, **sizes):
-    """Runs kernels over the arrays of `state`, a dictionary; a workspace comes full of NaNs."""
-    call = module.Call()
-    call.dtype, call.margin = state["products"].dtype.name, 4
-    call.rows, call.classes = state["products"].shape
-    call.depth = state["features"].shape[1] if "features" in state else 16
-    call.wide_labels = state["labels"].dtype == np.int64
-    for name, value in sizes.items():
-        setattr(call, name, value)
-    for name, array in state.items():
-        if array is not None:
-            assert array.flags.c_contiguous
-            setattr(call, name, array.__array_interface__["data"][0])
-    for name in names:
-        size = module.loss_workspace(call.rows, call.depth, call.classes)
-        if name == "weights_grad":
-            size = module.weights_grad_workspace(call.rows, call.depth, call.classes)
-        workspace = np.full(size // 8, np.nan)
-        call.workspace = workspace.ctypes.data
-        getattr(module, name)(call, 1 if module is _core else 0)
-    return state
-
-
-def loss_state(rows, classes, dtype, *, bias=True, scale=3.0, lam=0.5):
-    """Everything that `loss` and its parts read and write; some rows have no target."""
-    rng = np.random.default_rng([rows, classes])
-    labels = rng.integers(0, classes, rows)
-    labels[: 2 * (rows > 2)] = [classes - 1, -1][: 2 * (rows > 2)]
-    dot, features_sq, weights_sq = rng.normal(size=rows), 1 + rng.random(rows), 1 + rng.random(rows)
-    return {
-        "products": (scale * rng.normal(size=(rows, classes))).astype(DTYPES[dtype]),
-        "bias": rng.normal(size=classes).astype(DTYPES[dtype]) if bias else None,
-        "labels": labels.astype(np.int32 if bias else np.int64),
-        "lam": np.array(lam),
-        "geometry": np.stack([dot, features_sq, weights_sq]),
-        "geometry_grad": np.full((3, rows), -7.0),
-        "loss": np.full(rows, -7, DTYPES[dtype]),
-        "loss_grad": rng.normal(size=rows).astype(DTYPES[dtype]),
-        "target_grad": np.full(rows, -7.0),
-        "grad_unit": np.full(rows, -7, np.float32) if dtype == "float16" else None,
-        "predicted": np.full(rows, -7),
-        "products_grad": np.full((rows, classes), -7, DTYPES[dtype]),
-        "bias_grad": np.full(classes, -7, DTYPES[dtype]),
-    }
-
-
-def copied(state, *, in_place=False):
-    state = {name: array if array is None else array.copy() for name, array in state.items()}
-    if in_place:
-        state["products_grad"] = state["products"]
-    return state
-
-
-def assert_close(got, expected, names=RESULTS):
-    for name in names:
-        a, b = got[name], expected[name]
-        if a is None:  # of other types than float16 there is no unit
-            continue
-        if name in ("predicted", "grad_unit"):
-            np.testing.assert_array_equal(a, b, err_msg=name)
-            continue
-        epsilon = EPSILON[got["loss"].dtype.name] if a.dtype == got["loss"].dtype else EPSILON["float32"]
-        if got["loss"].dtype == np.float64:
-            epsilon = EPSILON["float64"]
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        np.testing.assert_allclose(a, b, rtol=4 * epsilon, atol=TINY[got["loss"].dtype.name], err_msg=name)
-
-
-def bits(state, names=RESULTS):
-    return [state[name].tobytes() for name in names if state[name] is not None]
-
-
-def assert_loss_is_that_of_the_cpu(state):
-    expected = run(_core, ["loss"], copied(state))
-    got = run(kernels, ["loss"], copied(state))
-    assert_close(got, expected)
-    assert bits(run(kernels, ["loss"], copied(state, in_place=True))) == bits(got)
-    return got
-
-
 SHARED = 64 << 10  # what the emulator's device has; loss_plan.h says what becomes of it
 ON_CHIP = [256, (SHARED // 4 - 2048) // 16, (SHARED // 2 - 2048) // 16, (SHARED - 2048) // 16]
 
@@ -287,70 +211,6 @@ def test_no_rows(dtype):
     np.testing.assert_array_equal(state["bias_grad"].astype(float), 0)
 
 
-@pytest.mark.parametrize(
-    ("rows", "classes", "vectors", "held", "shared", "plan"),
-    [
-        # a row per group
-        (65536, 1, 0, 8, 227, "0 2 0"),
-        (65536, 64, 16, 8, 227, "0 2 0"),
-        (65536, 68, 17, 8, 227, "0 4 0"),
-        (65536, 100, 25, 8, 227, "0 4 0"),
-        (65536, 100, 12, 4, 227, "0 4 0"),
-        (4096, 1000, 250, 8, 227, "0 32 0"),
-        (4096, 1024, 256, 8, 227, "0 32 0"),
-        (4096, 1024, 128, 4, 227, "0 32 0"),
-        # a row per block
-        (4096, 1028, 257, 8, 227, "1 64 0"),
-        (4096, 1032, 129, 4, 227, "1 64 0"),
-        (4096, 10000, 2500, 8, 227, "1 320 0"),
-        (4096, 10000, 1250, 4, 227, "1 320 0"),
-        (1, 16384, 4096, 8, 227, "1 512 0"),
-        (4096, 16388, 4097, 8, 64, "1 544 0"),
-        (4096, 28544, 7136, 8, 227, "2 512 7136"),
-        (4096, 28548, 7137, 8, 227, "1 896 0"),
-        (4096, 32768, 8192, 8, 64, "1 1024 0"),
-        # a row in shared memory
-        (4096, 32772, 8193, 8, 64, "2 1024 3968"),
-        (4096, 16388, 4097, 8, 227, "2 512 4097"),
-        (4096, 16384, 2048, 4, 227, "1 512 0"),
-        (4096, 16392, 2049, 4, 227, "2 256 2049"),
-        (4096, 1, 3504, 4, 227, "2 256 3504"),
-        (4096, 1, 3505, 4, 227, "2 512 3505"),
-        (4096, 1, 7136, 4, 227, "2 512 7136"),
-        (4096, 1, 7137, 4, 227, "2 1024 7137"),
-        (4096, 1, 14400, 4, 227, "2 1024 14400"),
-        (4096, 1, 14401, 4, 227, "2 1024 14400"),
-        (1024, 100000, 25000, 8, 227, "2 1024 14400"),
-        (17, 17408, 4352, 8, 227, "2 512 4352"),
-        # parts
-        (1, 16385, 4096, 8, 227, "3 256 0"),
-        (16, 16385, 4096, 8, 227, "3 256 0"),
-        (17, 17409, 4352, 8, 227, "3 256 0"),
-        (256, 1000000, 250000, 8, 227, "3 256 0"),
-    ],
-)
-def test_plan(planner, rows, classes, vectors, held, shared, plan):
-    command = [planner, *map(str, (rows, classes, vectors, held, shared << 10))]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == plan
-
-
-@pytest.fixture(scope="module")
-def planner(tmp_path_factory):
-    """A program that prints mapping, threads and vectors kept of a shape."""
-    if shutil.which("c++") is None:
-        pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("plan")
-    (folder / "main.cc").write_text(
-        '#include "cuda/loss_plan.h"\n#include <stdio.h>\n#include <stdlib.h>\n'
-        "int main(int, char** v) {\n"
-        "  const auto plan =\n"
-        "      lsoftmax::cuda::plan_loss(atoll(v[1]), atoll(v[2]), atoll(v[3]), atoll(v[4]), atoll(v[5]));\n"
-        '  printf("%d %d %d", static_cast<int>(plan.mapping), plan.threads, static_cast<int>(plan.kept));\n}\n'
-    )
-    subprocess.run(["c++", "-std=c++17", f"-I{ROOT / 'cc'}", "main.cc", "-o", "main"], cwd=folder, check=True)
-    return folder / "main"
-
-
 @pytest.mark.parametrize("order", ["reverse", "1", "2", "3"])
 def test_the_loss_in_any_order_gives_the_same_bits(monkeypatch, dtype, order):
     # row per group; row per block; row in shared memory, kept whole and in part; parts
@@ -374,16 +234,6 @@ def test_the_loss_in_any_order_gives_the_same_bits(monkeypatch, dtype, order):
     first = all_bits()
     monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
     assert all_bits() == first
-
-
-def shifted(array, entries):
-    """The same array, so many entries after a border of 16 bytes."""
-    memory = np.empty(array.size + 32, array.dtype)
-    begin = -memory.ctypes.data % 16 // array.itemsize + entries
-    view = memory[begin : begin + array.size].reshape(array.shape)
-    view[:] = array
-    assert view.ctypes.data % 16 == entries * array.itemsize % 16
-    return view
 
 
 @pytest.mark.parametrize("classes", [64, 1100, 20000])
@@ -646,38 +496,6 @@ def test_copies_of_rows(tmp_path):
     assert out[:2].tolist() == [0, 0]
     assert out[2] != 0  # rows wider than they are apart
     np.testing.assert_array_equal(out[3:43], expected.ravel())
-
-
-def run_kernel(tmp_path, kernel, include="", threads=64):
-    """Compiles a kernel over cc/cuda/testing and runs it on two blocks of `threads`, or on one of one thread."""
-    if shutil.which("c++") is None:
-        pytest.skip("no C++ compiler")
-    (tmp_path / "main.cc").write_text(
-        f"#include <cuda_runtime.h>\n#include <stdio.h>\n{include}\n"
-        f"__global__ void kernel(int* out) {{ {kernel} }}\n"
-        "int main() {\n"
-        "  int out[128] = {};\n"
-        "  cudaLaunchConfig_t config = {}; "
-        f"config.gridDim = dim3({min(2, threads)}); config.blockDim = dim3({threads});\n"
-        "  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, out);\n"
-        '  printf("[[%d], [", error);\n'
-        '  for (int n = 0; n < 128; ++n) printf(n ? ", %d" : "%d", out[n]);\n'
-        '  printf("]]");\n}\n'
-    )
-    command = [
-        "c++",
-        "-std=c++17",
-        "-fsanitize=undefined",
-        f"-I{ROOT / 'cc/cuda/testing'}",
-        f"-I{ROOT / 'cc'}",
-        "main.cc",
-        "-o",
-        "main",
-    ]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    run = subprocess.run(["./main"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-    (error,), out = json.loads(run.stdout)
-    return error, np.array(out)
 
 
 def test_threads_of_the_emulator_meet_at_barriers_and_in_shuffles(tmp_path):

@@ -120,10 +120,10 @@ LSOFTMAX_INLINE void store(const Arguments<T>& args, int64_t row, const Normaliz
 
 // From the sums over a row's classes: loss[row], predicted[row] and, in units of grad_unit[row], geometry_grad[:, row]
 // and target_grad[row]; returns the normalizer, in these units, too, whose scale is 0 without a target. `t` is the
-// target's logit, `bias` is to be added to it.
+// target's logit, `bias` is to be added to it. Without `stores` it returns the normalizer alone.
 template <typename T>
 LSOFTMAX_INLINE Normalizer<double> finish_row(const Arguments<T>& args, const TargetLogit<double>& t, int64_t row,
-                                              double bias, const Sums<double>& sums) {
+                                              double bias, const Sums<double>& sums, bool stores = true) {
   Finished<double> f = {0, 0, {0, 0, 0}, {0, 0, 0}, 1};
   if (label_of(args.labels, row) >= 0) {
     const bool has_unit = kHasGradUnit<T> && args.grad_unit != nullptr;
@@ -138,6 +138,7 @@ LSOFTMAX_INLINE Normalizer<double> finish_row(const Arguments<T>& args, const Ta
       f = finished(nullptr);
     }
   }
+  if (!stores) return f.normalizer;
   args.predicted[row] = static_cast<int64_t>(sums.predicted);
   assign(args.loss[row], f.loss);
   args.target_grad[row] = f.target_grad;

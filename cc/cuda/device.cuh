@@ -18,33 +18,61 @@ constexpr int kWarps = kBlock / kWarp;  // a block
 
 LSOFTMAX_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Launches kernel(args...) on `blocks` x `tiles` blocks, if there are any, each with `shared` bytes of
-// dynamic_shared().
+// Of a launch: `blocks` x `tiles` blocks, each with `shared` bytes of dynamic_shared(); `cluster` neighbours a cluster.
+struct Shape {
+  int64_t blocks, tiles;
+  int threads;
+  int64_t shared = 0;
+  int cluster = 1;
+};
+
+// Asks for what a kernel may not have unasked.
 template <typename... Parameters>
-Status launch_with_shared(void (*kernel)(Parameters...), int64_t blocks, int64_t tiles, int threads, int64_t shared,
-                          Stream stream, Parameters... args) {
-  constexpr int64_t kUnasked = 48 << 10;  // what a kernel may have without asking
-  if (blocks == 0 || tiles == 0) return cudaSuccess;
-  if (blocks > INT32_MAX || tiles > UINT16_MAX) return cudaErrorInvalidConfiguration;
-  if (shared > kUnasked) {
+Status allow(void (*kernel)(Parameters...), int64_t shared, int cluster) {
+  constexpr int64_t kSharedUnasked = 48 << 10;
+  constexpr int kClusterUnasked = 8;
+  if (shared > kSharedUnasked) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    const cudaError_t refused = cudaGetLastError();
-    if (refused != cudaSuccess) return refused;
   }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(tiles));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shared);
-  config.stream = static_cast<cudaStream_t>(stream);
-  const cudaError_t launched = cudaLaunchKernelEx(&config, kernel, args...);
+  if (cluster > kClusterUnasked) cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return cudaGetLastError();
+}
+
+// The shape in CUDA's words. Not to be copied: it points into itself.
+struct LaunchConfig : cudaLaunchConfig_t {
+  explicit LaunchConfig(const Shape& shape, Stream on = nullptr) : cudaLaunchConfig_t() {
+    gridDim = dim3(static_cast<unsigned>(shape.blocks), static_cast<unsigned>(shape.tiles));
+    blockDim = dim3(static_cast<unsigned>(shape.threads));
+    dynamicSmemBytes = static_cast<size_t>(shape.shared);
+    stream = static_cast<cudaStream_t>(on);
+    if (shape.cluster == 1) return;
+    cluster_.id = cudaLaunchAttributeClusterDimension;
+    cluster_.val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+    attrs = &cluster_;
+    numAttrs = 1;
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+
+ private:
+  cudaLaunchAttribute cluster_ = {};
+};
+
+// Launches kernel(args...), if there are any blocks.
+template <typename... Parameters>
+Status launch_shape(void (*kernel)(Parameters...), const Shape& shape, Stream stream, Parameters... args) {
+  if (shape.blocks == 0 || shape.tiles == 0) return cudaSuccess;
+  if (shape.blocks > INT32_MAX || shape.tiles > UINT16_MAX) return cudaErrorInvalidConfiguration;
+  const Status refused = allow(kernel, shape.shared, shape.cluster);
+  if (refused != 0) return refused;
+  const LaunchConfig config(shape, stream);
+  const cudaError_t launched = cudaLaunchKernelEx(static_cast<const cudaLaunchConfig_t*>(&config), kernel, args...);
   const cudaError_t last = cudaGetLastError();  // takes the error off this thread's record
   return launched != cudaSuccess ? launched : last;
 }
-
 template <typename... Parameters>
 Status launch(void (*kernel)(Parameters...), int64_t blocks, int64_t tiles, int threads, Stream stream,
               Parameters... args) {
-  return launch_with_shared(kernel, blocks, tiles, threads, 0, stream, args...);
+  return launch_shape(kernel, {blocks, tiles, threads}, stream, args...);
 }
 
 // 16 bytes of a row.
@@ -89,6 +117,18 @@ __device__ inline T* dynamic_shared() {
 #else
   extern __shared__ __align__(16) unsigned char memory[];
   return reinterpret_cast<T*>(memory);
+#endif
+}
+
+// A variable of the block, one a type, as `__shared__ V variable` would be. Blocks of a cluster share no other, as on the
+// CPU each must have its own.
+template <typename V>
+__device__ inline V& of_block() {
+#if defined(LSOFTMAX_CUDA_ON_CPU)
+  return *static_cast<V*>(cuda_on_cpu::of_block<V>());
+#else
+  __shared__ V variable;
+  return variable;
 #endif
 }
 

@@ -120,14 +120,14 @@ class Held {
   // Writes the gradient.
   __device__ void differentiate(const Span<T, kClasses>& span, const Normalizer<double>& normalizer) const {
     if (span.is_flat(normalizer)) return span.store_zeros(group_);
-    const Slope<T> slope = span.slope(normalizer);
+    const Slope<T> slope = span.template slope<Slope<T>>(normalizer);
     if (span.wide_gradient) {
       store<true>(span, slope);
     } else {
       store<false>(span, slope);
     }
     span.at_ends(group_, [&](int at, R z) { assign(span.gradient[at], slope.at(z) * span.factor(at)); });
-    span.clear_target(group_, normalizer);
+    span.clear_target(group_, normalizer, [&](int vector) { return vector % group_.threads == group_.thread; });
   }
 
   // Runs work() with the thread's vectors in `memory` [kHeld], so that it has their registers.

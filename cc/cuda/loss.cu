@@ -1,19 +1,20 @@
-// The fused loss (core/softmax.h has the formulas), with its rows in one of four mappings (loss_plan.h).
+// The fused loss (core/softmax.h has the formulas), with its rows in one of five mappings (loss_plan.h).
 //
 //   row per group, row per block    the row in registers (held.cuh): sums, finish and gradient in one kernel
-//   row in shared                   what fits of the row in shared memory (streamed.cuh), likewise
+//   row per cluster                 in the shared memory of 1 to 16 blocks, row after row, by bulk copies (copied.cuh),
+//                                   likewise; from sm_90 on
+//   row in shared                   what fits of the row in shared memory (streamed.cuh), likewise; before sm_90
 //   part per block                  sums of parts of kPart classes, merged row per warp; finish, row per thread;
 //                                   gradient
 //
 // The kernels of the last are those of a block of classes, too.
 #include "cuda/loss_plan.h"
 
-#include <math.h>
-
-#include "core/target.h"
-#include "core/validate.h"
+#include "cuda/copied.cuh"
 #include "cuda/device.cuh"
+#include "cuda/finish.cuh"
 #include "cuda/held.cuh"
+#include "cuda/loss_device.h"
 #include "cuda/streamed.cuh"
 
 namespace lsoftmax {
@@ -25,50 +26,6 @@ constexpr int kGroupsBlock = 128;        // threads of a block of groups: what w
 template <typename T, Classes kClasses>  // a multiprocessor is to have: 64 or 80 registers a thread
 constexpr int kGroupsBlocks = kIsHalf<T> && kClasses != Classes::kTerms ? 8 : 6;
 constexpr int64_t kUnknown = INT64_MAX;
-
-// The arguments as a kernel of these classes knows them, so that it has no code, and no registers, for others.
-template <Classes kClasses, typename T>
-__device__ Arguments<T> known(const Arguments<T>& args) {
-  Arguments<T> known = args;
-  if (kClasses != Classes::kTerms) known.terms = nullptr;
-  return known;
-}
-
-// The target's logit before its bias: what of finishing a row needs no sums, and so can be done while the row is on its
-// way. Of a bad label or lambda, any number.
-template <Classes kClasses, typename T>
-__device__ TargetLogit<double> target_logit_of(const Arguments<T>& args, int64_t row) {
-  return target_logit_of(known<kClasses>(args), margin_share(*args.lam), geometry_of(args, row));
-}
-
-// What its products are multiplied by. Of a bad label it is NaN, as its geometry is.
-template <typename T>
-__device__ Real<T> factor_of(const Arguments<T>& args, int64_t row) {
-  return static_cast<Real<T>>(row_factor_of(args, row));
-}
-
-template <Classes kClasses, typename T>
-__device__ bool is_smoothed(const Arguments<T>& args) {
-  return kClasses == Classes::kTerms && terms_of(args.terms).smoothing != 0;
-}
-
-// finish_row of core/target.h. A row that cannot be computed says so in each number but its predicted class. Labels are
-// below `classes`.
-template <Classes kClasses, typename T>
-__device__ Normalizer<double> finish(const Arguments<T>& args, const TargetLogit<double>& t, int64_t row,
-                                     int64_t classes, const Sums<double>& sums) {
-  const int64_t y = label_of(args.labels, row);
-  if (is_good_lambda(*args.lam) && is_good_label(y, classes)) {
-    const double bias = args.bias != nullptr && y >= 0 ? widen(args.bias[y]) : 0;
-    return finish_row(known<kClasses>(args), t, row, bias, sums);
-  }
-  args.predicted[row] = static_cast<int64_t>(sums.predicted);
-  assign(args.loss[row], NAN);
-  if (args.grad_unit != nullptr) args.grad_unit[row] = 1;
-  args.target_grad[row] = NAN;
-  store(args.geometry_grad, args.rows, row, {NAN, NAN, NAN});
-  return {NAN, NAN, NAN};
-}
 
 // Finishing is long and serial: the block's rows go through it side by side, a thread each. `log2_lanes` are those of a
 // row.
@@ -177,13 +134,21 @@ __device__ void set_factor_in_block(const Arguments<T>& args, int64_t row, Span<
   }
 }
 
+// Where clusters are, those of one block do the same.
+#if defined(LSOFTMAX_CUDA_ON_CPU)
+constexpr bool kNeverInShared = false;
+#else
+constexpr bool kNeverInShared = kHasClusters;
+#endif
 template <typename T, Classes kClasses>
 __global__ void __launch_bounds__(kMaxBlock) loss_row_in_shared(const __grid_constant__ Arguments<T> args, int kept) {
+  if constexpr (kNeverInShared) return;
   __shared__ Normalizer<double> normalizer;
   Span<T, kClasses> span(args, blockIdx.x);
   set_factor_in_block(args, blockIdx.x, &span);
-  Streamed<T, kClasses> row(span, group_of_block(), Kept<T>{dynamic_shared<Registers<T>>(), kept});
-  row.sum_up(is_smoothed<kClasses>(args));
+  Streamed<T, kClasses> row(span, group_of_block(), Kept<T>{dynamic_shared<Registers<T>>(), kept},
+                            is_smoothed<kClasses>(args));
+  row.sum_up();
   const Real<T> m = largest_in_block(row.largest());
   Total total = total_in_block({row.sum(m), row.place_of(m)});
   if (is_smoothed<kClasses>(args)) total.logits = sum_in_block(row.total());
@@ -193,6 +158,81 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_in_shared(const __grid_con
   }
   __syncthreads();
   row.differentiate(normalizer);
+}
+
+// What the blocks of a cluster have in shared memory, beside the row.
+struct OfCluster {
+  Arrival arrivals[kMostCopies];
+  Sums<double> sums[2];  // of this turn and the one before, which others may still read
+  TargetLogit<double> target;
+  Normalizer<double> normalizer;
+  double factors[2];     // of this turn's row and the next one's, if there are terms
+  const void* products;  // of the next row's part,
+  int vectors;           // and its whole vectors
+};
+
+// The clusters take the rows in turn. `part`: vectors of a block, of which `kept` have room in shared memory. Each block
+// merges and finishes for itself, as that is sooner done than told.
+template <typename T, Classes kClasses>
+__global__ void __launch_bounds__(kMaxBlock)
+    loss_row_per_cluster(const __grid_constant__ Arguments<T> args, int part, int kept) {
+  if constexpr (!kHasClusters) return;
+  OfCluster& own = of_block<OfCluster>();
+  const Cluster cluster = Cluster::own();
+  const Group group = group_of_block();
+  const Copies<T> copies = {opaque_shared(dynamic_shared<Registers<T>>()), opaque_shared(own.arrivals), kept,
+                            group.threads * kCopiedVectors<T, kClasses>};
+  const auto part_of = [&](int64_t row) {
+    return Span<T, kClasses>(args, row, cluster.rank, part, cluster.rank + 1 == cluster.blocks);
+  };
+  const int64_t first = blockIdx.x / cluster.blocks, clusters = gridDim.x / cluster.blocks;
+  if (group.thread == 0) {
+    const Span<T, kClasses> span = part_of(first);
+    if (kClasses == Classes::kTerms) own.factors[0] = factor_of(args, first);
+    copies.prepare();
+#pragma unroll 1
+    for (int tile = copies.tiles() - 1; tile >= 0; --tile) copies.ask(tile, span.products, span.vectors);
+  }
+  __syncthreads();
+  const int turns = static_cast<int>(ceil_div(args.rows - first, clusters));
+  for (int turn = 0; turn < turns; ++turn) {
+    const int64_t row = first + turn * clusters;
+    const bool is_last = turn + 1 == turns;
+    if (group.thread == 0) {
+      own.target = target_logit_of<kClasses>(args, row);
+      if (!is_last) {
+        if (kClasses == Classes::kTerms) own.factors[(turn + 1) & 1] = factor_of(args, row + clusters);
+        const Span<T, kClasses> next = part_of(row + clusters);
+        own.products = next.products;
+        own.vectors = next.vectors;
+      }
+    }
+    Span<T, kClasses> span = part_of(row);
+    if (kClasses == Classes::kTerms) span.of_row = static_cast<Real<T>>(own.factors[turn & 1]);
+    Copied<T, kClasses> logits(span, group, copies, is_smoothed<kClasses>(args));
+    logits.sum_up(turn);
+    const Real<T> m = largest_in_block(logits.largest());
+    Total total = total_in_block({logits.sum(m), logits.place_of(m)});
+    if (is_smoothed<kClasses>(args)) total.logits = sum_in_block(logits.total());
+    Sums<double>& sums = own.sums[turn & 1];
+    if (group.thread == 0) sums = sums_of(span, m, total, args.first_class);
+    if (cluster.blocks > 1) cluster.sync();
+    if (group.thread < kWarp) {
+      __syncwarp();
+      const bool has_one = group.thread < cluster.blocks;
+      const Sums<double> all =
+          merged_in_lanes(has_one ? *cluster.of_rank(&sums, group.thread) : no_sums(), kClasses == Classes::kTerms);
+      if (group.thread == 0)
+        own.normalizer = finish<kClasses>(args, own.target, row, args.classes, all, cluster.rank == 0);
+    }
+    __syncthreads();
+    logits.differentiate(own.normalizer, [&](int tile) {
+      if (is_last) return;
+      __syncthreads();
+      if (group.thread == 0) copies.ask(tile, static_cast<const T*>(own.products), own.vectors);
+    });
+  }
+  if (cluster.blocks > 1) cluster.sync();  // no block leaves while another may read its sums
 }
 
 // The block's part of a row.
@@ -210,8 +250,8 @@ template <typename T, Classes kClasses>
 __global__ void __launch_bounds__(kBlock)
     sums_part_per_block(const __grid_constant__ Arguments<T> args, Sums<double>* parts) {
   const Span<T, kClasses> part = part_of_block<T, kClasses>(args);
-  Streamed<T, kClasses> own(part, group_of_block(), Kept<T>{nullptr, 0});
-  own.sum_up(is_smoothed<kClasses>(args));
+  Streamed<T, kClasses> own(part, group_of_block(), Kept<T>{nullptr, 0}, is_smoothed<kClasses>(args));
+  own.sum_up();
   const Real<T> m = largest_in_block(own.largest());
   Total total = total_in_block({own.sum(m), own.place_of(m)});
   if (is_smoothed<kClasses>(args)) total.logits = sum_in_block(own.total());
@@ -226,12 +266,7 @@ __global__ void __launch_bounds__(kBlock)
   if (row >= args.rows) return;
   Sums<double> sums = no_sums();
   for (int64_t n = lane_of_warp(); n < count; n += kWarp) sums = merge(sums, parts[row * count + n]);
-  const double max = largest_in_lanes(sums.max, kWarp), best = largest_in_lanes(sums.best, kWarp);
-  sums.sum = warp_sum(rescale(sums.sum, sums.max, max));
-  sums.total = warp_sum(sums.total);
-  sums.predicted = -largest_in_lanes(sums.best == best ? -sums.predicted : minus_infinity<double>(), kWarp);
-  sums.max = max;
-  sums.best = best;
+  sums = merged_in_lanes(sums, true);
   if (lane_of_warp() == 0) store(args, row, anew ? sums : merge(sums_of(args, row), sums));
 }
 
@@ -248,7 +283,7 @@ template <typename T, Classes kClasses>
 __global__ void __launch_bounds__(kBlock) products_grad_part_per_block(const __grid_constant__ Arguments<T> args) {
   const int64_t row = blockIdx.x / static_cast<unsigned>(ceil_div(args.classes, kPart));
   const Span<T, kClasses> part = part_of_block<T, kClasses>(args);
-  Streamed<T, kClasses>(part, group_of_block(), Kept<T>{nullptr, 0}).differentiate(normalizer_of(args, row));
+  Streamed<T, kClasses>(part, group_of_block(), Kept<T>{nullptr, 0}, false).differentiate(normalizer_of(args, row));
 }
 
 // In the workspace of `loss` and `sums`.
@@ -284,15 +319,6 @@ Status finish_rows(const Arguments<T>& args, int64_t classes, Stream stream) {
   return launch(finish_row_per_thread<T>, ceil_div(args.rows, kBlock), 1, kBlock, stream, args, classes);
 }
 
-// The bytes of shared memory that a block may have on the current device.
-Status shared_memory(int64_t* bytes) {
-  int device = 0, most = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  *bytes = most;
-  return cudaGetLastError();
-}
-
 }  // namespace
 
 int64_t loss_workspace(int64_t rows, int64_t classes) {
@@ -301,6 +327,17 @@ int64_t loss_workspace(int64_t rows, int64_t classes) {
 }
 
 namespace {
+
+// As many clusters as the device holds, and no more than there are rows.
+template <typename T, typename Kernel>
+Status loss_in_clusters(Kernel kernel, const Arguments<T>& args, const LossPlan& plan, Stream stream) {
+  int clusters = 0;
+  const Status status = count_clusters(kernel, plan, &clusters);
+  if (status != 0) return status;
+  const int64_t wanted = args.rows < clusters ? args.rows : clusters;
+  return launch_shape(kernel, {wanted * plan.blocks, 1, plan.threads, plan.kept * 16, plan.blocks}, stream, args,
+                      static_cast<int>(plan.part), static_cast<int>(plan.kept));
+}
 
 // In one kernel; kNoSuch where the plan wants several.
 constexpr Status kNoSuch = -1;
@@ -316,8 +353,10 @@ Status loss_in_one(const Arguments<T>& args, const LossPlan& plan, Stream stream
     case Mapping::kRowPerBlock:
       return launch(loss_row_per_block<T, kClasses>, args.rows, 1, plan.threads, stream, args);
     case Mapping::kRowInShared:
-      return launch_with_shared(loss_row_in_shared<T, kClasses>, args.rows, 1, plan.threads, plan.kept * 16, stream,
-                                args, static_cast<int>(plan.kept));
+      return launch_shape(loss_row_in_shared<T, kClasses>, {args.rows, 1, plan.threads, plan.kept * 16}, stream, args,
+                          static_cast<int>(plan.kept));
+    case Mapping::kRowPerCluster:
+      return loss_in_clusters(loss_row_per_cluster<T, kClasses>, args, plan, stream);
     case Mapping::kPartPerBlock:
       break;
   }
@@ -328,10 +367,10 @@ Status loss_in_one(const Arguments<T>& args, const LossPlan& plan, Stream stream
 
 template <typename T>
 Status loss(const Arguments<T>& args, Stream stream) {
-  int64_t shared = 0;
-  const Status status = shared_memory(&shared);
+  LossDevice device;
+  const Status status = look_at_device(loss_row_per_cluster<T, Classes::kPlain>, &device);
   if (status != 0) return status;
-  const LossPlan plan = plan_loss(args.rows, args.classes, args.classes / kWide<T>, kHeld<T>, shared);
+  const LossPlan plan = plan_loss(args.rows, args.classes, args.classes / kWide<T>, kHeld<T>, device);
   const Status done = LSOFTMAX_FOR_CLASSES(loss_in_one, args)(args, plan, stream);
   if (done != kNoSuch) return done;
   const Workspace own = lay_out(args.workspace, args.rows, args.classes);

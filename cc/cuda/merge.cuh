@@ -46,19 +46,24 @@ __device__ inline double sum_in_lanes(double value, int lanes) {
   return value;
 }
 
-// Over the block, on every thread. Not twice in a kernel.
+template <typename V>
+struct OfWarps {
+  V at[kWarp];
+};
+
+// Over the block, on every thread. Not again in a kernel before the block has met.
 template <typename R>
 __device__ R largest_in_block(R value) {
-  __shared__ R of_warps[kWarp];
+  R(&of_warps)[kWarp] = of_block<OfWarps<R>>().at;
   const int lane = lane_of_warp(), warps = static_cast<int>(blockDim.x) / kWarp;
   value = largest_in_lanes(value, kWarp);
   if (lane == 0) of_warps[threadIdx.x / kWarp] = value;
   __syncthreads();
   return largest_in_lanes(lane < warps ? of_warps[lane] : minus_infinity<R>(), kWarp);
 }
-// Over the block, on the lanes of its first warp. Not twice in a kernel.
+// Over the block, on the lanes of its first warp. Likewise.
 __device__ inline Total total_in_block(Total total) {
-  __shared__ Total of_warps[kWarp];
+  Total(&of_warps)[kWarp] = of_block<OfWarps<Total>>().at;
   const int lane = lane_of_warp(), warps = static_cast<int>(blockDim.x) / kWarp;
   total = total_in_lanes(total, kWarp);
   if (lane == 0) of_warps[threadIdx.x / kWarp] = total;
@@ -67,8 +72,9 @@ __device__ inline Total total_in_block(Total total) {
   return total_in_lanes(lane < warps ? of_warps[lane] : Total{0, kNoPlace}, kWarp);
 }
 
+struct SumOfWarps : OfWarps<double> {};
 __device__ inline double sum_in_block(double value) {
-  __shared__ double of_warps[kWarp];
+  double(&of_warps)[kWarp] = of_block<SumOfWarps>().at;
   const int lane = lane_of_warp(), warps = static_cast<int>(blockDim.x) / kWarp;
   value = sum_in_lanes(value, kWarp);
   if (lane == 0) of_warps[threadIdx.x / kWarp] = value;
@@ -95,6 +101,17 @@ __device__ Sums<double> sums_of(const Span<T, kClasses>& span, Real<T> m, const 
     }
   }
   sums.predicted += static_cast<double>(first_class);
+  return sums;
+}
+
+// The sums over all classes of the lanes' sums, on every lane. Every lane of the warp takes part. Z only if `smoothed`.
+__device__ inline Sums<double> merged_in_lanes(Sums<double> sums, bool smoothed) {
+  const double max = largest_in_lanes(sums.max, kWarp), best = largest_in_lanes(sums.best, kWarp);
+  sums.sum = warp_sum(rescale(sums.sum, sums.max, max));
+  if (smoothed) sums.total = warp_sum(sums.total);
+  sums.predicted = -largest_in_lanes(sums.best == best ? -sums.predicted : minus_infinity<double>(), kWarp);
+  sums.max = max;
+  sums.best = best;
   return sums;
 }
 

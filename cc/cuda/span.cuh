@@ -104,8 +104,9 @@ struct Span {
   }
 
   // The gradient of a row with these numbers; clear_target comes after it.
-  __device__ Slope<T> slope(const Normalizer<double>& normalizer) const {
-    return {normalizer, kClasses == Classes::kTerms ? normalizer.addend : 0};
+  template <typename SlopeOfRow>
+  __device__ static SlopeOfRow slope(const Normalizer<double>& normalizer) {
+    return SlopeOfRow(normalizer, kClasses == Classes::kTerms ? normalizer.addend : -0.0);
   }
   // Whether it is 0 throughout.
   __device__ static bool is_flat(const Normalizer<double>& normalizer) {
@@ -148,13 +149,15 @@ struct Span {
     at_ends(group, [&](int place, Real<T>) { assign(gradient[place], 0); });
   }
 
-  // Clears the target's gradient, by the thread that wrote it. Without an addend it is 0 as it is, or NaN.
-  __device__ void clear_target(const Group& group, const Normalizer<double>& normalizer) const {
+  // Clears the target's gradient, by the thread that wrote it: an end, or what has(vector) says is its own. Without an
+  // addend it is 0 as it is, or NaN.
+  template <typename Has>
+  __device__ void clear_target(const Group& group, const Normalizer<double>& normalizer, const Has& has) const {
     const bool has_addend = kClasses == Classes::kTerms && (normalizer.addend < 0 || normalizer.addend > 0);
     if (!has_addend || target == kNowhere) return;
     const bool is_end = target < 0 || target >= end();
-    const int own = !is_end ? target / kWide<T> : target < 0 ? target + before : target + before - end();
-    if (own % group.threads == group.thread) assign(gradient[target], 0);
+    const int of_ends = target < 0 ? target + before : target + before - end();
+    if (is_end ? of_ends % group.threads == group.thread : has(target / kWide<T>)) assign(gradient[target], 0);
   }
 
   __device__ Real<T> logit(int place) const {

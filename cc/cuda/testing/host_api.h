@@ -1,22 +1,83 @@
 // What a host asks of the device of cuda_runtime.h, which includes this: its limits, its last error, copies.
+//
+//   CUDA_ON_CPU_SHARED            bytes of shared memory a block; 64 KB
+//   CUDA_ON_CPU_CLUSTER           the most blocks of a cluster: 1, 2, 4, 8 or 16; or 0, which it is: it knows no clusters
+//   CUDA_ON_CPU_MULTIPROCESSORS   16
+//
+// A device by other numbers is another device, with a number of its own.
 #ifndef LSOFTMAX_CUDA_TESTING_HOST_API_H_
 #define LSOFTMAX_CUDA_TESTING_HOST_API_H_
 
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributeNonPortableClusterSizeAllowed = 13,
+};
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 
-template <typename... Parameters>
-cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int value) {
-  return ::cuda_on_cpu::Machine::instance().ask_for_shared(reinterpret_cast<const void*>(kernel), value);
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+
+namespace cuda_on_cpu {
+
+inline uint64_t multiprocessors_of_device() { return wish("CUDA_ON_CPU_MULTIPROCESSORS", 16); }
+
+// Of the shared memory that the blocks ask for, and no other resource.
+inline int blocks_at_once(size_t shared) {
+  constexpr uint64_t kMost = 8;
+  return static_cast<int>(std::min(kMost, shared_of_device() / std::max(shared, size_t{1})));
 }
 
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+}  // namespace cuda_on_cpu
+
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute, int value) {
+  ::cuda_on_cpu::Machine& machine = ::cuda_on_cpu::Machine::instance();
+  const void* const key = reinterpret_cast<const void*>(kernel);
+  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) return machine.ask_for_shared(key, value);
+  return machine.ask_for_clusters(key, value != 0);
+}
+
+template <typename... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
+  attributes->ptxVersion = ::cuda_on_cpu::cluster_of_device() > 0 ? 90 : 75;
   return cudaSuccess;
 }
 
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = static_cast<int>(::cuda_on_cpu::shared_of_device());
+template <typename... Parameters>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...), int, size_t shared) {
+  *blocks = ::cuda_on_cpu::blocks_at_once(shared);
+  return cudaSuccess;
+}
+
+template <typename... Parameters>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*kernel)(Parameters...),
+                                           const cudaLaunchConfig_t* config) {
+  const unsigned blocks = config->numAttrs > 0 ? config->attrs[0].val.clusterDim.x : 1;
+  ::cuda_on_cpu::Machine& machine = ::cuda_on_cpu::Machine::instance();
+  if (!machine.may_have(reinterpret_cast<const void*>(kernel), blocks)) {
+    return machine.last_error = cudaErrorInvalidClusterSize;
+  }
+  const uint64_t all = ::cuda_on_cpu::multiprocessors_of_device();
+  *clusters =
+      static_cast<int>(all) * ::cuda_on_cpu::blocks_at_once(config->dynamicSmemBytes) / static_cast<int>(blocks);
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+  static std::mutex mutex;
+  static std::vector<std::vector<uint64_t>> devices;
+  const std::vector<uint64_t> now = {::cuda_on_cpu::shared_of_device(), ::cuda_on_cpu::cluster_of_device(),
+                                     ::cuda_on_cpu::multiprocessors_of_device()};
+  const std::lock_guard<std::mutex> lock(mutex);
+  *device = static_cast<int>(std::find(devices.begin(), devices.end(), now) - devices.begin());
+  if (*device == static_cast<int>(devices.size())) devices.push_back(now);
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = static_cast<int>(attribute == cudaDevAttrMultiProcessorCount ? ::cuda_on_cpu::multiprocessors_of_device()
+                                                                        : ::cuda_on_cpu::shared_of_device());
   return cudaSuccess;
 }
 
@@ -32,6 +93,8 @@ inline const char* cudaGetErrorString(cudaError_t error) {
       return "no error";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorInvalidClusterSize:
+      return "invalid size of clusters";
     case cudaErrorLaunchFailure:
       return "threads wait at a barrier that others never reach";
     default:

@@ -1,0 +1,152 @@
+"""Calls of the loss's kernels in the CUDA code as it runs on the CPU, and programs over cc/cuda/testing."""
+
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from support import DTYPES, ROOT
+
+from lsoftmax_op import _core
+
+kernels = pytest.importorskip("lsoftmax_op._cuda_on_cpu", reason="built without LSOFTMAX_TESTING=ON")
+
+EPSILON = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+TINY = {"float64": 1e-300, "float32": 1e-44, "bfloat16": 1e-39, "float16": 6e-8}  # half an ulp below the normal range
+WIDE = {"float64": 2, "float32": 4, "bfloat16": 8, "float16": 8}
+RESULTS = ("loss", "products_grad", "geometry_grad", "target_grad", "grad_unit", "predicted")
+
+
+def run(module, names, state, **sizes):
+    """Runs kernels over the arrays of `state`, a dictionary; a workspace comes full of NaNs."""
+    call = module.Call()
+    call.dtype, call.margin = state["products"].dtype.name, 4
+    call.rows, call.classes = state["products"].shape
+    call.depth = state["features"].shape[1] if "features" in state else 16
+    call.wide_labels = state["labels"].dtype == np.int64
+    for name, value in sizes.items():
+        setattr(call, name, value)
+    for name, array in state.items():
+        if array is not None:
+            assert array.flags.c_contiguous
+            setattr(call, name, array.__array_interface__["data"][0])
+    for name in names:
+        size = module.loss_workspace(call.rows, call.depth, call.classes)
+        if name == "weights_grad":
+            size = module.weights_grad_workspace(call.rows, call.depth, call.classes)
+        workspace = np.full(size // 8, np.nan)
+        call.workspace = workspace.ctypes.data
+        getattr(module, name)(call, 1 if module is _core else 0)
+    return state
+
+
+def loss_state(rows, classes, dtype, *, bias=True, scale=3.0, lam=0.5):
+    """Everything that `loss` and its parts read and write; some rows have no target."""
+    rng = np.random.default_rng([rows, classes])
+    labels = rng.integers(0, classes, rows)
+    labels[: 2 * (rows > 2)] = [classes - 1, -1][: 2 * (rows > 2)]
+    dot, features_sq, weights_sq = rng.normal(size=rows), 1 + rng.random(rows), 1 + rng.random(rows)
+    return {
+        "products": (scale * rng.normal(size=(rows, classes))).astype(DTYPES[dtype]),
+        "bias": rng.normal(size=classes).astype(DTYPES[dtype]) if bias else None,
+        "labels": labels.astype(np.int32 if bias else np.int64),
+        "lam": np.array(lam),
+        "geometry": np.stack([dot, features_sq, weights_sq]),
+        "geometry_grad": np.full((3, rows), -7.0),
+        "loss": np.full(rows, -7, DTYPES[dtype]),
+        "loss_grad": rng.normal(size=rows).astype(DTYPES[dtype]),
+        "target_grad": np.full(rows, -7.0),
+        "grad_unit": np.full(rows, -7, np.float32) if dtype == "float16" else None,
+        "predicted": np.full(rows, -7),
+        "products_grad": np.full((rows, classes), -7, DTYPES[dtype]),
+        "bias_grad": np.full(classes, -7, DTYPES[dtype]),
+    }
+
+
+def copied(state, *, in_place=False):
+    state = {name: array if array is None else array.copy() for name, array in state.items()}
+    if in_place:
+        state["products_grad"] = state["products"]
+    return state
+
+
+def assert_close(got, expected, names=RESULTS):
+    for name in names:
+        a, b = got[name], expected[name]
+        if a is None:  # of other types than float16 there is no unit
+            continue
+        if name in ("predicted", "grad_unit"):
+            np.testing.assert_array_equal(a, b, err_msg=name)
+            continue
+        epsilon = EPSILON[got["loss"].dtype.name] if a.dtype == got["loss"].dtype else EPSILON["float32"]
+        if got["loss"].dtype == np.float64:
+            epsilon = EPSILON["float64"]
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, rtol=4 * epsilon, atol=TINY[got["loss"].dtype.name], err_msg=name)
+
+
+def bits(state, names=RESULTS):
+    return [state[name].tobytes() for name in names if state[name] is not None]
+
+
+def assert_loss_is_that_of_the_cpu(state):
+    expected = run(_core, ["loss"], copied(state))
+    got = run(kernels, ["loss"], copied(state))
+    assert_close(got, expected)
+    assert bits(run(kernels, ["loss"], copied(state, in_place=True))) == bits(got)
+    return got
+
+
+def shifted(array, entries):
+    """The same array, so many entries after a border of 16 bytes."""
+    memory = np.empty(array.size + 32, array.dtype)
+    begin = -memory.ctypes.data % 16 // array.itemsize + entries
+    view = memory[begin : begin + array.size].reshape(array.shape)
+    view[:] = array
+    assert view.ctypes.data % 16 == entries * array.itemsize % 16
+    return view
+
+
+def run_kernel(tmp_path, kernel, include="", threads=64):
+    """Compiles a kernel over cc/cuda/testing and runs it on two blocks of `threads`, or on one of one thread."""
+    return run_program(compile_kernel(tmp_path, kernel, include, threads))
+
+
+def compile_kernel(tmp_path, kernel, include="", threads=64, shared=0, cluster=1):
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    (tmp_path / "main.cc").write_text(
+        f"#include <cuda_runtime.h>\n#include <stdio.h>\n{include}\n"
+        f"__global__ void kernel(int* out) {{ {kernel} }}\n"
+        "int main() {\n"
+        "  int out[128] = {};\n"
+        "  cudaLaunchConfig_t config = {}; "
+        f"config.gridDim = dim3({min(2, threads)}); config.blockDim = dim3({threads});\n"
+        f"  config.dynamicSmemBytes = {shared};\n"
+        "  cudaLaunchAttribute attribute = {cudaLaunchAttributeClusterDimension, {}};\n"
+        f"  attribute.val.clusterDim = {{{cluster}, 1, 1}}; config.attrs = &attribute; config.numAttrs = 1;\n"
+        "  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, out);\n"
+        '  printf("[[%d], [", error);\n'
+        '  for (int n = 0; n < 128; ++n) printf(n ? ", %d" : "%d", out[n]);\n'
+        '  printf("]]");\n}\n'
+    )
+    command = [
+        "c++",
+        "-std=c++17",
+        "-fsanitize=undefined",
+        f"-I{ROOT / 'cc/cuda/testing'}",
+        f"-I{ROOT / 'cc'}",
+        "main.cc",
+        "-o",
+        "main",
+    ]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    return tmp_path / "main"
+
+
+def run_program(program):
+    """The error and the results of what compile_kernel made."""
+    run = subprocess.run([program], capture_output=True, text=True, timeout=60, check=True)
+    (error,), out = json.loads(run.stdout)
+    return error, np.array(out)

@@ -1,0 +1,334 @@
+"""The loss on devices with clusters: rows in the shared memory of 1 to 16 blocks, filled by bulk copies.
+
+And that cc/cuda/testing finds what a GPU would not forgive: what is read too soon, asked for too soon, left too soon.
+"""
+
+import numpy as np
+import pytest
+from cuda_support import (
+    RESULTS,
+    assert_close,
+    assert_loss_is_that_of_the_cpu,
+    bits,
+    compile_kernel,
+    copied,
+    kernels,
+    loss_state,
+    run,
+    run_program,
+    shifted,
+)
+
+from lsoftmax_op import _core
+
+ORDERS = ["", "reverse", "1", "2"]
+# A row of so many floats takes so many blocks of so many KB of shared memory. With as many multiprocessors, one cluster
+# is in flight and goes through all rows.
+CLUSTERS = [
+    (17_001, 1, 128),  # all of the row stays
+    (17_001, 1, 64),  # 14/15 of it
+    (17_001, 2, 36),
+    (17_001, 4, 19),  # just
+    (17_001, 8, 12),
+    (34_003, 16, 12),
+    (43_006, 16, 12),  # 19/20 of it
+]
+
+
+@pytest.fixture
+def device(monkeypatch, tmp_path):
+    """device(KB, multiprocessors): from now on the emulator is one with clusters; returns who tells their sizes."""
+    log = tmp_path / "log"
+    monkeypatch.setenv("CUDA_ON_CPU_LOG", str(log))
+
+    def become(shared, multiprocessors, cluster=16):
+        monkeypatch.setenv("CUDA_ON_CPU_SHARED", str(shared << 10))
+        monkeypatch.setenv("CUDA_ON_CPU_MULTIPROCESSORS", str(multiprocessors))
+        monkeypatch.setenv("CUDA_ON_CPU_CLUSTER", str(cluster))
+        log.write_text("")
+
+        def launches():
+            lines = [line.split() for line in log.read_text().splitlines()]
+            return [(int(line[0]), int(line[-1]) if len(line) > 2 else 1) for line in lines]
+
+        return launches
+
+    return become
+
+
+@pytest.mark.parametrize(("classes", "blocks", "shared"), CLUSTERS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_loss_of_every_cluster(device, classes, blocks, shared, bias):
+    launches = device(shared, blocks)
+    assert_loss_is_that_of_the_cpu(loss_state(4, classes, "float32", bias=bias))
+    assert set(launches()) == {(blocks, blocks)}
+
+
+@pytest.mark.parametrize("beyond", [-9, -1, 0, 1, 7, 8])
+@pytest.mark.parametrize("bias", [True, False])
+def test_loss_of_rows_around_what_a_cluster_holds(device, dtype, beyond, bias):
+    """Rows begin and end anywhere; the last part may have a vector less, or none of its own."""
+    per_vector = (
+        16 // np.dtype(np.float64 if dtype == "float64" else np.float32 if dtype == "float32" else "f2").itemsize
+    )
+    classes = 4 * 2176 * per_vector + beyond  # 4 blocks of 36 KB
+    launches = device(36, 4)
+    assert_loss_is_that_of_the_cpu(loss_state(3, classes, dtype, bias=bias))
+    assert launches()[0] in {(4, 4), (4, 2), (8, 8)}
+
+
+@pytest.mark.parametrize(("rows", "clusters"), [(1, 1), (2, 2), (3, 2), (9, 2)])
+def test_clusters_take_the_rows_in_turn(device, rows, clusters):
+    """Those that the device holds at once; one may have a row less than another."""
+    launches = device(36, 4)
+    assert_loss_is_that_of_the_cpu(loss_state(rows, 17_001, "float32"))
+    assert launches()[0] == (2 * clusters, 2) if rows > 1 else launches()[0][0] <= 4
+
+
+@pytest.mark.parametrize("order", ORDERS[1:])
+@pytest.mark.parametrize(("classes", "blocks", "shared"), [CLUSTERS[n] for n in (0, 2, 4, 6)])
+def test_any_order_gives_the_same_bits(device, monkeypatch, classes, blocks, shared, order):
+    for kind in ("float32", "bfloat16"):
+        state = loss_state(3, classes * (1 if kind == "float32" else 2), kind)
+        device(shared, blocks)
+        first = bits(run(kernels, ["loss"], copied(state)))
+        with monkeypatch.context() as other:
+            other.setenv("CUDA_ON_CPU_ORDER", order)
+            assert bits(run(kernels, ["loss"], copied(state))) == first
+
+
+def test_the_number_of_clusters_does_not_change_the_bits(device):
+    state = loss_state(7, 17_001, "float32")
+    found = []
+    for multiprocessors in (2, 4, 14):
+        launches = device(36, multiprocessors)
+        found.append(bits(run(kernels, ["loss"], copied(state))))
+        assert launches()[0] == (multiprocessors, 2)
+    assert found == found[:1] * 3
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_rows_and_biases_anywhere_in_memory(device, monkeypatch, dtype, order):
+    if order:
+        monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+    classes = 17_003 if dtype in ("float32", "float64") else 33_005
+    state = loss_state(3, classes, dtype)
+    expected = run(_core, ["loss"], copied(state))
+    device(36, 4)
+    for products, gradient, bias in ((1, 1, 0), (0, 1, 1), (3, 0, 2)):
+        moved = copied(state)
+        moved["products"] = shifted(state["products"], products)
+        moved["products_grad"] = shifted(state["products_grad"], gradient)
+        moved["bias"] = shifted(state["bias"], bias)
+        before = moved["products"].copy()
+        assert_close(run(kernels, ["loss"], moved), expected)
+        assert moved["products"].tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("label", [-2, "C", np.iinfo(np.int64).max, np.iinfo(np.int64).min], ids=str)
+def test_a_label_out_of_range_makes_its_rows_loss_nan(device, bias, label):
+    classes = 17_001
+    device(12, 8)
+    state = loss_state(5, classes, "float32", bias=bias)
+    state["labels"] = state["labels"].astype(np.int64)
+    clean = run(kernels, ["loss"], copied(state))
+    state["labels"][3] = classes if label == "C" else label
+    bad = run(kernels, ["loss"], copied(state))
+    others = np.arange(5) != 3
+    for name in ("loss", "products_grad", "target_grad"):
+        assert np.isnan(bad[name][3]).all()
+        assert bad[name][others].tobytes() == clean[name][others].tobytes()
+    assert np.isnan(bad["geometry_grad"][:, 3]).all()
+    assert 0 <= bad["predicted"][3] < classes
+
+
+def test_a_bad_lambda_makes_every_loss_nan(device):
+    device(12, 8)
+    state = run(kernels, ["loss"], loss_state(3, 17_001, "float32", lam=-1.0))
+    for name in ("loss", "products_grad", "target_grad", "geometry_grad"):
+        assert np.isnan(state[name]).all()
+    assert ((state["predicted"] >= 0) & (state["predicted"] < 17_001)).all()
+
+
+@pytest.mark.parametrize(("classes", "blocks", "shared"), [CLUSTERS[n] for n in (1, 4, 6)])
+def test_no_target_no_number_no_end(device, dtype, classes, blocks, shared):
+    """NaN and the infinities stay in their row, wherever in the cluster they are; a row without a target is 0."""
+    classes *= 1 if dtype in ("float32", "float64") else 2
+    device(shared, blocks)
+    state = loss_state(9, classes, dtype, bias=False, scale=0)
+    products, labels = state["products"], state["labels"]
+    labels[:] = classes // 2
+    labels[8] = -1
+    products[0] = np.linspace(-1e4, 1e4, classes)
+    products[1, :] = -np.inf  # no other class
+    products[2, 1:] = -np.inf
+    products[3, 0] = np.inf
+    products[4, -1] = np.nan
+    products[5, classes // 2] = np.nan  # the target's own: its logit is t
+    products[6, : classes // 3] = -np.inf  # all of the first blocks
+    products[7, :] = np.inf
+    products[8, 0] = np.nan
+    with np.errstate(invalid="ignore"):
+        expected, got = (run(module, ["loss"], copied(state)) for module in (_core, kernels))
+    poisoned = np.isnan(expected["loss"].astype(float))
+    assert poisoned.tolist() == [i in (3, 4, 7) for i in range(9)]
+    got["products_grad"][poisoned, classes // 2] = expected["products_grad"][poisoned, classes // 2]  # 0 or NaN
+    assert_close(got, expected)
+
+
+@pytest.mark.parametrize(("classes", "blocks", "shared"), [CLUSTERS[n] for n in (1, 4, 6)])
+def test_of_equal_logits_the_first_is_predicted(device, classes, blocks, shared):
+    """Wherever the target is among them, in whichever block."""
+    device(shared, blocks)
+    places = [0, 1, 5, 31, 32, classes // 3, classes // 2, classes - 2, classes - 1]
+    rng = np.random.default_rng(0)
+    state = loss_state(12, classes, "float32", bias=False)
+    state["products"][11] = 3
+    expected = []
+    for row in range(11):
+        tied = rng.choice(places, 3, replace=False) if row % 8 else np.array([classes - 2, classes - 1, classes - 1])
+        state["products"][row, tied] = 50
+        state["labels"][row] = tied[row % 3] if row % 4 or row == 8 else -1
+        expected.append(tied.min())
+    np.testing.assert_array_equal(run(kernels, ["loss"], state)["predicted"], [*expected, 0])
+
+
+def test_clusters_of_a_device_that_has_few(device):
+    """One whose clusters are too small has parts; one of single blocks has none but those."""
+    state = loss_state(4, 34_003, "float32")
+    launches = device(12, 8, cluster=4)
+    assert_loss_is_that_of_the_cpu(state)
+    assert len(launches()) > 2
+    launches = device(227, 4, cluster=1)
+    assert_loss_is_that_of_the_cpu(state)
+    assert set(launches()) == {(4, 1)}
+
+
+def test_more_than_two_to_the_31_products(device, monkeypatch):
+    """As many clusters as rows, of which the last one runs."""
+    rows, classes, shared = 2**17 + 3, 2**14 + 8, 36
+    small = loss_state(1, classes, "float16", bias=False)
+    small["labels"][:] = 5
+    large = {
+        name: np.zeros((*small[name].shape[:-1], rows), small[name].dtype) for name in (*RESULTS, "geometry", "labels")
+    }
+    large |= {name: np.zeros((rows, classes), np.float16) for name in ("products", "products_grad")}
+    large["products"][-1], large["geometry"][:, -1:], large["labels"][-1] = small["products"], small["geometry"], 5
+    large["grad_unit"] = small["grad_unit"] = None  # it depends on the number of rows
+    launches = device(shared, rows)
+    monkeypatch.setenv("CUDA_ON_CPU_LAST", "1")
+    run(kernels, ["loss"], {**large, "lam": small["lam"]})
+    assert launches() == [(rows, 1)]
+    names = [name for name in RESULTS if name != "grad_unit"]
+    for name in names:
+        large[name] = large[name][-1:] if name != "geometry_grad" else large[name][:, -1:]
+    assert_close(large, run(_core, ["loss"], small), names)
+
+
+COPY = """
+  struct Own {{ lsoftmax::cuda::Arrival arrival; }};
+  using namespace lsoftmax::cuda;
+  static char from[2][256] __attribute__((aligned(16)));
+  Own& own = of_block<Own>();
+  char* const to = dynamic_shared<char>();
+  const int t = static_cast<int>(threadIdx.x);
+  if (t == 0) {{
+    for (int n = 0; n < 256; ++n) {{ from[0][n] = 1; from[1][n] = 2; }}
+    init_arrival(&own.arrival);
+    publish_arrivals();
+    announce(&own.arrival, {announced});
+    bulk_copy(to, from[0] + {offset}, 256, &own.arrival);
+  }}
+  __syncthreads();
+  if ({waits}) await(&own.arrival, 0);
+  const int first = to[t];
+  if ({meets}) __syncthreads();
+  if (t == 0) {{
+    announce(&own.arrival, 256);
+    bulk_copy(to, from[1], 256, &own.arrival);
+  }}
+  await(&own.arrival, 1);
+  out[blockIdx.x * 64 + t] = 10 * first + to[t];
+"""
+
+
+def in_each_order(monkeypatch, program, right):
+    """Whether the program's results are right(out), of one that may fail."""
+    found = []
+    for order in ORDERS:
+        if order:
+            monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+        error, out = run_program(program)
+        assert error in (0, 719)
+        found.append(error == 0 and bool(right(out)))
+    return found
+
+
+def run_copies(tmp_path, monkeypatch, **flaws):
+    """Whether a kernel that copies twice is right."""
+    kernel = COPY.format(**{"announced": 256, "offset": 0, "waits": 1, "meets": 1, **flaws})
+    program = compile_kernel(tmp_path, kernel, '#include "cuda/cluster.cuh"', shared=256)
+    return in_each_order(monkeypatch, program, lambda out: (out == 12).all())
+
+
+def test_bulk_copies_arrive(tmp_path, monkeypatch):
+    assert run_copies(tmp_path, monkeypatch) == [True] * 4
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        {"waits": 0},  # read too soon
+        {"meets": 0},  # asked for before all have read
+        {"announced": 128},  # fewer bytes than come
+        {"announced": 512},  # more
+        {"offset": 4},  # not on a border of 16 bytes
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_copies_is_seen(tmp_path, monkeypatch, flaw):
+    found = run_copies(tmp_path, monkeypatch, **flaw)
+    assert not all(found)
+
+
+MERGE = """
+  struct Own {{ int number; }};
+  using namespace lsoftmax::cuda;
+  Own& own = of_block<Own>();
+  const Cluster cluster = Cluster::own();
+  if (threadIdx.x == 0) own.number = 1 + cluster.rank;
+  if ({meets}) cluster.sync();
+  if (threadIdx.x >= 32) {{
+    const int other = static_cast<int>(threadIdx.x) % cluster.blocks;
+    out[blockIdx.x * 64 + threadIdx.x] = *cluster.of_rank(&own.number, other) == 1 + other;
+  }}
+  if ({waits}) cluster.sync();
+  if ({tail}) cluster.sync();
+"""
+
+
+@pytest.mark.parametrize(
+    ("flaw", "works"),
+    [
+        ({}, True),
+        ({"meets": "0"}, False),  # reads before the others have written
+        ({"waits": "0"}, False),  # leaves before the others have read
+        ({"tail": "cluster.rank == 0"}, True),  # all others have ended, and none is waited for
+        ({"waits": "threadIdx.x > 0 || (__syncthreads(), false)"}, False),  # waits at another barrier
+    ],
+    ids=str,
+)
+def test_blocks_of_a_cluster(tmp_path, monkeypatch, flaw, works):
+    kernel = MERGE.format(**{"meets": "1", "waits": "1", "tail": "0", **flaw})
+    program = compile_kernel(tmp_path, kernel, '#include "cuda/cluster.cuh"', cluster=2)
+    monkeypatch.setenv("CUDA_ON_CPU_CLUSTER", "2")
+    found = in_each_order(monkeypatch, program, lambda out: (out.reshape(2, 64)[:, 32:] == 1).all())
+    assert all(found) == works
+
+
+def test_a_device_refuses_clusters_that_it_has_not(tmp_path, monkeypatch):
+    program = compile_kernel(tmp_path, "", cluster=2)
+    for most, error in (("0", 912), ("1", 912), ("2", 0)):
+        monkeypatch.setenv("CUDA_ON_CPU_CLUSTER", most)
+        assert run_program(program)[0] == error
