@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from lsoftmax_op import _checks, ops
+from lsoftmax_op import _checks, _tensors, ops
 
 if TYPE_CHECKING:
     from tensorflow.types.experimental import TensorLike
@@ -42,7 +42,7 @@ def L_softmax(
             not the number of samples.
     """
     with tf.name_scope("L_softmax"):
-        feature = _check_batch_size(ops.checked_tensor("features", feature, ops.FLOATS, "[N, D]"), batch_size)
+        feature = _check_batch_size(_tensors.checked_tensor("features", feature, _tensors.FLOATS, "[N, D]"), batch_size)
         layer = ops.margin_layer(feature, softmax_w, labels, softmax_b, margin=margin, lam=labmda, angles=True)
         return layer.logits, [layer.cos_theta, layer.segment]
 

@@ -12,21 +12,18 @@ completed in place.
 from __future__ import annotations
 
 import math
-from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import tensorflow as tf
 
 from lsoftmax_op import _checks, blocks, formula, library
-from lsoftmax_op._terms import has_terms, without_psi
+from lsoftmax_op._tensors import batch_of, bias_of, margin_and_lambda
+from lsoftmax_op._terms import has_terms
 from lsoftmax_op.gradients import LossInputs, none
 from lsoftmax_op.margins import Margin, margin_of
 
 if TYPE_CHECKING:
     from tensorflow.types.experimental import TensorLike
-
-FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
-_INTEGERS = (tf.int32, tf.int64)
 
 
 def lsoftmax_logits(
@@ -250,7 +247,7 @@ def target_angles(
     """
     margin = margin_of(margin)
     with tf.name_scope("target_angles"):
-        batch = _batch(features, weights, labels)
+        batch = batch_of(features, weights, labels)
         ops = library.load()
         geometry = ops.lsoftmax_target_geometry(*batch).geometry
         return _angles(batch.labels, geometry, margin, batch.features.dtype)
@@ -262,7 +259,7 @@ def target_cosines(features: TensorLike, weights: TensorLike, labels: TensorLike
     For training steps: a NaN would stop whoever looks for other ones (``tf.debugging.enable_check_numerics``).
     """
     with tf.name_scope("target_cosines"):
-        batch = _batch(features, weights, labels)
+        batch = batch_of(features, weights, labels)
         geometry = library.load().lsoftmax_target_geometry(*batch).geometry
         # The geometry of a row without a target is 0, which has the cosine 0.
         return tf.cast(formula.cos_theta(geometry), batch.features.dtype)
@@ -287,9 +284,9 @@ def margin_layer(
     angles: bool = False,
 ) -> MarginLayer:
     """Returns the margin logits and, if asked, the angles, from one pass over the label columns."""
-    margin, lam = _margin(margin, lam)
-    batch = _batch(features, weights, labels)
-    bias = None if bias is None else _bias(bias, batch.weights, margin)
+    margin, lam = margin_and_lambda(margin, lam)
+    batch = batch_of(features, weights, labels)
+    bias = None if bias is None else bias_of(bias, batch.weights, margin)
     ops = library.load()
     features, weights, geometry = ops.lsoftmax_target_geometry(*batch)
     terms, attributes = formula.terms(margin), formula.attributes(margin)
@@ -321,11 +318,11 @@ def loss_layer(
     class_block_size: int | None = None,
 ) -> LossLayer:
     """Returns the loss and the predicted classes."""
-    margin, lam = _margin(margin, lam)
+    margin, lam = margin_and_lambda(margin, lam)
     label_smoothing = _checks.label_smoothing(label_smoothing)
-    batch = _batch(features, weights, labels)
+    batch = batch_of(features, weights, labels)
     features, weights, labels = batch
-    bias = none(weights.dtype) if bias is None else _bias(bias, weights, margin)
+    bias = none(weights.dtype) if bias is None else bias_of(bias, weights, margin)
     ops = library.load()
     no_double = none(tf.float64)  # once: eagerly a constant costs as much as a small op
     terms = formula.terms(margin, label_smoothing, weights) if has_terms(margin, label_smoothing) else no_double
@@ -368,56 +365,3 @@ def _angles(labels: tf.Tensor, geometry: tf.Tensor, margin: Margin, dtype: tf.DT
     segment = tf.cast(formula.psi(cos_theta, formula.terms(margin), **formula.attributes(margin)).segment, tf.int32)
     cos_theta = tf.where(has_target, cos_theta, tf.constant(math.nan, tf.float64))
     return tf.cast(cos_theta, dtype), tf.where(has_target, segment, -1)
-
-
-class _Batch(NamedTuple):
-    features: tf.Tensor
-    weights: tf.Tensor
-    labels: tf.Tensor
-
-
-def _batch(features: Any, weights: Any, labels: Any) -> _Batch:
-    """Converts the three to tensors and checks what is known of them."""
-    features = checked_tensor("features", features, FLOATS, "[N, D]")
-    weights = checked_tensor("weights", weights, (features.dtype,), "[D, C]")
-    labels = checked_tensor("labels", labels, _INTEGERS, "[N]")
-    _checks.batch_shapes(*(tuple(tensor.shape.as_list()) for tensor in (features, weights, labels)))
-    return _Batch(features, weights, labels)
-
-
-def _bias(bias: Any, weights: tf.Tensor, margin: Margin) -> tf.Tensor:
-    _checks.bias_beside(bias, margin)
-    bias = checked_tensor("bias", bias, (weights.dtype,), "[C]")
-    _checks.bias_shape(*(tuple(tensor.shape.as_list()) for tensor in (bias, weights)))
-    return bias
-
-
-def _margin(margin: Any, lam: Any) -> tuple[Margin, tf.Tensor]:
-    """Returns the margin and lambda, a float64 scalar tensor. What an infinite number leaves of a margin is none."""
-    margin = margin_of(margin)
-    if not isinstance(lam, (bool, Real)):
-        return margin, tf.cast(checked_tensor("lam", lam, (*FLOATS, *_INTEGERS), "[]"), tf.float64)
-    lam = _checks.host_lambda(lam)
-    if math.isinf(lam):
-        margin, lam = without_psi(margin), 0.0
-    return margin, tf.constant(lam, tf.float64)
-
-
-def checked_tensor(argument: str, value: Any, dtypes: tuple[tf.DType, ...], shape: str) -> tf.Tensor:
-    """Converts `value` to a tensor of one of the dtypes and of the rank that `shape` spells."""
-    names = " or ".join(dtype.name for dtype in dtypes)
-    _checks.refuse_masked(value, argument)
-    try:
-        tensor = tf.convert_to_tensor(value)
-    except (tf.errors.OpError, MemoryError):
-        raise
-    except Exception as error:  # whatever the value's own class raises
-        raise TypeError(
-            f"{argument}: expected a tensor {shape} of {names}, got {_checks.described(value)}: {error}"
-        ) from error
-    if tensor.dtype not in dtypes:
-        raise TypeError(f"{argument}: expected {names}, got {tensor.dtype.name}")
-    if tensor.shape.rank is None:
-        tensor = tf.ensure_shape(tensor, [None] * _checks.rank(shape))
-    _checks.shape_has_rank(argument, tuple(tensor.shape.as_list()), shape)
-    return tensor
