@@ -35,6 +35,7 @@ struct Copies {
   __device__ void ask(int tile, const T* products, int count) const {
     const int begin = tile * step, left = (count < kept ? count : kept) - begin;
     const int here = left < 0 ? 0 : left < step ? left : step;
+    before_copies();  // the tile has been read
     announce(arrivals + tile, here * 16);
     if (here > 0) bulk_copy(vectors + begin, products + begin * kWide<T>, here * 16, arrivals + tile);
   }
