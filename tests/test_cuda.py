@@ -334,7 +334,7 @@ def test_the_exponential_of_a_gradient_in_fewer_instructions(tmp_path):
       using namespace lsoftmax::cuda;
       const double scales[] = {1, 0.3, 1e-9, 1e-17, 1e-19};
       for (int n = 0; n < 5; ++n) {
-        const FastSlope<float> slope({0, scales[n]});
+        const FastSlope<float> slope({0, scales[n], 0}, -0.0);
         for (float d = 0; d > -44; d -= 0.0017f) {
           const double exact = exp(static_cast<double>(d)) * scales[n];
           const int error = static_cast<int>(fabs(slope.at(d) - exact) / exact * 0x1p24);
