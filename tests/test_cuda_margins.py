@@ -158,8 +158,8 @@ def test_loss_of_a_row_longer_than_shared_memory(monkeypatch):
     assert_loss_is_that_of_the_cpu(State(34, 2, 34001, "bfloat16", smoothing=0.1))
 
 
-# A device with so many multiprocessors and KB of shared memory has one cluster, of so many blocks, in flight, which goes
-# through all rows.
+# A device with so many multiprocessors and KB of shared memory has one cluster, of so many blocks, in flight, which
+# goes through all rows.
 @pytest.mark.parametrize(("classes", "blocks", "shared"), [(17_001, 1, 64), (17_001, 4, 19), (43_006, 16, 12)])
 @pytest.mark.parametrize(("margin", "bias"), [("arcface", False), ("plain", True)])
 @pytest.mark.parametrize("order", ["", "reverse", "1"])

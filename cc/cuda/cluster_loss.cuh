@@ -21,8 +21,8 @@ struct OfCluster {
   int vectors;           // and its whole vectors
 };
 
-// The clusters take the rows in turn. `part`: vectors of a block, of which `kept` have room in shared memory. Each block
-// merges and finishes for itself, as that is sooner done than told.
+// The clusters take the rows in turn. `part`: vectors of a block, of which `kept` have room in shared memory. Each
+// block merges and finishes for itself, as that is sooner done than told.
 template <typename T, Classes kClasses>
 __global__ void __launch_bounds__(kMaxBlock)
     loss_row_per_cluster(const __grid_constant__ Arguments<T> args, int part, int kept) {

@@ -120,8 +120,8 @@ __device__ inline T* dynamic_shared() {
 #endif
 }
 
-// A variable of the block, one a type, as `__shared__ V variable` would be. Blocks of a cluster share no other, as on the
-// CPU each must have its own.
+// A variable of the block, one a type, as `__shared__ V variable` would be. Blocks of a cluster share no other, as on
+// the CPU each must have its own.
 template <typename V>
 __device__ inline V& of_block() {
 #if defined(LSOFTMAX_CUDA_ON_CPU)
