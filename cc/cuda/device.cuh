@@ -127,8 +127,8 @@ __device__ inline V& of_block() {
 #if defined(LSOFTMAX_CUDA_ON_CPU)
   return *static_cast<V*>(cuda_on_cpu::of_block<V>());
 #else
-  __shared__ V variable;
-  return variable;
+  __shared__ __align__(alignof(V)) unsigned char variable[sizeof(V)];  // as V may have initial values
+  return *reinterpret_cast<V*>(variable);
 #endif
 }
 
