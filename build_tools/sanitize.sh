@@ -29,7 +29,8 @@ sys.modules["tensorflow"] = None  # what needs TensorFlow skips
 import lsoftmax_op, pytest
 
 assert "sanitize" in lsoftmax_op.__file__ and lsoftmax_op.build_info()["version"] == "sanitized"
-files = [f"tests/test_{name}.py" for name in ("layer", "loss", "properties", "core", "cuda", "cuda_columns")]
+names = ("layer", "loss", "properties", "core", "cuda", "cuda_columns", "cuda_clusters", "cuda_margins")
+files = [f"tests/test_{name}.py" for name in names]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", sys.argv[1], *files]))
 P
 done

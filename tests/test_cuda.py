@@ -328,6 +328,36 @@ def test_huge_logits(dtype, classes, bias):
     assert_close(got, expected)
 
 
+def test_the_exponential_of_a_gradient_in_fewer_instructions(tmp_path):
+    """Beside exp in double, in units of 2^-24 of it: as exact as d = z - max itself, from |d| = 22 on; 0 at -inf."""
+    body = """
+      using namespace lsoftmax::cuda;
+      const double scales[] = {1, 0.3, 1e-9, 1e-17, 1e-19};
+      for (int n = 0; n < 5; ++n) {
+        const FastSlope<float> slope({0, scales[n], 0}, -0.0);
+        for (float d = 0; d > -44; d -= 0.0017f) {
+          const double exact = exp(static_cast<double>(d)) * scales[n];
+          const int error = static_cast<int>(fabs(slope.at(d) - exact) / exact * 0x1p24);
+          int& worst = out[d > -22 ? 0 : 1];
+          worst = error > worst ? error : worst;
+        }
+        for (float d = -60; d > -110; d -= 0.0017f) {  // below the normal range in units of its least number
+          const double exact = exp(static_cast<double>(d)) * scales[n];
+          const int error = static_cast<int>(fabs(slope.at(d) - exact) / (exact * 0x1p-24 + 0x1p-149));
+          out[2] = error > out[2] ? error : out[2];
+        }
+        out[3] += slope.at(-INFINITY) != 0;
+        out[4] += slope.at(NAN) == slope.at(NAN);
+      }
+    """
+    error, out = run_kernel(tmp_path, body, '#include "cuda/packed.cuh"', threads=1)
+    assert error == 0
+    assert out[0] <= 4
+    assert out[1] <= 44
+    assert out[2] <= 60
+    assert out[3] == out[4] == 0
+
+
 @pytest.mark.parametrize("classes", [40, 4000, 30000, 300000])
 def test_of_equal_logits_the_first_is_predicted(classes):
     """Wherever the target is among them, in whichever thread or part."""

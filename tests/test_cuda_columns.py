@@ -135,10 +135,8 @@ def sectors(tmp_path_factory):
     command = ["c++", "-std=c++17", "-w", f"-I{cuda / 'testing'}", f"-I{ROOT / 'cc'}", "-c"]
     watched = ["-O1", "-fsanitize=thread", "-x", "c++"]
     builds = [[*command, "-O2", str(cuda / "testing" / "sectors.cc")]]
-    builds += [
-        [*command, *watched, str(cuda / f"{name}.cu")]
-        for name in ("geometry", "weights_grad", "label_order", "columns")
-    ]
+    names = ("geometry", "weights_grad", "label_order", "columns")
+    builds += [[*command, *watched, str(cuda / f"{name}.cu")] for name in names]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda build: subprocess.run(build, cwd=folder, check=True), builds))
     subprocess.run(["c++", *map(str, folder.glob("*.o")), "-o", "sectors"], cwd=folder, check=True)

@@ -158,6 +158,29 @@ def test_loss_of_a_row_longer_than_shared_memory(monkeypatch):
     assert_loss_is_that_of_the_cpu(State(34, 2, 34001, "bfloat16", smoothing=0.1))
 
 
+# A device with so many multiprocessors and KB of shared memory has one cluster, of so many blocks, in flight, which
+# goes through all rows.
+@pytest.mark.parametrize(("classes", "blocks", "shared"), [(17_001, 1, 64), (17_001, 4, 19), (43_006, 16, 12)])
+@pytest.mark.parametrize(("margin", "bias"), [("arcface", False), ("plain", True)])
+@pytest.mark.parametrize("order", ["", "reverse", "1"])
+def test_loss_in_clusters(monkeypatch, tmp_path, classes, blocks, shared, margin, bias, order):
+    device = {"SHARED": shared << 10, "MULTIPROCESSORS": blocks, "CLUSTER": 16, "LOG": tmp_path / "log"}
+    for name, value in device.items():
+        monkeypatch.setenv(f"CUDA_ON_CPU_{name}", str(value))
+    monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+    state = State(5, 3, classes, "float32", margin=margin, smoothing=0.1, bias=bias)
+    assert_loss_is_that_of_the_cpu(state)
+    lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    assert {int(line[0]) for line in lines} == {blocks}
+
+
+@pytest.mark.parametrize("kind", ["float64", "float16"])
+def test_halves_and_doubles_in_clusters(monkeypatch, kind):
+    for name, value in {"SHARED": 19 << 10, "MULTIPROCESSORS": 4, "CLUSTER": 16}.items():
+        monkeypatch.setenv(f"CUDA_ON_CPU_{name}", str(value))
+    assert_loss_is_that_of_the_cpu(State(5, 3, 34_002 if kind == "float16" else 8_501, kind, smoothing=0.1))
+
+
 def test_a_target_wherever_it_is():
     """At a row's ends and within, in the first and the last thread's vectors; its gradient is cleared."""
     for classes in (70, 4500, 17401, 20001):

@@ -6,8 +6,8 @@
 //   Arrival      an mbarrier of one arrival a turn and the bytes that it announces: turn 0, 1, 2, ..
 //   bulk_copy    of multiples of 16 bytes on borders of 16 bytes, from device memory; the arrival counts them
 //
-// A copy is made by a unit of its own (the "async proxy"), which does not wait for what threads have stored in shared
-// memory unless they say so: before_copies() by who stored, then a barrier of the block, then the copy.
+// A copy is made by a unit of its own (the "async proxy"), which waits for what threads have stored or read in shared
+// memory only where they say so: before_copies() by who stored, a barrier of the block, before_copies() by who copies.
 #ifndef LSOFTMAX_CUDA_CLUSTER_CUH_
 #define LSOFTMAX_CUDA_CLUSTER_CUH_
 

@@ -5,8 +5,8 @@
 //   tiles  K ..         what has no room: read when the sums are made, and again for the gradient, from the cache if it
 //                       is still there
 //
-// Each walk begins with the last tile. As soon as each thread has its logits of a tile for the gradient, the tile of the
-// next row is asked for. The target's entry becomes -inf in shared memory, once.
+// Each walk begins with the last tile. As soon as each thread has its logits of a tile for the gradient, the tile of
+// the next row is asked for. The target's entry becomes -inf in shared memory, once.
 #ifndef LSOFTMAX_CUDA_COPIED_CUH_
 #define LSOFTMAX_CUDA_COPIED_CUH_
 
@@ -35,6 +35,7 @@ struct Copies {
   __device__ void ask(int tile, const T* products, int count) const {
     const int begin = tile * step, left = (count < kept ? count : kept) - begin;
     const int here = left < 0 ? 0 : left < step ? left : step;
+    before_copies();  // the tile has been read
     announce(arrivals + tile, here * 16);
     if (here > 0) bulk_copy(vectors + begin, products + begin * kWide<T>, here * 16, arrivals + tile);
   }
@@ -59,8 +60,8 @@ class Copied : public Tiles<T, kClasses, kCopiedVectors<T, kClasses>> {
     here_ = (here + this->step() - 1) / this->step();
   }
 
-  // Walks the span for m, S and Z of the thread's own logits, as `turn` rows came before it. The last tiles first: what is
-  // not on its way, then what was asked for first.
+  // Walks the span for m, S and Z of the thread's own logits, as `turn` rows came before it. The last tiles first: what
+  // is not on its way, then what was asked for first.
   __device__ void sum_up(unsigned turn) {
     Vectors v;
     for (int tile = this->tiles() - 1; tile >= here_; --tile) {

@@ -120,15 +120,15 @@ __device__ inline T* dynamic_shared() {
 #endif
 }
 
-// A variable of the block, one a type, as `__shared__ V variable` would be. Blocks of a cluster share no other, as on the
-// CPU each must have its own.
+// A variable of the block, one a type, as `__shared__ V variable` would be. Blocks of a cluster share no other, as on
+// the CPU each must have its own.
 template <typename V>
 __device__ inline V& of_block() {
 #if defined(LSOFTMAX_CUDA_ON_CPU)
   return *static_cast<V*>(cuda_on_cpu::of_block<V>());
 #else
-  __shared__ V variable;
-  return variable;
+  __shared__ __align__(alignof(V)) unsigned char variable[sizeof(V)];  // as V may have initial values
+  return *reinterpret_cast<V*>(variable);
 #endif
 }
 

@@ -37,8 +37,8 @@ __device__ bool is_smoothed(const Arguments<T>& args) {
   return kClasses == Classes::kTerms && terms_of(args.terms).smoothing != 0;
 }
 
-// finish_row of core/target.h; `stores` as there. A row that cannot be computed says so in each number but its predicted
-// class. Labels are below `classes`.
+// finish_row of core/target.h; `stores` as there. A row that cannot be computed says so in each number but its
+// predicted class. Labels are below `classes`.
 template <Classes kClasses, typename T>
 __device__ Normalizer<double> finish(const Arguments<T>& args, const TargetLogit<double>& t, int64_t row,
                                      int64_t classes, const Sums<double>& sums, bool stores = true) {

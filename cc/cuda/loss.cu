@@ -10,7 +10,7 @@
 // The kernels of the last are those of a block of classes, too.
 #include "cuda/loss_plan.h"
 
-#include "cuda/copied.cuh"
+#include "cuda/cluster_loss.cuh"
 #include "cuda/device.cuh"
 #include "cuda/finish.cuh"
 #include "cuda/held.cuh"
@@ -21,7 +21,6 @@ namespace lsoftmax {
 namespace cuda {
 namespace {
 
-constexpr int kMaxBlock = 1024;
 constexpr int kGroupsBlock = 128;        // threads of a block of groups: what waits for its slowest row is small
 template <typename T, Classes kClasses>  // a multiprocessor is to have: 64 or 80 registers a thread
 constexpr int kGroupsBlocks = kIsHalf<T> && kClasses != Classes::kTerms ? 8 : 6;
@@ -158,81 +157,6 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_in_shared(const __grid_con
   }
   __syncthreads();
   row.differentiate(normalizer);
-}
-
-// What the blocks of a cluster have in shared memory, beside the row.
-struct OfCluster {
-  Arrival arrivals[kMostCopies];
-  Sums<double> sums[2];  // of this turn and the one before, which others may still read
-  TargetLogit<double> target;
-  Normalizer<double> normalizer;
-  double factors[2];     // of this turn's row and the next one's, if there are terms
-  const void* products;  // of the next row's part,
-  int vectors;           // and its whole vectors
-};
-
-// The clusters take the rows in turn. `part`: vectors of a block, of which `kept` have room in shared memory. Each block
-// merges and finishes for itself, as that is sooner done than told.
-template <typename T, Classes kClasses>
-__global__ void __launch_bounds__(kMaxBlock)
-    loss_row_per_cluster(const __grid_constant__ Arguments<T> args, int part, int kept) {
-  if constexpr (!kHasClusters) return;
-  OfCluster& own = of_block<OfCluster>();
-  const Cluster cluster = Cluster::own();
-  const Group group = group_of_block();
-  const Copies<T> copies = {opaque_shared(dynamic_shared<Registers<T>>()), opaque_shared(own.arrivals), kept,
-                            group.threads * kCopiedVectors<T, kClasses>};
-  const auto part_of = [&](int64_t row) {
-    return Span<T, kClasses>(args, row, cluster.rank, part, cluster.rank + 1 == cluster.blocks);
-  };
-  const int64_t first = blockIdx.x / cluster.blocks, clusters = gridDim.x / cluster.blocks;
-  if (group.thread == 0) {
-    const Span<T, kClasses> span = part_of(first);
-    if (kClasses == Classes::kTerms) own.factors[0] = factor_of(args, first);
-    copies.prepare();
-#pragma unroll 1
-    for (int tile = copies.tiles() - 1; tile >= 0; --tile) copies.ask(tile, span.products, span.vectors);
-  }
-  __syncthreads();
-  const int turns = static_cast<int>(ceil_div(args.rows - first, clusters));
-  for (int turn = 0; turn < turns; ++turn) {
-    const int64_t row = first + turn * clusters;
-    const bool is_last = turn + 1 == turns;
-    if (group.thread == 0) {
-      own.target = target_logit_of<kClasses>(args, row);
-      if (!is_last) {
-        if (kClasses == Classes::kTerms) own.factors[(turn + 1) & 1] = factor_of(args, row + clusters);
-        const Span<T, kClasses> next = part_of(row + clusters);
-        own.products = next.products;
-        own.vectors = next.vectors;
-      }
-    }
-    Span<T, kClasses> span = part_of(row);
-    if (kClasses == Classes::kTerms) span.of_row = static_cast<Real<T>>(own.factors[turn & 1]);
-    Copied<T, kClasses> logits(span, group, copies, is_smoothed<kClasses>(args));
-    logits.sum_up(turn);
-    const Real<T> m = largest_in_block(logits.largest());
-    Total total = total_in_block({logits.sum(m), logits.place_of(m)});
-    if (is_smoothed<kClasses>(args)) total.logits = sum_in_block(logits.total());
-    Sums<double>& sums = own.sums[turn & 1];
-    if (group.thread == 0) sums = sums_of(span, m, total, args.first_class);
-    if (cluster.blocks > 1) cluster.sync();
-    if (group.thread < kWarp) {
-      __syncwarp();
-      const bool has_one = group.thread < cluster.blocks;
-      const Sums<double> all =
-          merged_in_lanes(has_one ? *cluster.of_rank(&sums, group.thread) : no_sums(), kClasses == Classes::kTerms);
-      if (group.thread == 0)
-        own.normalizer = finish<kClasses>(args, own.target, row, args.classes, all, cluster.rank == 0);
-    }
-    __syncthreads();
-    logits.differentiate(own.normalizer, [&](int tile) {
-      if (is_last) return;
-      __syncthreads();
-      if (group.thread == 0) copies.ask(tile, static_cast<const T*>(own.products), own.vectors);
-    });
-  }
-  if (cluster.blocks > 1) cluster.sync();  // no block leaves while another may read its sums
 }
 
 // The block's part of a row.

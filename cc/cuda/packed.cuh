@@ -5,8 +5,8 @@
 //
 // exp(d), d = z - m <= 0, comes in two qualities, by what it is for; in double there is one. Instructions are float's:
 //
-//   exponential(d)   2 ulp, results below the normal range included; 8 instructions. Gradients of float, for which there
-//                    is FastSlope, too: 2^-22 of ex2.approx, |d| 2^-28 of ln 2 and, where d < -22, |d| 2^-24 of n
+//   exponential(d)   2 ulp, results below the normal range included; 8 instructions. Gradients of float, for which
+//                    there is FastSlope, too: 2^-22 of ex2.approx, |d| 2^-28 of ln 2 and, where d < -22, |d| 2^-24 of n
 //   quick_exp(d)     2^(d log2 e): 2 instructions. 0 where the result is below the normal range. Relative error
 //                    2^-22 of ex2.approx, and |d| 2^-23.7 of log2 e and of rounding d log2 e
 //
@@ -327,8 +327,8 @@ struct Slope<T, true> {
 //
 //   exp(d) scale = 2^(n + L) exp(d - n ln 2) (2^-L scale)
 //
-// n + L is what fma rounds d log2 e + L to; n, that less L and 2^-17. So d - n ln 2 is small, from 0 to 2^-15, its exp 1
-// more than it, and it is never negative: saturation, which costs nothing, makes the NaN 0 that it is where d = -inf.
+// n + L is what fma rounds d log2 e + L to; n, that less L and 2^-17. So d - n ln 2 is small, from 0 to 2^-15, its exp
+// 1 more than it, and it is never negative: saturation, which costs nothing, makes the NaN 0 that it is where d = -inf.
 // The 2^-17 goes into the scale, too. L leaves results their numbers below the normal range.
 template <typename T>
 struct FastSlope : Slope<T> {

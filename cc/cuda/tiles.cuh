@@ -73,8 +73,8 @@ class Tiles {
     }
   }
 
-  // Takes the tile's logits, whose products are v, into m, S and Z of the thread's own. kBackwards: the tiles come last ones
-  // first; of those that hold m the first counts in either order.
+  // Takes the tile's logits, whose products are v, into m, S and Z of the thread's own. kBackwards: the tiles come last
+  // ones first; of those that hold m the first counts in either order.
   template <bool kWhole, bool kBackwards>
   __device__ void take(int tile, const Vectors& v) {
     Logits z;

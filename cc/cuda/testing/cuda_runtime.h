@@ -72,6 +72,31 @@ struct cudaLaunchConfig_t {
 
 #include "machine.h"
 
+// What cuda/device.cuh and cuda/cluster.cuh have in other words on a GPU.
+namespace cuda_on_cpu {
+
+inline void* dynamic_shared() { return Machine::instance().shared().dynamic(); }
+template <typename V>
+void* of_block() {
+  static const char key = 0;
+  return Machine::instance().shared().variable(&key, sizeof(V));
+}
+
+inline int cluster_rank() { return static_cast<int>(Machine::instance().rank()); }
+inline int cluster_blocks() { return static_cast<int>(Machine::instance().cluster()); }
+inline void wait_for_cluster() { Machine::instance().wait_for_cluster(); }
+inline void* of_rank(const void* own, int rank) {
+  return Machine::instance().of_rank(own, static_cast<unsigned>(rank));
+}
+inline void init_arrival(const void* arrival) { Machine::instance().init_arrival(arrival); }
+inline void announce(const void* arrival, int bytes) { Machine::instance().announce(arrival, bytes); }
+inline void await(const void* arrival, unsigned parity) { Machine::instance().await(arrival, parity); }
+inline void bulk_copy(void* to, const void* from, int bytes, const void* arrival) {
+  Machine::instance().bulk_copy(to, from, bytes, arrival);
+}
+
+}  // namespace cuda_on_cpu
+
 inline void __syncthreads() { ::cuda_on_cpu::Machine::instance().wait_for_block(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { ::cuda_on_cpu::Machine::instance().wait_for_warp(mask); }
 

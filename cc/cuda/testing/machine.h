@@ -396,26 +396,6 @@ class Machine {
   std::mt19937 random_;
 };
 
-inline void* dynamic_shared() { return Machine::instance().shared().dynamic(); }
-template <typename V>
-void* of_block() {
-  static const char key = 0;
-  return Machine::instance().shared().variable(&key, sizeof(V));
-}
-
-inline int cluster_rank() { return static_cast<int>(Machine::instance().rank()); }
-inline int cluster_blocks() { return static_cast<int>(Machine::instance().cluster()); }
-inline void wait_for_cluster() { Machine::instance().wait_for_cluster(); }
-inline void* of_rank(const void* own, int rank) {
-  return Machine::instance().of_rank(own, static_cast<unsigned>(rank));
-}
-inline void init_arrival(const void* arrival) { Machine::instance().init_arrival(arrival); }
-inline void announce(const void* arrival, int bytes) { Machine::instance().announce(arrival, bytes); }
-inline void await(const void* arrival, unsigned parity) { Machine::instance().await(arrival, parity); }
-inline void bulk_copy(void* to, const void* from, int bytes, const void* arrival) {
-  Machine::instance().bulk_copy(to, from, bytes, arrival);
-}
-
 }  // namespace cuda_on_cpu
 
 #endif  // LSOFTMAX_CUDA_TESTING_MACHINE_H_
