@@ -105,9 +105,8 @@ def registered_ops() -> tuple[Op, ...]:
     def input_of(op: Any, arg: Any) -> Input:
         shape = re.match(r"\[([^\]]*)\]", arg.description)
         assert shape, f"the documentation of {op.name} does not tell the shape of {arg.name}: {arg.description!r}"
-        dtype = {"T": "float32", "Twide": "float32", "Tlabels": "int64"}.get(arg.type_attr) or tf.as_dtype(
-            arg.type
-        ).name
+        of_attribute = {"T": "float32", "Twide": "float32", "Tlabels": "int64"}
+        dtype = of_attribute.get(arg.type_attr) or tf.as_dtype(arg.type).name
         return Input(arg.name, dtype, tuple(filter(None, shape[1].split(", "))), "[0]" in arg.description)
 
     library = pywrap_tf_session.TF_LoadLibrary(lsoftmax_op.library_path())

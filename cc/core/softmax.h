@@ -130,10 +130,8 @@ LSOFTMAX_INLINE Finished<Real> finish(const Margin& margin, const Terms<Real>* t
   if (terms == nullptr) {
     return finish(cross_entropy(sums, t.value + bias), t, one, one, features_sq, depth, rows, has_unit);
   }
-  const Real own = class_factor(margin, geometry.weights_sq);
-  const Real of_class = where(is_zero(own), one, own);  // of a zero target the unit fits classes of norm 1
   return finish(smoothed_cross_entropy(*terms, sums, t.value + bias), t, row_factor(margin, *terms, features_sq),
-                of_class, features_sq, depth, rows, has_unit);
+                class_factor(margin, geometry.weights_sq), features_sq, depth, rows, has_unit);
 }
 
 }  // namespace lsoftmax
