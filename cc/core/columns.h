@@ -5,7 +5,8 @@
 //   weights_grad[:, c] -= w_c (w_c . weights_grad[:, c]) / |w_c|^2
 //
 // The second is what is left of a gradient that came through logits of p / |w_c|: its part along w_c changes nothing but
-// the norm. Sums run in double, in the order of the features.
+// the norm. Sums run in double, eight features
+// at a time, in their order.
 #ifndef LSOFTMAX_CORE_COLUMNS_H_
 #define LSOFTMAX_CORE_COLUMNS_H_
 

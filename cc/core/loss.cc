@@ -163,8 +163,8 @@ LSOFTMAX_INLINE Sums<double> sum_row(const Arguments<T>& args, int64_t row, Real
   return sums;
 }
 
-// gradient[c] = (exp(z[c] - max) scale + addend) factor(c) for every class; 0 at the target, and everywhere in a row without one. Only the
-// target's logit may be above `max`: whatever comes of it is replaced.
+// gradient[c] = (exp(z[c] - max) scale + addend) factor(c) for every class; 0 at the target, and everywhere in a row
+// without one. Only the target's logit may be above `max`: whatever comes of it is replaced.
 template <typename T, Classes kClasses>
 LSOFTMAX_INLINE void differentiate_row(const Arguments<T>& args, int64_t row, const Normalizer<double>& normalizer) {
   T* const gradient = args.products_grad + row * args.classes;
