@@ -62,10 +62,10 @@ __global__ void __launch_bounds__(kMaxBlock)
     Copied<T, kClasses> logits(span, group, copies, is_smoothed<kClasses>(args));
     logits.sum_up(turn);
     const Real<T> m = largest_in_block(logits.largest());
-    Total total = total_in_block({logits.sum(m), logits.place_of(m)});
-    if (is_smoothed<kClasses>(args)) total.logits = sum_in_block(logits.total());
+    const Total total = total_in_block({logits.sum(m), logits.place_of(m)});
+    const double all_logits = is_smoothed<kClasses>(args) ? sum_in_block(logits.total()) : 0;
     Sums<double>& sums = own.sums[turn & 1];
-    if (group.thread == 0) sums = sums_of(span, m, total, args.first_class);
+    if (group.thread == 0) sums = sums_of(span, m, total, args.first_class, all_logits);
     if (cluster.blocks > 1) cluster.sync();
     if (group.thread < kWarp) {
       __syncwarp();

@@ -60,9 +60,8 @@ __global__ void __launch_bounds__(kGroupsBlock, kGroupsBlocks<T, kClasses>)
     const double sum = sum_in_lanes(held.total(span), lanes);
     if (group.thread == 0) logits[of_block] = sum;
   }
-  Total total = total_in_lanes({held.sum(span, base_of(m)), place}, lanes);
-  if (smoothed && group.thread == 0) total.logits = logits[of_block];
-  if (group.thread == 0) sums[of_block] = sums_of(span, m, total, args.first_class);
+  const Total total = total_in_lanes({held.sum(span, base_of(m)), place}, lanes);
+  if (group.thread == 0) sums[of_block] = sums_of(span, m, total, args.first_class, smoothed ? logits[of_block] : 0);
   __syncthreads();
   if (finishes) {
     const auto work = [&] {
@@ -109,10 +108,9 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_per_block(const __grid_con
     const double sum = sum_in_block(held.total(span));
     if (threadIdx.x == 0) logits = sum;
   }
-  Total total = total_in_block({held.sum(span, base_of(m)), place});
+  const Total total = total_in_block({held.sum(span, base_of(m)), place});
   if (threadIdx.x == 0) {
-    if (smoothed) total.logits = logits;
-    const Sums<double> sums = sums_of(span, m, total, args.first_class);
+    const Sums<double> sums = sums_of(span, m, total, args.first_class, smoothed ? logits : 0);
     held.stand_aside(aside, [&] { normalizer = finish<kClasses>(args, target, blockIdx.x, args.classes, sums); });
   }
   __syncthreads();
@@ -149,11 +147,12 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_in_shared(const __grid_con
                             is_smoothed<kClasses>(args));
   row.sum_up();
   const Real<T> m = largest_in_block(row.largest());
-  Total total = total_in_block({row.sum(m), row.place_of(m)});
-  if (is_smoothed<kClasses>(args)) total.logits = sum_in_block(row.total());
+  const Total total = total_in_block({row.sum(m), row.place_of(m)});
+  const double logits = is_smoothed<kClasses>(args) ? sum_in_block(row.total()) : 0;
   if (threadIdx.x == 0) {
     const TargetLogit<double> target = target_logit_of<kClasses>(args, blockIdx.x);
-    normalizer = finish<kClasses>(args, target, blockIdx.x, args.classes, sums_of(span, m, total, args.first_class));
+    normalizer =
+        finish<kClasses>(args, target, blockIdx.x, args.classes, sums_of(span, m, total, args.first_class, logits));
   }
   __syncthreads();
   row.differentiate(normalizer);
@@ -177,9 +176,9 @@ __global__ void __launch_bounds__(kBlock)
   Streamed<T, kClasses> own(part, group_of_block(), Kept<T>{nullptr, 0}, is_smoothed<kClasses>(args));
   own.sum_up();
   const Real<T> m = largest_in_block(own.largest());
-  Total total = total_in_block({own.sum(m), own.place_of(m)});
-  if (is_smoothed<kClasses>(args)) total.logits = sum_in_block(own.total());
-  if (threadIdx.x == 0) parts[blockIdx.x] = sums_of(part, m, total, args.first_class);
+  const Total total = total_in_block({own.sum(m), own.place_of(m)});
+  const double logits = is_smoothed<kClasses>(args) ? sum_in_block(own.total()) : 0;
+  if (threadIdx.x == 0) parts[blockIdx.x] = sums_of(part, m, total, args.first_class, logits);
 }
 
 // Takes the row's parts into its sums, or where `anew` into those of no class.

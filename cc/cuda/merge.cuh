@@ -19,7 +19,6 @@ constexpr int kNoPlace = INT32_MAX;
 struct Total {
   double sum;
   int place;
-  double logits = 0;  // Z, which is added up apart
 };
 
 // Over `lanes` neighbours, 2 to 32, on each of them. Every lane of the warp takes part.
@@ -88,11 +87,12 @@ __device__ R base_of(R m) {
   return m == minus_infinity<R>() ? 0 : m;
 }
 
-// The span's sums: joins the target, whose product it reads. Without a finite logit the class is 0.
+// The span's sums, with Z, which is added up apart: joins the target, whose product it reads. Without a finite logit the class is 0.
 template <typename T, Classes kClasses>
-__device__ Sums<double> sums_of(const Span<T, kClasses>& span, Real<T> m, const Total& total, int64_t first_class) {
+__device__ Sums<double> sums_of(const Span<T, kClasses>& span, Real<T> m, const Total& total, int64_t first_class,
+                                double logits = 0) {
   const bool has_place = total.place != kNoPlace;
-  Sums<double> sums = {m, total.sum, m, static_cast<double>(has_place ? span.first + total.place : 0), total.logits};
+  Sums<double> sums = {m, total.sum, m, static_cast<double>(has_place ? span.first + total.place : 0), logits};
   if (span.target != kNowhere) {
     const Real<T> z = span.logit(span.target);
     if (z > m || (z == m && has_place && span.target < total.place)) {
