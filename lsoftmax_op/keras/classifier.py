@@ -2,10 +2,11 @@
 
 | call     | what it computes                                                                                  |
 |----------|---------------------------------------------------------------------------------------------------|
-| fit      | the margin loss of backbone(x) and y, fused (lsoftmax_op.lsoftmax_loss); y goes nowhere else       |
+| fit      | the margin loss of backbone(x) and y, fused (lsoftmax_op.margin_softmax_loss); y goes nowhere else |
 | evaluate | the plain cross-entropy and accuracy                                                               |
-| predict  | the plain probabilities softmax(backbone(x) W + b)                                                 |
+| predict  | the plain probabilities softmax(backbone(x) W + b); softmax(scale cos) where the margin normalises |
 | export   | what predict computes, in the ops and layers of TensorFlow and Keras alone                         |
+| embed    | backbone(x), of length 1 where the margin normalises features                                      |
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import keras
 import tensorflow as tf
 
 from lsoftmax_op import _checks
-from lsoftmax_op.keras import annealing, symbolic
+from lsoftmax_op.keras import annealing, margin_argument, networks, symbolic
+from lsoftmax_op.keras.batches import the_one, with_class_weights
 from lsoftmax_op.keras.dense import LSoftmaxDense
 from lsoftmax_op.keras.labels import class_indices
 from lsoftmax_op.keras.loss import PlainLoss
 from lsoftmax_op.keras.multi_worker import MultiWorkerModel, share_of_batch
+from lsoftmax_op.margins import Margin
 
 
 class _Result(NamedTuple):
@@ -44,21 +47,28 @@ class _Result(NamedTuple):
 
 @keras.saving.register_keras_serializable(package="lsoftmax_op")
 class LSoftmaxClassifier(MultiWorkerModel):
-    """A backbone, and a last layer that is trained with Large-Margin Softmax (Liu et al., ICML 2016).
+    """A backbone, and a last layer that is trained with Large-Margin Softmax (Liu et al., ICML 2016) or another margin.
 
     The loss is built in: ``compile(optimizer)``, then ``fit(x, y)`` with integer (of any type, also a floating one) or
     one-hot labels. A sample whose label is -1 (or a row of zeros) has loss 0 and counts in no accuracy; one that the
     backbone masks (``keras.layers.Masking``) counts nowhere. The logs of ``fit`` show the loss, the accuracy without
     the margin and lambda, as ``lam``; further metrics of ``compile`` see the plain probabilities.
 
+    Any margin is trained in the same way, such as ``margin=ArcFace(0.5, 64)``. The probabilities of one that normalises
+    features and weights are softmax(scale cos(theta)), in training, inference and export alike.
+
     Args:
         backbone: a model or layer that turns a batch of inputs into features [N, D].
         num_classes: the number of classes C, >= 1.
-        margin: the integer m from 1 (no margin) to 64.
+        margin: the integer m from 1 (no margin) to 64, or a margin of `lsoftmax_op.margins`. Its m2, m3 and scale may
+            be scalar variables, whose value is read at every step; a saved model has the value of that moment.
         lam: the annealing weight lambda: a number >= 0, a `LambdaSchedule`, or another function of the optimizer's step
             (a scalar tensor). The steps are those of the optimizer that the model is compiled with: another one begins
             the schedule anew, as it does with a schedule of the learning rate.
-        use_bias: whether there is a bias [C]. The paper has none.
+        use_bias: whether there is a bias [C]. The paper has none; a margin that normalises or scales cannot have one.
+        label_smoothing: epsilon in [0, 1): the target distribution is 1 - epsilon on the sample's class, and
+            epsilon / C on each of the C classes; the margin stays on the sample's class alone. The loss of ``evaluate``
+            has it, too, without the margin: that of ``keras.losses.CategoricalCrossentropy(label_smoothing=epsilon)``.
         kernel_initializer: of the last layer's kernel [D, C], as for ``keras.layers.Dense``, like the following.
         bias_initializer: of its bias.
         kernel_regularizer: of its kernel.
@@ -69,22 +79,25 @@ class LSoftmaxClassifier(MultiWorkerModel):
             `LSoftmaxDense` takes, such as ``lora_rank``.
 
     Attributes:
-        backbone: the backbone: ``backbone.predict(x)`` gives the features (the embeddings) [N, D].
+        backbone: the backbone: ``backbone.predict(x)`` gives the features [N, D] as the last layer gets them, `embed`
+            as it sees them.
         head: the last layer, an `LSoftmaxDense`; ``head.lam`` is the present lambda.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a value out of range; a backbone whose outputs are no [N, D].
+        ValueError: a value out of range; a bias with a margin that normalises or scales; a backbone whose outputs are
+            no [N, D].
     """
 
     def __init__(
         self,
         backbone: keras.Layer,
         num_classes: int,
-        margin: int = 4,
+        margin: int | Margin = 4,
         lam: float | annealing.Schedule = annealing.DEFAULT,
         use_bias: bool = False,
         *,
+        label_smoothing: float = 0.0,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
         kernel_regularizer: Any = None,
@@ -111,8 +124,10 @@ class LSoftmaxClassifier(MultiWorkerModel):
             bias_constraint=bias_constraint,
             **{"dtype": self.dtype_policy, "name": "head", **head},
         )
+        self.label_smoothing = _checks.label_smoothing(label_smoothing)
         self._accuracy = keras.metrics.Mean(name="accuracy")
         self._first_input: Callable[[], Any] | None = None  # a closure, as Keras wraps lists and dicts in attributes
+        self._embedder: Callable[[], keras.Model] | None = None  # a closure, as Keras saves models in attributes
         if self._known_input() is not None:
             self.build(symbolic.shapes_of(self.input))
 
@@ -208,12 +223,15 @@ class LSoftmaxClassifier(MultiWorkerModel):
             ValueError: a loss or `loss_weights` is given.
         """
         for name, value in (("loss", loss), ("loss_weights", options.get("loss_weights"))):
-            if value is not None and not isinstance(value, PlainLoss):
+            is_own = isinstance(value, PlainLoss) and value.label_smoothing == self.label_smoothing
+            if value is not None and not is_own:
                 raise ValueError(f"{name}: expected None, as LSoftmaxClassifier has its own loss, got {value!r}")
         metrics = options.pop("metrics", None)
         if isinstance(metrics, (list, tuple)):
             metrics = [metric for metric in metrics if metric != "accuracy"]
-        super().compile(optimizer, loss or PlainLoss(), metrics=metrics or None, **options)
+        loss = loss or PlainLoss(label_smoothing=self.label_smoothing)
+        super().compile(optimizer, loss, metrics=metrics or None, **options)
+        self._embedder = None
         self.head.follow(self.optimizer)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -232,23 +250,8 @@ class LSoftmaxClassifier(MultiWorkerModel):
             ValueError: `class_weight` for a data set that has sample weights.
         """
         if options.get("class_weight") is not None and isinstance(x, tf.data.Dataset):
-            x = self._with_class_weights(x, options.pop("class_weight"))
+            x = with_class_weights(x, options.pop("class_weight"), self.head.units)
         return super().fit(x, *args, **options)
-
-    def _with_class_weights(self, batches: tf.data.Dataset, class_weight: dict[int, float]) -> tf.data.Dataset:
-        """Returns the batches with the weights of their samples, those that Keras gives the samples of an array."""
-        classes = self.head.units
-        table = tf.constant([class_weight.get(c, 1.0) for c in range(-1, classes)], keras.config.floatx())
-
-        def weighted(*data: Any) -> tuple[Any, ...]:
-            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            if sample_weight is not None:
-                raise ValueError("class_weight: expected None where the data set has sample weights, got both")
-            y = _the_one(y)
-            labels = tf.clip_by_value(class_indices(y, classes, "y"), -1, classes - 1)  # the op tells of others
-            return x, y, tf.gather(table, labels + 1)
-
-        return batches.map(weighted).prefetch(tf.data.AUTOTUNE)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes one step of the optimizer on the margin loss of one batch."""
@@ -270,7 +273,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
 
     def _forward(self, data: Any, training: bool) -> _Result:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y, sample_weight = _the_one(y), _the_one(sample_weight)
+        y, sample_weight = the_one(y), the_one(sample_weight)
         labels = class_indices(y, self.head.units, "y")
         rows = tf.shape(labels)[0]
         if not self.built:
@@ -281,7 +284,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
         if mask is not None:
             labels = tf.where(mask, labels, -1)
             counted = tf.math.count_nonzero(mask, dtype=rows.dtype)
-        loss, predicted = self.head.compute_loss(features, labels, training)
+        loss, predicted = self.head.compute_loss(features, labels, training, self.label_smoothing)
         loss = tf.cast(loss, self._wide)
         if sample_weight is not None:
             loss *= tf.broadcast_to(tf.reshape(tf.cast(sample_weight, self._wide), [-1]), [rows])
@@ -301,6 +304,35 @@ class LSoftmaxClassifier(MultiWorkerModel):
         probabilities = self._probabilities(result.features)
         return self.compute_metrics(result.x, result.y, probabilities, result.sample_weight)
 
+    def embed(self, x: Any, **options: Any) -> Any:
+        """Computes the features as the last layer sees them: the embeddings.
+
+        Rows of length 1 where the margin normalises features, so that their products are the cosines of the angles
+        between samples; a row of zeros stays one. With another margin, what ``backbone.predict(x)`` gives.
+
+        Args:
+            x: inputs [N, ...] as ``keras.Model.predict`` takes them: arrays, tensors, lists or dicts of them, or a data
+                set of batches of inputs, with or without labels.
+            **options: of ``keras.Model.predict``, such as ``batch_size`` and ``verbose``.
+
+        Returns:
+            An array [N, D]; of rows of length 1, float32 (float64 for a float64 policy), else of the features' dtype.
+
+        Raises:
+            ValueError: the model has not been built yet.
+        """
+        if not self.built:
+            raise ValueError("embed: expected a model that has been built, by fit or by a call, got one that has not")
+        if self._embedder is None:
+            model = networks.embedder(self, self._wide)
+            self._embedder = lambda: model
+        return self._embedder().predict(x, **options)
+
+    def quantize(self, *args: Any, **options: Any) -> None:
+        """Quantises backbone and head, as ``keras.Model.quantize`` does and with its arguments."""
+        self._embedder = None
+        super().quantize(*args, **options)
+
     def export(self, filepath: str | PathLike[str], format: str = "tf_saved_model", **options: Any) -> Any:
         """Exports the plain softmax classifier: no margin, no label, nothing that needs lsoftmax_op where it is served.
 
@@ -315,24 +347,10 @@ class LSoftmaxClassifier(MultiWorkerModel):
         """
         if not self.built:
             raise ValueError("export: expected a model that has been built, by fit or by a call, got one that has not")
-        model = self._plain_model()
+        model = networks.plain_softmax(self, self._wide)
         if str(filepath).endswith(".keras"):
             return model.save(filepath)
         return model.export(filepath, format, **options)
-
-    def _plain_model(self) -> keras.Model:
-        """Returns the backbone, a Dense layer with a copy of the head's weights, and a softmax."""
-        inputs = symbolic.anew(self.input)
-        head = self.head.get_config()
-        names = ("name", "units", "use_bias", "dtype", "quantization_config")
-        with self.distribute_strategy.scope():
-            dense = keras.layers.Dense.from_config({name: head[name] for name in names if name in head})
-            softmax = keras.layers.Activation("softmax", dtype=self._wide, name="probabilities")
-            model = keras.Model(inputs, softmax(dense(self.backbone(inputs))), name=self.name)
-            weights: dict[str, Any] = {}
-            self.head.save_own_variables(weights)  # LoRA's product is in the kernel
-            dense.load_own_variables(weights)
-        return model
 
     @property
     def _default_save_signature(self) -> Callable[..., Any]:
@@ -348,6 +366,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
             **super().get_config(),
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "num_classes": head["units"],
+            "label_smoothing": self.label_smoothing,
             **{name: head[name] for name in names},
         }
         special = {name: head[name] for name in ("lora_rank", "lora_alpha", "quantization_config") if head.get(name)}
@@ -361,6 +380,7 @@ class LSoftmaxClassifier(MultiWorkerModel):
         config = dict(config)
         config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
         config["lam"] = annealing.deserialize(config["lam"])
+        config["margin"] = margin_argument.deserialize(config["margin"])
         if isinstance(config.get("dtype"), dict):
             config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])
         if "head" in config:
@@ -375,9 +395,3 @@ def _mask_of(features: Any) -> Any:
     """Returns which samples count, a bool [N] that ``keras.layers.Masking`` leaves on features [N, D]; None for all."""
     mask = getattr(features, "_keras_mask", None)
     return mask if mask is not None and len(mask.shape) == 1 else None
-
-
-def _the_one(value: Any) -> Any:
-    """Returns the labels or weights of a list that holds those of the one output, as Keras takes them, too."""
-    is_list = isinstance(value, (list, tuple)) and len(value) == 1 and bool(getattr(value[0], "ndim", 0))
-    return value[0] if is_list else value
