@@ -213,7 +213,7 @@ def draw_verification(runs: list[verification.Run], rates: np.ndarray, path: Pat
                 at = place + 0.11 * (n - (len(kinds) - 1) / 2)
                 panels[2].plot([at] * len(values), values, "o", color=colour, markersize=5, alpha=0.8)
         for panel, title in zip(panels, ("pairs of two unseen digits", "pairs of the eight seen digits"), strict=False):
-            panel.plot(100 * rates, 100 * (1 - rates), color="#888888", linestyle=":", linewidth=1)
+            panel.plot(100 * rates, 100 * (1 - rates), color="#888888", linestyle=":", linewidth=1, label="equal rates")
             panel.set(title=title, xlabel="false accept rate", ylabel="true accept rate", xscale="log", ylim=(0, 101))
             panel.xaxis.set_major_formatter("{x:g} %")
         panels[0].legend(frameon=False, loc="upper left")
