@@ -94,7 +94,8 @@ def plain_logits(
     if attributes["normalize_features"]:
         norm_sq = tf.reduce_sum(tf.square(tf.cast(features, tf.float64)), axis=1, keepdims=True)
         is_zero = norm_sq == 0
-        factor *= tf.where(is_zero, tf.zeros_like(norm_sq), tf.math.rsqrt(tf.where(is_zero, 1.0, norm_sq)))
+        inverse = tf.math.rsqrt(tf.where(is_zero, tf.ones_like(norm_sq), norm_sq))
+        factor *= tf.where(is_zero, tf.zeros_like(norm_sq), inverse)
     logits = tf.matmul(tf.cast(tf.cast(features, tf.float64) * factor, features.dtype), weights)
     if not attributes["normalize_weights"]:
         return logits

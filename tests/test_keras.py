@@ -104,7 +104,7 @@ def test_dtype_policies(data, policy):
     assert float(layer.lam) == 12345.0
     layer.lam.assign(0.5)
     layer.follow(keras.optimizers.SGD())  # at step 0
-    with mock.patch.object(ops, "lsoftmax_logits", wraps=ops.lsoftmax_logits) as spy:
+    with mock.patch.object(ops, "margin_softmax_logits", wraps=ops.margin_softmax_logits) as spy:
         logits = np.asarray(layer(x, y, training=True)).astype("float64")
     assert spy.call_args.kwargs["lam"].dtype == tf.float32
     dtype = DTYPES[layer.compute_dtype]

@@ -352,7 +352,7 @@ def test_bad_input(call, arguments, error, message):
         call([[1.0]], [[1.0]], [0], **arguments)
 
 
-def test_a_bias_beside_a_margin_that_does_not_normalise():
-    margin = Margin(m2=0.5, scale=2)
+def test_a_bias_beside_a_margin_without_factors():
+    margin = Margin(m2=0.5)
     without = reference.logits([[1.0]], [[2.0]], [0], margin=margin)
     assert reference.logits([[1.0]], [[2.0]], [0], [3.0], margin=margin) == without + 3

@@ -1,4 +1,4 @@
-"""Large-Margin Softmax in Keras 3 models, on the TensorFlow backend.
+"""Large-Margin Softmax and the other margins of `lsoftmax_op.margins` in Keras 3 models, on the TensorFlow backend.
 
 - `LSoftmaxClassifier`: a backbone and a margin; ``fit(x, y)``, and the export is a plain softmax network
 - `LSoftmaxDense`: the layer alone, for models that take their labels as an input

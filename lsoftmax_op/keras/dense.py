@@ -345,7 +345,7 @@ class LSoftmaxDense(keras.layers.Dense):
         return {**children, "lam": self.lam, **margin_argument.variables(self.margin)}
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments of the constructor; of variables, and of a lambda that is no schedule, present values."""
+        """Returns the arguments of the constructor; of variables, and a lambda that is no schedule, present values."""
         config = super().get_config()
         del config["activation"]
         lam = self._lam

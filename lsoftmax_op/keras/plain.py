@@ -40,7 +40,9 @@ def class_factors(kernel: Any, dtype: str) -> Any:
 def _norms(x: Any, axis: int, dtype: str) -> tuple[Any, Any, Any, Any]:
     """Returns which vectors have a norm, the vectors over their largest components, their norms, the components."""
     ops = keras.ops
-    largest = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True))
+    largest = ops.max(ops.abs(x), axis=axis, keepdims=True)
+    if not isinstance(x, keras.KerasTensor):  # older releases of Keras 3 have no symbolic one
+        largest = ops.stop_gradient(largest)
     exists = largest >= float(np.finfo(dtype).tiny)
     largest = ops.where(exists, largest, 1.0)
     scaled = x / largest
