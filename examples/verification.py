@@ -1,11 +1,12 @@
 """Trains embeddings on eight digits and verifies pairs of the two others: does a margin help with unseen classes?
 
-    python -m examples.verification [--steps 150] [--seeds 3] [--scale 16] [--only softmax arcface] [--output FOLDER]
+    python -m examples.verification [--steps 150] [--seeds 3] [--scale 16] [--only softmax arcface] [--turned] ...
 
 Every row of the table is the same convolutional network with 32 features, the same data, optimizer and number of steps;
 only the margin differs. Each of five pairs of digits is left out once, with every seed. Then all pairs of images of
 the two unseen digits are scored by the cosine of their embeddings, and so are those of the test images of the eight
-seen ones (examples/roc.py). Table, verification.json and verification.png; docs/verification.md tells what came out.
+seen ones (examples/roc.py). With --turned, each digit turned by 90, 180 and 270 degrees is another class to train on.
+Writes verification.json and verification.png; docs/verification.md tells what came out.
 """
 
 from __future__ import annotations
@@ -142,16 +143,29 @@ def measure_pixels(data: Dataset) -> list[Run]:
     return [measure(PIXELS, 0, unseen, data, lambda images: images.reshape(len(images), -1)) for unseen in UNSEEN]
 
 
-def train_all(kind: Kind, data: Dataset, seeds: int, steps: int, progress: tqdm) -> list[Run]:
+def training_set(data: Dataset, unseen: tuple[int, int], turned: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images [N, height, width, 1] of all but two digits, and their classes [N], from 0 on.
+
+    Args:
+        data: the digits.
+        unseen: the two.
+        turned: whether each digit turned by 90, by 180 and by 270 degrees is a class, too: four times as many of both.
+    """
+    known = ~np.isin(data.train_labels, unseen)
+    digits, labels = np.unique(data.train_labels[known], return_inverse=True)
+    turns = range(4 if turned else 1)
+    images = [np.rot90(data.train_images[known], turn, axes=(1, 2)) for turn in turns]
+    return np.concatenate(images), np.concatenate([labels + turn * len(digits) for turn in turns])
+
+
+def train_all(kind: Kind, data: Dataset, options: argparse.Namespace, progress: tqdm) -> list[Run]:
     """Trains a network for every seed and pair of unseen digits, and measures it."""
-    classes = int(data.train_labels.max()) + 1 - len(UNSEEN[0])
-    trainer = Trainer(kind, data.train_images.shape[1:], classes, steps)
+    classes = int(training_set(data, UNSEEN[0], options.turned)[1].max()) + 1
+    trainer = Trainer(kind, data.train_images.shape[1:], classes, options.steps)
     runs = []
-    for seed in range(seeds):
+    for seed in range(options.seeds):
         for unseen in UNSEEN:
-            known = ~np.isin(data.train_labels, unseen)
-            labels = np.unique(data.train_labels[known], return_inverse=True)[1]
-            trainer.train(data.train_images[known], labels, seed)
+            trainer.train(*training_set(data, unseen, options.turned), seed)
             runs.append(measure(kind.name, seed, unseen, data, trainer.embed))
             progress.set_postfix_str(f"{kind.name}, {runs[-1].unseen_eer:.1%} of unseen {unseen}")
             progress.update()
@@ -196,6 +210,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=16.0, help="of the margins that normalise")
     keys = [kind.key for kind in kinds_of(1)]
     parser.add_argument("--only", nargs="+", choices=keys, default=keys, metavar="KIND", help=f"of {', '.join(keys)}")
+    parser.add_argument("--turned", action="store_true", help="make turned digits classes, too: 32 to train on")
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for results and picture")
     options = parser.parse_args(arguments)
     for name in ("seeds", "steps"):
@@ -215,14 +230,16 @@ def main(arguments: list[str] | None = None) -> int:
     runs = measure_pixels(data)
     with tqdm(total=len(kinds) * options.seeds * len(UNSEEN), unit="network") as progress:
         for kind in kinds:
-            runs += train_all(kind, data, options.seeds, options.steps, progress)
+            runs += train_all(kind, data, options, progress)
     seconds = time.perf_counter() - began
+    classes = 8 * (4 if options.turned else 1)
     print(f"\n{data.name}: {options.seeds} seed{'s'[: options.seeds > 1]}, {len(UNSEEN)} pairs of unseen digits,")
-    print(f"{options.steps} steps a network, scale {options.scale:g}\n\n{table(runs)}\n")
+    print(f"{classes} classes to train on, {options.steps} steps a network, scale {options.scale:g}\n\n{table(runs)}\n")
     options.output.mkdir(parents=True, exist_ok=True)
     results = options.output / "verification.json"
-    settings = {"steps": options.steps, "seeds": options.seeds, "scale": options.scale, "rates": RATES.tolist()}
-    results.write_text(json.dumps({**settings, "runs": [dataclasses.asdict(run) for run in runs]}, indent=1) + "\n")
+    settings = {name: getattr(options, name) for name in ("steps", "seeds", "scale", "turned")}
+    document = {**settings, "rates": RATES.tolist(), "runs": [dataclasses.asdict(run) for run in runs]}
+    results.write_text(json.dumps(document, indent=1) + "\n")
     print(f"Trained in {seconds:.0f} s. Results and picture:\n  {results}")
     print(f"  {figures.draw_verification(runs, RATES, options.output / 'verification.png')}")
     return 0

@@ -140,6 +140,18 @@ def test_all_pairs():
     assert same.tolist() == [False, True, False, False, True, False]
 
 
+def test_turned_digits_are_classes_of_their_own():
+    digits_ = data.load_digits()
+    images, labels = verification.training_set(digits_, (4, 5), turned=False)
+    assert len(images) == len(labels) == np.sum(~np.isin(digits_.train_labels, (4, 5)))
+    six = digits_.train_images[digits_.train_labels == 6]
+    np.testing.assert_array_equal(images[labels == 4], six)  # 0, 1, 2, 3, 6
+    turned, names = verification.training_set(digits_, (4, 5), turned=True)
+    assert np.bincount(names).tolist() == np.bincount(labels).tolist() * 4
+    for turn in range(4):
+        np.testing.assert_array_equal(turned[names == 4 + 8 * turn], np.rot90(six, turn, axes=(1, 2)))
+
+
 @pytest.mark.slow
 def test_a_second_training_starts_afresh():
     digits_ = data.load_digits()
@@ -173,11 +185,12 @@ def test_the_table_of_verification(tmp_path):
 
 @pytest.mark.slow
 def test_verification_end_to_end(tmp_path, capsys):
-    options = ["--steps", "2", "--seeds", "1", "--only", "arcface", "softmax", "--scale", "8"]
+    options = ["--steps", "2", "--seeds", "1", "--only", "arcface", "softmax", "--scale", "8", "--turned"]
     assert verification.main([*options, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "verification.json").read_text())
-    assert [results[name] for name in ("steps", "seeds", "scale")] == [2, 1, 8]
+    assert [results[name] for name in ("steps", "seeds", "scale", "turned")] == [2, 1, 8, True]
+    assert "32 classes to train on" in printed
     assert len(results["runs"]) == 3 * len(verification.UNSEEN)
     for run in results["runs"]:
         assert run["kind"] in printed
