@@ -1,11 +1,12 @@
 """Trains embeddings on eight digits and verifies pairs of the two others: does a margin help with unseen classes?
 
-    python -m examples.verification [--steps 150] [--seeds 3] [--scale 16] [--only softmax arcface] [--turned] ...
+    python -m examples.verification [--steps 150] [--seeds 3] [--scale 16] [--turned] [--linear] ...
 
 Every row of the table is the same convolutional network with 32 features, the same data, optimizer and number of steps;
 only the margin differs. Each of five pairs of digits is left out once, with every seed. Then all pairs of images of
 the two unseen digits are scored by the cosine of their embeddings, and so are those of the test images of the eight
-seen ones (examples/roc.py). With --turned, each digit turned by 90, 180 and 270 degrees is another class to train on.
+seen ones (examples/roc.py). With --turned, each digit turned by 90, 180 and 270 degrees is another class to train on;
+with --linear, the features have no batch normalisation of their own.
 Writes verification.json and verification.png; docs/verification.md tells what came out.
 """
 
@@ -86,8 +87,8 @@ def kinds_of(scale: float) -> tuple[Kind, ...]:
     )
 
 
-def backbone(shape: tuple[int, ...]) -> keras.Model:
-    """Convolutions with batch normalisation and PReLU, and 32 features, batch-normalised."""
+def backbone(shape: tuple[int, ...], norm_features: bool) -> keras.Model:
+    """Convolutions with batch normalisation and PReLU, and 32 linear features, batch-normalised or not."""
     layers = keras.layers
 
     def norm() -> keras.Layer:
@@ -97,15 +98,18 @@ def backbone(shape: tuple[int, ...]) -> keras.Model:
         return [layers.Conv2D(filters, 3, padding="same", use_bias=False), norm(), layers.PReLU(shared_axes=[1, 2])]
 
     stack = [*block(16), *block(16), layers.MaxPooling2D(2), *block(32), layers.MaxPooling2D(2), layers.Flatten()]
-    return keras.Sequential([keras.Input(shape), *stack, layers.Dense(32, use_bias=False), norm()])
+    features = [layers.Dense(32, use_bias=False), norm()] if norm_features else [layers.Dense(32)]
+    return keras.Sequential([keras.Input(shape), *stack, *features])
 
 
 class Trainer:
     """Trains one kind of network again and again, and has TensorFlow trace it once."""
 
-    def __init__(self, kind: Kind, shape: tuple[int, ...], classes: int, steps: int) -> None:
+    def __init__(
+        self, kind: Kind, shape: tuple[int, ...], classes: int, steps: int, norm_features: bool = True
+    ) -> None:
         lam = LambdaSchedule(gamma=0.5 / steps) if kind.annealed else 0.0
-        self._fresh = lambda: LSoftmaxClassifier(backbone(shape), classes, margin=kind.margin, lam=lam)
+        self._fresh = lambda: LSoftmaxClassifier(backbone(shape, norm_features), classes, margin=kind.margin, lam=lam)
         self._steps = steps
         self._model = self._fresh()
         rate = keras.optimizers.schedules.CosineDecay(4e-3, steps)
@@ -161,7 +165,7 @@ def training_set(data: Dataset, unseen: tuple[int, int], turned: bool) -> tuple[
 def train_all(kind: Kind, data: Dataset, options: argparse.Namespace, progress: tqdm) -> list[Run]:
     """Trains a network for every seed and pair of unseen digits, and measures it."""
     classes = int(training_set(data, UNSEEN[0], options.turned)[1].max()) + 1
-    trainer = Trainer(kind, data.train_images.shape[1:], classes, options.steps)
+    trainer = Trainer(kind, data.train_images.shape[1:], classes, options.steps, not options.linear)
     runs = []
     for seed in range(options.seeds):
         for unseen in UNSEEN:
@@ -211,6 +215,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     keys = [kind.key for kind in kinds_of(1)]
     parser.add_argument("--only", nargs="+", choices=keys, default=keys, metavar="KIND", help=f"of {', '.join(keys)}")
     parser.add_argument("--turned", action="store_true", help="make turned digits classes, too: 32 to train on")
+    parser.add_argument("--linear", action="store_true", help="features as the last dense layer gives them")
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for results and picture")
     options = parser.parse_args(arguments)
     for name in ("seeds", "steps"):
@@ -237,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{classes} classes to train on, {options.steps} steps a network, scale {options.scale:g}\n\n{table(runs)}\n")
     options.output.mkdir(parents=True, exist_ok=True)
     results = options.output / "verification.json"
-    settings = {name: getattr(options, name) for name in ("steps", "seeds", "scale", "turned")}
+    settings = {name: getattr(options, name) for name in ("steps", "seeds", "scale", "turned", "linear")}
     document = {**settings, "rates": RATES.tolist(), "runs": [dataclasses.asdict(run) for run in runs]}
     results.write_text(json.dumps(document, indent=1) + "\n")
     print(f"Trained in {seconds:.0f} s. Results and picture:\n  {results}")

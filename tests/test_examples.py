@@ -185,7 +185,7 @@ def test_the_table_of_verification(tmp_path):
 
 @pytest.mark.slow
 def test_verification_end_to_end(tmp_path, capsys):
-    options = ["--steps", "2", "--seeds", "1", "--only", "arcface", "softmax", "--scale", "8", "--turned"]
+    options = ["--steps", "2", "--seeds", "1", "--only", "arcface", "softmax", "--scale", "8", "--turned", "--linear"]
     assert verification.main([*options, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "verification.json").read_text())
