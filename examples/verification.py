@@ -187,7 +187,7 @@ def table(runs: list[Run]) -> str:
 
     Every number is a mean over the pairs of unseen digits; its spread is that of the seeds.
     """
-    titles = ("unseen", "- softmax's", "lower in", "seen", "- softmax's", "lower in")
+    titles = ("unseen", "over softmax", "lower in", "seen", "over softmax", "lower in")
     lines = [f"{'equal error rate, %':<24}" + "".join(f"{title:>15}" for title in titles)]
     for kind in dict.fromkeys(run.kind for run in runs):
         cells = []
