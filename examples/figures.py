@@ -15,6 +15,7 @@ from lsoftmax_op import reference
 from lsoftmax_op.margins import ArcFace, Combined, CosFace, LSoftmax
 
 if TYPE_CHECKING:
+    from examples import verification
     from examples.digits import Run
 
 # Ten colours that stay apart for colour-blind readers and in neighbouring wedges (Paul Tol's muted scheme and a black).
@@ -37,6 +38,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+KIND_COLOURS = ("#BBBBBB", "#444444", "#88CCEE", "#4477AA", "#999933", "#DDAA33", "#BB5566")
 
 
 def name_of(margin: int) -> str:
@@ -184,6 +186,43 @@ def draw_convergence(curves: dict[int, list[list[dict]]], dataset: str, path: Pa
         panels[0].legend(frameon=False)
         count = len(next(iter(curves.values())))
         figure.suptitle(f"{dataset}: mean of {count} seed{'s'[: count > 1]}, and the range of them", fontsize=14)
+        figure.savefig(path, dpi=100)
+        plt.close(figure)
+    return path
+
+
+def draw_verification(runs: list[verification.Run], rates: np.ndarray, path: Path) -> Path:
+    """Draws the ROC curves of unseen and of seen classes, and the equal error rate of every pair of unseen ones.
+
+    Args:
+        runs: the networks, those of a kind one after the other.
+        rates: the false accept rates [M] of their curves.
+        path: where to.
+    """
+    kinds = list(dict.fromkeys(run.kind for run in runs))
+    pairs = list(dict.fromkeys(run.unseen for run in runs))
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
+        for n, (kind, colour) in enumerate(zip(kinds, KIND_COLOURS, strict=False)):
+            own = [run for run in runs if run.kind == kind]
+            for panel, curve in zip(panels, ("unseen_curve", "seen_curve"), strict=False):
+                accepted = 1 - np.mean([getattr(run, curve) for run in own], axis=0)
+                panel.plot(100 * rates, 100 * accepted, color=colour, linewidth=2, label=kind)
+            for place, pair in enumerate(pairs):
+                values = [100 * run.unseen_eer for run in own if run.unseen == pair]
+                at = place + 0.11 * (n - (len(kinds) - 1) / 2)
+                panels[2].plot([at] * len(values), values, "o", color=colour, markersize=5, alpha=0.8)
+        for panel, title in zip(panels, ("pairs of two unseen digits", "pairs of the eight seen digits"), strict=False):
+            panel.plot(100 * rates, 100 * (1 - rates), color="#888888", linestyle=":", linewidth=1, label="equal rates")
+            panel.set(title=title, xlabel="false accept rate", ylabel="true accept rate", xscale="log", ylim=(0, 101))
+            panel.xaxis.set_major_formatter("{x:g} %")
+        panels[0].legend(frameon=False, loc="upper left")
+        panels[2].set(title="equal error rate, network by network", xlabel="unseen digits", xticks=range(len(pairs)))
+        panels[2].set_xticklabels([" and ".join(map(str, pair)) for pair in pairs])
+        panels[2].set_ylim(bottom=0)
+        for panel in panels:
+            panel.yaxis.set_major_formatter("{x:g} %")
+            panel.grid(alpha=0.25)
         figure.savefig(path, dpi=100)
         plt.close(figure)
     return path

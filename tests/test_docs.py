@@ -10,7 +10,15 @@ import pages
 import pytest
 from support import PACKAGE, ROOT
 
-RUNNING = ("README.md", "docs/keras.md", "docs/margins.md", "docs/lambda.md", "docs/arrays.md", "docs/migration.md")
+RUNNING = (
+    "README.md",
+    "docs/keras.md",
+    "docs/margins.md",
+    "docs/verification.md",
+    "docs/lambda.md",
+    "docs/arrays.md",
+    "docs/migration.md",
+)
 PAGES = (
     "README.md",
     "CHANGELOG.md",
