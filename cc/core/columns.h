@@ -4,9 +4,8 @@
 //   class_factors[c]      1 / |w_c|, 0 of a zero column
 //   weights_grad[:, c] -= w_c (w_c . weights_grad[:, c]) / |w_c|^2
 //
-// The second is what is left of a gradient that came through logits of p / |w_c|: its part along w_c changes nothing but
-// the norm. Sums run in double, eight features
-// at a time, in their order.
+// The second is what is left of a gradient that came through logits of p / |w_c|: its part along w_c changes nothing
+// but the norm. Sums run in double, eight features at a time, in their order.
 #ifndef LSOFTMAX_CORE_COLUMNS_H_
 #define LSOFTMAX_CORE_COLUMNS_H_
 

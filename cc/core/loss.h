@@ -18,7 +18,8 @@ namespace lsoftmax {
 template <typename T>
 struct LossKernels {
   // Rows [begin, end), from products, bias or class_factors, labels, lambda, margin, terms, geometry: loss,
-  // products_grad, geometry_grad, target_grad and predicted. A row without a target gets zeros, and its predicted class.
+  // products_grad, geometry_grad, target_grad and predicted. A row without a target gets zeros, and its predicted
+  // class.
   void (*loss)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // The same in two passes, for products that exist a block of classes at a time.

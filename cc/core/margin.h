@@ -60,7 +60,6 @@ struct Terms {
   Real offset, scale;
   Real smoothing, smoothing_of_class;  // the share of the target distribution that all classes have, and each of them
 };
-constexpr int kTerms = 7;
 
 // What the margin needs to know of a row; or the derivatives of something in it.
 template <typename Real>

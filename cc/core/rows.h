@@ -33,8 +33,8 @@ struct RowKernels {
   void (*angles)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // Rows [begin, end): features_grad = loss_grad (features_grad + geometry_grad_s w_y + 2 geometry_grad_A x), without a
-  // target loss_grad features_grad; here and below with loss_grad times grad_unit. If the margin divides by the features'
-  // norms, the part of the features_grad that came in along x is taken off first.
+  // target loss_grad features_grad; here and below with loss_grad times grad_unit. If the margin divides by the
+  // features' norms, the part of the features_grad that came in along x is taken off first.
   void (*features_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // Feature dimensions [begin, end): weights_grad[:, y] += sum over the rows of class y of

@@ -3,8 +3,8 @@
 //   an arrival has turns; one is complete when one thread has announced it and the bytes that it announced are there
 //
 // A copy is made at once, as `reverse` has it, or not before all threads wait, as in the order of their index; of a
-// shuffle, one or the other, and the next that is made is any of them. So what is read without waiting is not there, and
-// what is asked for before others have read what was there is gone.
+// shuffle, one or the other, and the next that is made is any of them. So what is read without waiting is not there,
+// and what is asked for before others have read what was there is gone.
 #ifndef LSOFTMAX_CUDA_TESTING_BULK_COPIES_H_
 #define LSOFTMAX_CUDA_TESTING_BULK_COPIES_H_
 

@@ -10,8 +10,8 @@
 // CUDA_ON_CPU_LAST is a number, only so many blocks of each launch run, the last ones: the far end of arrays that are
 // too large to be walked through. To the file CUDA_ON_CPU_LOG each launch adds a line: its blocks and threads.
 //
-// Of a cluster all blocks are in flight at once, one runs until it has to wait for another, in the same orders, and what
-// it leaves in shared memory is overwritten when it ends. Bulk copies take their time (machine.h).
+// Of a cluster all blocks are in flight at once, one runs until it has to wait for another, in the same orders, and
+// what it leaves in shared memory is overwritten when it ends. Bulk copies take their time (machine.h).
 //
 // What it is not: fast, or a model of memory: caches do not exist. __shared__ arrays are static, and hold what the last
 // block left; only what of_block() and dynamic_shared() of cuda/device.cuh give is each block's own, as kernels of

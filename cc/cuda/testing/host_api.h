@@ -1,7 +1,7 @@
 // What a host asks of the device of cuda_runtime.h, which includes this: its limits, its last error, copies.
 //
 //   CUDA_ON_CPU_SHARED            bytes of shared memory a block; 64 KB
-//   CUDA_ON_CPU_CLUSTER           the most blocks of a cluster: 1, 2, 4, 8 or 16; or 0, which it is: it knows no clusters
+//   CUDA_ON_CPU_CLUSTER           the most blocks of a cluster: 1, 2, 4, 8 or 16; 0, as it is: none
 //   CUDA_ON_CPU_MULTIPROCESSORS   16
 //
 // A device by other numbers is another device, with a number of its own.
