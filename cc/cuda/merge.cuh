@@ -87,7 +87,8 @@ __device__ R base_of(R m) {
   return m == minus_infinity<R>() ? 0 : m;
 }
 
-// The span's sums, with Z, which is added up apart: joins the target, whose product it reads. Without a finite logit the class is 0.
+// The span's sums, with Z, which is added up apart: joins the target, whose product it reads. Without a finite logit the
+// class is 0.
 template <typename T, Classes kClasses>
 __device__ Sums<double> sums_of(const Span<T, kClasses>& span, Real<T> m, const Total& total, int64_t first_class,
                                 double logits = 0) {
