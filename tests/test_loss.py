@@ -190,7 +190,11 @@ def test_of_a_row_of_nans_the_first_class_is_predicted(dtype, classes):
 
 @pytest.mark.parametrize("module", ["_core", "_cuda_on_cpu"])
 def test_the_exponential_is_right_to_two_units_in_the_last_place(module):
-    """Through the gradient kernel, with maximum 0 and scale 1: it is the exponential of its products."""
+    """Through the gradient kernel, with maximum 0 and scale 1: it is the exponential of its products.
+
+    A CUDA kernel's is as exact down to exp(-22), and beyond as exact as its argument, a difference of two logits, is
+    known: |x| 2^-24 (FastSlope of cc/cuda/packed.cuh).
+    """
     kernels = pytest.importorskip(f"lsoftmax_op.{module}", reason="built without LSOFTMAX_TESTING=ON")
     ends = np.array([0.0, -0.0, -1e-45, -1e-38, -87.33654, -87.4, -103.97, -103.98, -104.0, -1e4, -3e38, -np.inf])
     rng = np.random.default_rng(0)
@@ -203,7 +207,9 @@ def test_the_exponential_is_right_to_two_units_in_the_last_place(module):
     kernels.products_grad(call, 1)
     expected = np.exp(x.astype(np.float64))
     ulp = np.spacing(np.maximum(expected, np.finfo(np.float32).tiny).astype(np.float32)).astype(np.float64)
-    assert (np.abs(gradient - expected) / ulp).max() < 2
+    far = module != "_core" and np.isfinite(x) & (x < -22)
+    known = np.where(far, np.abs(np.where(far, x, 0)) * 2.0**-24, 0) * expected
+    assert (np.abs(gradient - expected) < 2 * ulp + known).all()
     assert gradient[0] == 1
     assert gradient[len(ends) - 1] == 0
 
