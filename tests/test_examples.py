@@ -152,7 +152,6 @@ def test_turned_digits_are_classes_of_their_own():
         np.testing.assert_array_equal(turned[names == 4 + 8 * turn], np.rot90(six, turn, axes=(1, 2)))
 
 
-@pytest.mark.slow
 def test_a_second_training_starts_afresh():
     digits_ = data.load_digits()
     images, labels = digits_.train_images[:80], digits_.train_labels[:80]
