@@ -34,8 +34,8 @@ class LSoftmaxDense(keras.layers.Dense):
     the plain ones in inference. Feed them to a cross-entropy with ``from_logits=True``.
 
     With a margin that normalises or scales (`lsoftmax_op.margins`), the plain logits are ``scale |x| |w| cos(theta)``,
-    |x| and |w| being 1 where they are normalised, and 0 where a norm that is divided by is 0: of CosFace, ArcFace and
-    their combination ``scale cos(theta)``. They are computed in Keras' own ops, and have no bias.
+    ``|x|`` and ``|w|`` being 1 where they are normalised, and 0 where a norm that is divided by is 0: of CosFace,
+    ArcFace and their combination ``scale cos(theta)``. They are computed in Keras' own ops, and have no bias.
 
     With a schedule for lambda, the layer must know whose steps to count: ``layer.follow(optimizer)``, which
     `LSoftmaxMonitor` does in ``fit``. (`LSoftmaxClassifier` needs neither.)
