@@ -57,11 +57,12 @@ void take_off_radial(const Arguments<T>& args, int64_t begin, int64_t end) {
       add_rows<rows.value>(w, args.weights_grad + d * pitch + first, pitch, width, along);
       add_rows<rows.value>(w, w, pitch, width, norm_sq);
     });
-    for (int64_t l = 0; l < width; ++l) along[l] = norm_sq[l] == 0 ? 0 : along[l] / norm_sq[l];
+    Real<T> share[kNarrow];  // rounded as the gradient is, of which it is a part
+    for (int64_t l = 0; l < width; ++l) assign(share[l], norm_sq[l] == 0 ? 0 : along[l] / norm_sq[l]);
     for (int64_t d = 0; d < args.depth; ++d) {
       const T* const __restrict w = args.weights + d * pitch + first;
       T* const __restrict gradient = args.weights_grad + d * pitch + first;
-      for (int64_t l = 0; l < width; ++l) assign(gradient[l], widen(gradient[l]) - along[l] * widen(w[l]));
+      for (int64_t l = 0; l < width; ++l) assign(gradient[l], widen(gradient[l]) - share[l] * widen(w[l]));
     }
   }
 }
