@@ -39,7 +39,8 @@ def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = No
         tf.constant(number, tf.float64) if isinstance(number, float) else tf.cast(number, tf.float64)
         for number in numbers
     )
-    return tf.stack(Terms(shift, tf.cos(shift), tf.sin(shift), offset, scale, smoothing, of_class))
+    # No gradient goes to them; of the logits, it would miss the target's share.
+    return tf.stop_gradient(tf.stack(Terms(shift, tf.cos(shift), tf.sin(shift), offset, scale, smoothing, of_class)))
 
 
 def class_factors(ops: Any, margin: Margin, weights: tf.Tensor) -> tf.Tensor:
@@ -136,7 +137,8 @@ def factor_of(geometry: tf.Tensor, terms: tf.Tensor, attributes: dict[str, Any])
 
 
 def _inverse_norm(norm_sq: tf.Tensor) -> tf.Tensor:
-    is_zero = norm_sq == 0
+    """Returns 1 / sqrt(norm_sq), 0 of a norm below 2^-100."""
+    is_zero = norm_sq < 2.0**-200
     inverse = tf.math.rsqrt(tf.where(is_zero, tf.ones_like(norm_sq), norm_sq))
     return tf.where(is_zero, tf.zeros_like(norm_sq), inverse)
 

@@ -13,7 +13,7 @@ First order, with G = dL/d(margin logits), g_i its target entries and t(s, A, B)
                                  LsoftmaxBiasGrad       bias:     sum of g P, completed
                                  each handed on by LsoftmaxLossGradient, which knows what it depends on
 
-LsoftmaxFeaturesGrad and LsoftmaxWeightsGrad are multilinear: their own gradients are the same ops again. Only
+LsoftmaxFeaturesGrad and LsoftmaxWeightsGrad are multilinear where nothing is normalised: their own gradients are the same ops again. Only
 LsoftmaxLogitsGrad has a gradient with new mathematics, the second derivatives of t. It is rarely asked for and N-sized,
 so it is composed of TensorFlow's ops, and TensorFlow derives it again for whoever wants a third. The gradients of
 LsoftmaxLossGradient are those of the unfused loss, the cross-entropy of the margin logits.
@@ -86,10 +86,12 @@ class _Gradients:
     def of_class_factors(self, op: Any, upstream: tf.Tensor) -> tf.Tensor:
         # d(1 / |w|) = -w / |w|^3
         weights, factors = op.inputs[0], op.outputs[0]
-        return tf.cast(tf.cast(weights, factors.dtype) * (-upstream * factors**3), weights.dtype)
+        units = tf.cast(weights, factors.dtype) * factors
+        return tf.cast(units * (-upstream * factors * factors), weights.dtype)
 
     def of_features_grad(self, op: Any, upstream: tf.Tensor) -> list[Any]:
         # f = h (base + g_s w_y + 2 g_A x)
+        _refuse_normalised(op, "normalize_features")
         base, features, weights, labels, geometry_grad, loss_grad, unit, _ = op.inputs
         no_loss = _no_loss(features.dtype)
         for_loss_grad = None
@@ -112,6 +114,7 @@ class _Gradients:
 
     def of_weights_grad(self, op: Any, upstream: tf.Tensor) -> list[Any]:
         # f[:, y] = base[:, y] + sum of h (g_s x + 2 g_B w_y)
+        _refuse_normalised(op, "normalize_weights")
         _, features, weights, labels, geometry_grad, loss_grad, unit, _ = op.inputs
         no_loss = _no_loss(features.dtype)
         has_target = tf.cast(labels >= 0, tf.float64)
@@ -256,6 +259,12 @@ def _scaled_product(features: tf.Tensor, loss_grad: tf.Tensor, products_grad: tf
     else:
         features = blocks.scale_rows(features, loss_grad, unit)
     return tf.matmul(features, products_grad, transpose_a=True)
+
+
+def _refuse_normalised(op: Any, attribute: str) -> None:
+    """Refuses to derive a gradient whose radial part was taken off: LsoftmaxLossGradient knows what it depends on."""
+    if op.get_attr(attribute):
+        raise LookupError(f"{op.type}: expected {attribute}=False where it is differentiated itself, got True")
 
 
 def _no_loss(dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -208,14 +208,21 @@ def _as_seen(x, w, margin):
     return x, w
 
 
+def _divisor(v):
+    """|v|; 0 where it is below 2^-100, and counts as zero."""
+    norm = _norm(v)
+    return 0.0 if norm < 2.0**-100 else norm
+
+
 def _unit(v):
-    """v / |v|, 0 where v is 0."""
-    return v / (_norm(v) or 1.0)
+    """v / |v|, 0 where v is."""
+    norm = _divisor(v)
+    return np.zeros_like(v) if norm == 0 else v / norm
 
 
 def _through_norm(grad, v):
     """What is d/d(v / |v|) as d/dv: (grad - u (u . grad)) / |v| with u = v / |v|; 0 where v is 0."""
-    norm, u = _norm(v), _unit(v)
+    norm, u = _divisor(v), _unit(v)
     return np.zeros_like(v) if norm == 0 else (grad - u * _dot(u, grad)) / norm
 
 

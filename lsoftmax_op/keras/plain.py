@@ -3,8 +3,8 @@
     logit_j = scale x . w_j / (|x| |w_j|)       each norm where the margin divides by it; 0 where that norm is 0
 
 A norm is taken of the vector divided by its largest component, so that no square overflows or vanishes. That component
-is a constant to the derivative, of which the quotient does not depend on it. Below the smallest normal number, which
-TensorFlow may take for zero, a norm is zero here, and so are value and gradient.
+is a constant to the derivative, of which the quotient does not depend on it. A norm below 2^-100 counts as zero, and
+value and gradient are 0.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import keras
 import numpy as np
 
 from lsoftmax_op.margins import Margin
+
+
+_LEAST = 2.0**-100
 
 
 def unit_rows(x: Any, dtype: str) -> Any:
@@ -43,7 +46,7 @@ def _norms(x: Any, axis: int, dtype: str) -> tuple[Any, Any, Any, Any]:
     largest = ops.max(ops.abs(x), axis=axis, keepdims=True)
     if not isinstance(x, keras.KerasTensor):  # older releases of Keras 3 have no symbolic one
         largest = ops.stop_gradient(largest)
-    exists = largest >= float(np.finfo(dtype).tiny)
+    exists = largest >= _LEAST
     largest = ops.where(exists, largest, 1.0)
     scaled = x / largest
     norm_sq = ops.sum(ops.square(scaled), axis=axis, keepdims=True)
@@ -65,7 +68,7 @@ def scaled_variables(variables: dict[str, Any], margin: Margin) -> dict[str, np.
     factors = np.full(values.shape[1], float(margin.scale))
     if margin.normalize_weights:
         largest = np.abs(values).max(axis=0, initial=0)
-        exists = largest >= np.finfo(np.float64 if kernel.dtype == np.float64 else np.float32).tiny
+        exists = largest >= _LEAST
         largest = np.where(exists, largest, 1)
         norms = largest * np.sqrt(np.square(values / largest).sum(axis=0))
         factors = np.where(exists, factors / np.where(exists, norms, 1), 1 if divisors else 0)
