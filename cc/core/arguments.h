@@ -68,8 +68,8 @@ struct Arguments {
   void* workspace = nullptr;  // of CUDA kernels, see kernels.h
 };
 
-// X(KERNEL): those of rows.h and loss.h; geometry and loss in one; and in one the three gradients that complete those
-// of the products: features_grad, weights_grad and, unless it is null, bias_grad.
+// X(KERNEL): those of rows.h, loss.h and columns.h; geometry and loss in one; and in one the three gradients that
+// complete those of the products: features_grad, weights_grad and, unless it is null, bias_grad.
 #define LSOFTMAX_FOR_EACH_KERNEL(X) \
   X(geometry)                       \
   X(logits)                         \

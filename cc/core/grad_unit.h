@@ -7,10 +7,12 @@
 //
 //   dX = (g u) ((P / u) W^T)        dW = ((g u) X)^T (P / u)        db = (g u)^T (P / u)
 //
-//   1 / u = the power of two at or below  min(max(x / p, 2^12 x / N), 2^8 / r),  from 2^-6 to 2^40
+//   1 / u = the power of two at or below  min(max(x / p, 2^12 x / N), 2^8 / r),  from min(2^-6, 2^8 / r) to 2^40
 //
 // with x = |x| / sqrt(D), the size of a feature, p the largest of the other classes' probabilities, r their sum, N the
-// rows.
+// rows. Where logits are multiples of the products, p and r are derivatives in the products: those times the factors of
+// the row and of a class (margin.h). One unit cannot fit classes of all norms: it fits those whose norm is the target's.
+// The entry of a class of less than 1 / 256 of it may not fit, and is the largest number that does.
 //
 //   x / p        makes P / u as large as a feature, (g u) x as large as g p: rounding it loses what rounding g p would
 //   2^12 x / N   leaves (g u) x its digits if g is 1 / N or more, that of a mean; keeps far smaller classes beside p
@@ -41,7 +43,8 @@ LSOFTMAX_INLINE Real grad_lift(Real largest, Real rest, Real features_sq, Real d
   const Real fits = x / largest, keeps = number(x, kFeatureRange) * x / number(x, static_cast<double>(rows));
   const Real wanted = where(less(keeps, fits), fits, keeps), bound = number(x, kProductRange) / rest;
   const Real lift = where(less(wanted, bound), wanted, bound);
-  const Real bounded = where(less(lift, least), least, where(less(most, lift), most, power_of_two_below(lift)));
+  const Real floor = where(less(bound, least), bound, least);
+  const Real bounded = where(less(most, lift), most, power_of_two_below(where(less(lift, floor), floor, lift)));
   return where(less(number(x, 0), lift), bounded, number(x, 1));
 }
 

@@ -56,6 +56,8 @@ LSOFTMAX_INLINE float widen(float16 x) {
 #endif
 }
 
+constexpr float kLargestFloat16 = 65504;
+
 // What T is computed in: float, or double for doubles.
 template <typename T>
 using Real = decltype(widen(T()));

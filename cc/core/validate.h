@@ -56,11 +56,25 @@ inline std::string judge(const Margin& margin) {
   return "margin: expected 1 for a linear continuation, got " + std::to_string(margin.m);
 }
 
-// What is wrong with factors of the classes; empty if nothing is: they go not together with a bias, nor without terms.
-inline std::string judge_factors(bool has_factors, bool has_bias, bool has_terms) {
-  if (!has_factors) return "";
-  if (has_bias) return "bias: expected none where there are class_factors, got one";
-  return has_terms ? "" : "terms: expected shape [7] where there are class_factors, got none";
+// An array that may be none: whether the op or call has such an input, and whether it is there.
+struct Given {
+  bool is_input, is_there;
+};
+
+// What is wrong with the arrays that a margin wants, or refuses; empty if nothing is. That a scale other than 1 wants
+// class_factors is for the caller to know: only a device may see it.
+inline std::string judge(const Margin& margin, const Given& terms, const Given& class_factors, bool has_bias) {
+  const std::string want_terms = "terms: expected shape [7] where ", want_factors = "class_factors: expected shape [C]";
+  const bool normalizes = margin.normalize_features || margin.normalize_weights;
+  if (class_factors.is_there && has_bias) return "bias: expected none where there are class_factors, got one";
+  if (class_factors.is_there && !terms.is_there) return want_terms + "there are class_factors, got none";
+  if (terms.is_input && !terms.is_there && (normalizes || margin.linear)) {
+    return want_terms + "a margin normalises or has a linear continuation, got none";
+  }
+  if (class_factors.is_input && !class_factors.is_there && normalizes) {
+    return want_factors + " where a margin normalises, got none";
+  }
+  return "";
 }
 
 inline std::string about_bad_first(const char* argument, int64_t first, int64_t count, int64_t width) {

@@ -2,11 +2,11 @@
 // indices, and first_class is that of a block's first column.
 //
 //   Sums           takes a block into every row's sums: the largest logit m but the target's, the sum of exp(z - m),
-//                  the largest logit, its class
+//                  the largest logit, its class, and where labels are smoothed the sum of z
 //   Finish         loss, normalizer and the target's share of the gradient, from the sums over all classes
 //                  (core/softmax.h)
-//   ProductsGrad   products_grad[i, j] = exp(z_ij - m_i) scale_i, with (m, scale)_i = normalizer[:, i]; 0 at the
-//                  target; in the products' own buffer
+//   ProductsGrad   products_grad[i, j] = (exp(z_ij - m_i) scale_i + addend_i) class_factors[j], with
+//                  (m, scale, addend)_i = normalizer[:, i]; 0 at the target; in the products' own buffer
 //   SetColumns     matrix[:, first_column .. first_column + B) = block, in the matrix's own buffer where TensorFlow
 //                  gives it away. TensorFlow's own op for it, TensorStridedSliceUpdate, took 237 ms where this one
 //                  takes 21.
@@ -35,7 +35,7 @@ The sums over every row's classes, block by block.
 
 products: [N, B], features times the weights of the block's classes.
 labels: [N], global class indices; -1 for a row without a target.
-bias: [B], or [0] for none.
+bias: [B], or [0] for none, as with class_factors.
 first_class: [], the class of the first column, >= 0. Under XLA, where nothing can raise an error, another makes NaNs.
 class_factors: [B], of the block's classes, or [0], as for LsoftmaxLoss.
 terms: [7], as for LsoftmaxLoss, or [0].
@@ -109,7 +109,7 @@ The gradient of the loss in its products, block by block.
 
 products: [N, B], features times the weights of the block's classes.
 labels: [N], global class indices; -1 for a row without a target.
-bias: [B], or [0] for none.
+bias: [B], or [0] for none, as with class_factors.
 first_class: [], the class of the first column, >= 0. Under XLA, where nothing can raise an error, another makes NaNs.
 class_factors: [B], of the block's classes, or [0], as for LsoftmaxLoss.
 terms: [7], as for LsoftmaxLoss, or [0].

@@ -1,12 +1,13 @@
 // What the margin needs to know of a sample, and the gradients that go back through it.
 //
 //   TargetGeometry   geometry[:, i] = (x_i . w_{y_i}, |x_i|^2, |w_{y_i}|^2)
-//   FeaturesGrad     features_grad[i]   = h_i (products_features_grad[i] + g_s w_{y_i} + 2 g_A x_i)
-//   WeightsGrad      weights_grad[:, y] = products_weights_grad[:, y] + sum over the rows i of class y of
+//   FeaturesGrad     features_grad[i]   = h_i (f_i + g_s w_{y_i} + 2 g_A x_i)           f = products_features_grad
+//   WeightsGrad      weights_grad[:, y] = f_y + sum over the rows i of class y of       f = products_weights_grad
 //                                         h_i (g_s x_i + 2 g_B w_y)
 //   ClassFactors     class_factors[c]   = 1 / |w_c|
 //
-// with (g_s, g_A, g_B) = geometry_grad[:, i] and h = loss_grad grad_unit: of a loss; else 1.
+// with (g_s, g_A, g_B) = geometry_grad[:, i] and h = loss_grad grad_unit: of a loss; else 1. What the logits divide by
+// the norm of, takes off f what is along it: f_i - x_i (x_i . f_i) / |x_i|^2, and so for every class.
 //
 // Features and weights pass through TargetGeometry uncopied, so that the gradient of this op meets those of the matrix
 // product X W and can complete them in place. Only the columns of the batch's own classes are touched, and no matrix
@@ -76,7 +77,7 @@ loss_grad: [N], the upstream gradient of a loss, by which the two above are stil
 grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish, what the two above are multiples of; [0] for none.
 target_weights: [N, D], of LsoftmaxLoss, or [0]: the columns are read from `weights`.
 normalize_features: whether the part of products_features_grad along each sample is taken off it first.
-features_grad: [N, D], their sum.
+features_grad: [N, D].
 )doc");
 
 REGISTER_OP("LsoftmaxWeightsGrad")
@@ -105,7 +106,7 @@ loss_grad: [N], the upstream gradient of a loss, by which `geometry_grad` is sti
 grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish, what `geometry_grad` is a multiple of; [0] for none.
 target_weights: [N, D], of LsoftmaxLoss, or [0]: the columns are read from `weights`.
 normalize_weights: whether the part of products_weights_grad along each class's weights is taken off it first.
-weights_grad: [D, C], their sum.
+weights_grad: [D, C].
 )doc");
 
 constexpr InPlace kFeaturesGrad = {"products_features_grad", "features_grad", InPlace::kChanged};

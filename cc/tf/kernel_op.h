@@ -54,8 +54,9 @@ class KernelOp : public OpKernel {
       const bool wide = input.dtype() == tensorflow::DT_INT64;
       take<Core<T>>(args, place.number, input.data(), input.NumElements(), wide);
     }
-    TF_RETURN_IF_ERROR(
-        status_of(judge_factors(args->class_factors != nullptr, args->bias != nullptr, args->terms != nullptr)));
+    const Given terms = {signature_.input("terms") >= 0, args->terms != nullptr};
+    const Given factors = {signature_.input("class_factors") >= 0, args->class_factors != nullptr};
+    TF_RETURN_IF_ERROR(status_of(lsoftmax::judge(args->margin, terms, factors, args->bias != nullptr)));
     if (depth_ >= 0) args->depth = *data_of<int64_t>(context->input(depth_));
     if (first_class_ >= 0) {
       args->first_class = *data_of<int64_t>(context->input(first_class_));

@@ -27,7 +27,7 @@ REGISTER_OP("LsoftmaxLogits")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
-The logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6).
+The logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6), or of a margin with terms.
 
 products: [N, C], features times weights, without a bias: the plain logits of the margin.
 labels: [N], each in [0, C), or -1 for a row that stays as it is.
@@ -39,7 +39,8 @@ margin: m, from 1 (no margin) to 64.
 normalize_features: whether logits are divided by the norms of the features: with terms.
 normalize_weights: whether they are divided by the norms of the weights: with terms.
 linear_continuation: whether psi goes on in a straight line beyond m theta + shift = pi: with terms and m = 1.
-logits: [N, C], `products` with the target's entry of each row replaced.
+logits: [N, C], `products` with the target's entry of each row replaced: by a multiple of them that has the scale and
+  norms of `terms`, as the other entries should have.
 )doc");
 
 REGISTER_OP("LsoftmaxLogitsGrad")

@@ -2,7 +2,7 @@
 // products X W.
 //
 //   Loss        loss[i]             = log(sum_j exp(z_ij)) - z_{i, y_i}
-//               products_grad[i, j] = dloss[i] / dz_ij                           0 at the target
+//               products_grad[i, j] = dloss[i] / d(products[i, j])               0 at the target
 //               target_grad[i]      = dloss[i] / dz_{i, y_i}
 //               geometry_grad[:, i] = target_grad[i] dt / d(geometry[:, i])      core/softmax.h has the formulas
 //               the last three, of float16, in units of grad_unit[i] (core/grad_unit.h): divided by it
@@ -50,7 +50,8 @@ REGISTER_OP("LsoftmaxLoss")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
-The softmax cross-entropy of Large-Margin Softmax (Liu et al., ICML 2016, equations 3 to 6), and its gradient.
+The softmax cross-entropy of Large-Margin Softmax (Liu et al., ICML 2016, equations 3 to 6), or of a margin with terms,
+and its gradient.
 
 products: [N, C], `features` times `weights`.
 features: [N, D].

@@ -42,7 +42,8 @@ absl::Status products_grad(const Node& node) {
   const XlaOp products = node.block("products"), plain = node.plain_logits(targets, products, node.in("geometry"));
   const Normalizer<Rows> normalizer = normalizer_of(node.in("normalizer"), targets.rows);
   const XlaOp e = exponentials(targets, plain, to_type_of(plain, normalizer.max));
-  const XlaOp gradient = hlo::products_grad(targets, e, normalizer, node.has("terms"), node.in_if_any("class_factors"));
+  const XlaOp gradient = hlo::products_grad(targets, e, normalizer, node.has("terms"), node.has_grad_unit(),
+                                            node.in_if_any("class_factors"));
   node.out("products_grad", to_type_of(products, gradient));
   return absl::Status();
 }

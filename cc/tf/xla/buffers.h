@@ -101,6 +101,13 @@ constexpr bool changes(const Call& call) {
   return call.in_place && std::string_view(call.operands[0]) == call.results[0];
 }
 
+constexpr bool has_operand(const Call& call, std::string_view name) {
+  for (const char* operand : call.operands) {
+    if (operand != nullptr && name == operand) return true;
+  }
+  return false;
+}
+
 struct Buffers {
   std::vector<Any> operands, results;
 
@@ -129,9 +136,6 @@ struct Buffers {
       void* const data = i == 0 ? data_of(operands[i]) : place(operands[i]);
       lsoftmax::take<T>(args, number, data, operands[i].element_count(), operands[i].element_type() == ffi::S64);
     }
-    const std::string bad =
-        judge_factors(args->class_factors != nullptr, args->bias != nullptr, args->terms != nullptr);
-    if (!bad.empty()) return bad;
     for (size_t i = 0; i < count_of(kCall.results); ++i) {
       const int number = number_of(kCall.results[i]);
       const std::string wrong = misfit<T>(kArrays[number], results[i], &sizes);
@@ -141,7 +145,11 @@ struct Buffers {
     args->rows = sizes.rows();
     args->depth = sizes.depth();
     args->classes = std::max<int64_t>(0, sizes.classes());
-    return read_margin(attributes, &args->margin);
+    const std::string wrong = read_margin(attributes, &args->margin);
+    if (!wrong.empty()) return wrong;
+    const Given terms = {has_operand(kCall, "terms"), args->terms != nullptr};
+    const Given factors = {has_operand(kCall, "class_factors"), args->class_factors != nullptr};
+    return judge(args->margin, terms, factors, args->bias != nullptr);
   }
 };
 

@@ -8,7 +8,8 @@ namespace lsoftmax {
 
 absl::Status Node::check() {
   TF_RETURN_IF_ERROR(signature_->check([this](int input) { return shape_of(input); }, &sizes));
-  return status_of(judge_factors(has("class_factors"), has("bias"), has("terms")));
+  const auto given = [this](const char* name) { return Given{signature_->input(name) >= 0, has(name)}; };
+  return status_of(judge(margin, given("terms"), given("class_factors"), has("bias")));
 }
 
 tensorflow::TensorShape Node::shape_of(int input) const {

@@ -18,7 +18,8 @@ absl::Status loss(const Node& node) {
   const Finished<Rows> row = finish_rows(targets, node.margin, terms, node.in("lam"), geometry,
                                          node.target_bias(targets), sums, depth, node.has_grad_unit());
   node.out("loss", to_type_of(products, row.loss));
-  const XlaOp gradient = products_grad(targets, e, row.normalizer, node.has("terms"), node.in_if_any("class_factors"));
+  const XlaOp gradient = products_grad(targets, e, row.normalizer, node.has("terms"), node.has_grad_unit(),
+                                       node.in_if_any("class_factors"));
   node.out("products_grad", to_type_of(products, gradient));
   node.out("geometry", matrix_of(geometry, node.sizes.rows()));
   node.out("geometry_grad", matrix_of(row.geometry_grad, node.sizes.rows()));

@@ -106,7 +106,7 @@ XlaOp matrix_of(const Normalizer<Rows>& n, int64_t rows) {
 }
 
 XlaOp products_grad(const Targets& targets, XlaOp exponentials, const Normalizer<Rows>& normalizer, bool has_terms,
-                    const std::optional<XlaOp>& class_factors) {
+                    bool has_unit, const std::optional<XlaOp>& class_factors) {
   const XlaOp scale = to_type_of(exponentials, normalizer.scale);
   const XlaOp nothing = as_columns(::xla::Eq(scale, number(scale, 0)), targets.rows, targets.classes);
   // At the target the exponential is 0, and so is this: or NaN in a row that is lost.
@@ -114,7 +114,11 @@ XlaOp products_grad(const Targets& targets, XlaOp exponentials, const Normalizer
   if (!has_terms) return scaled;
   const XlaOp smoothed = ::xla::Add(scaled, to_type_of(scaled, normalizer.addend), kByRow);
   const XlaOp stays = ::xla::Or(is_target(targets), targets.none, kByRow);
-  return where(stays, scaled, class_factors ? ::xla::Mul(smoothed, *class_factors, {1}) : smoothed);
+  if (!class_factors) return where(stays, scaled, smoothed);
+  const XlaOp derivatives = ::xla::Mul(smoothed, *class_factors, {1});
+  if (!has_unit) return where(stays, scaled, derivatives);
+  const XlaOp most = number(derivatives, kLargestFloat16), is_nan = ::xla::Ne(derivatives, derivatives);
+  return where(::xla::Or(stays, is_nan), where(stays, scaled, derivatives), ::xla::Clamp(-most, derivatives, most));
 }
 
 }  // namespace hlo

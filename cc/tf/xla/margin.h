@@ -48,7 +48,7 @@ XlaOp matrix_of(const Normalizer<Rows>& normalizer, int64_t rows);
 // The exponentials times the row's scale, 0 where that is 0; if the margin has terms, plus the row's addend, and times
 // the factors [classes] of the classes, if they have some.
 XlaOp products_grad(const Targets& targets, XlaOp exponentials, const Normalizer<Rows>& normalizer, bool has_terms,
-                    const std::optional<XlaOp>& class_factors);
+                    bool has_unit, const std::optional<XlaOp>& class_factors);
 
 }  // namespace hlo
 }  // namespace lsoftmax
