@@ -2,7 +2,7 @@
 
     z_ij = r_i (x_i . w_j) f_j      r_i = scale / |x_i|      f_j = 1 / |w_j|      norms that are not divided by: 1
 
-r and f are 0 where their norm is, or below 2^-100. The fused loss does the same in its kernels; this is for the logits by themselves.
+r and f are 0 where their norm is, or below 2^-60. The fused loss does the same in its kernels; this is for the logits by themselves.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def row_factors(library: Library, margin: Margin, features: Any) -> Any:
         return None if margin.scale == 1 else library.full((features.shape[0],), float(margin.scale), "float64")
     wide = library.cast(features, "float64")
     norm_sq = library.row_sums(wide * wide)
-    is_zero = library.cast(norm_sq < 2.0**-200, "float64")
+    is_zero = library.cast(norm_sq < 2.0**-120, "float64")
     return (1 - is_zero) * margin.scale / (norm_sq + is_zero) ** 0.5
 
 

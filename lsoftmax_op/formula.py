@@ -137,8 +137,8 @@ def factor_of(geometry: tf.Tensor, terms: tf.Tensor, attributes: dict[str, Any])
 
 
 def _inverse_norm(norm_sq: tf.Tensor) -> tf.Tensor:
-    """Returns 1 / sqrt(norm_sq), 0 of a norm below 2^-100."""
-    is_zero = norm_sq < 2.0**-200
+    """Returns 1 / sqrt(norm_sq), 0 of a norm below 2^-60."""
+    is_zero = norm_sq < 2.0**-120
     inverse = tf.math.rsqrt(tf.where(is_zero, tf.ones_like(norm_sq), norm_sq))
     return tf.where(is_zero, tf.zeros_like(norm_sq), inverse)
 

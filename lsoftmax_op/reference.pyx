@@ -209,9 +209,9 @@ def _as_seen(x, w, margin):
 
 
 def _divisor(v):
-    """|v|; 0 where it is below 2^-100, and counts as zero."""
+    """|v|; 0 where it is below 2^-60, and counts as zero."""
     norm = _norm(v)
-    return 0.0 if norm < 2.0**-100 else norm
+    return 0.0 if norm < 2.0**-60 else norm
 
 
 def _unit(v):

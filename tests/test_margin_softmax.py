@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support import random_batch
 
-from lsoftmax_op import margins, reference
+from lsoftmax_op import library, margins, reference
 from lsoftmax_op.margins import ArcFace, Combined, CosFace, LSoftmax, Margin, SphereFace
 
 tf = pytest.importorskip("tensorflow")
@@ -174,8 +174,82 @@ def test_unknown_shapes():
         return loss, *tape.gradient(loss, [features, weights])
 
     layer = (batch.features, batch.weights, batch.labels)
-    expected = reference.loss(*layer, margin=ArcFace(0.5, 8), label_smoothing=0.2)
-    np.testing.assert_allclose(step(*layer[:2], batch.labels.astype(np.int64))[0], expected, rtol=1e-5)
+    settings = {"margin": ArcFace(0.5, 8), "label_smoothing": 0.2}
+    gradients = reference.loss_grad(np.ones(6), *layer, **settings)[:2]
+    got = step(*layer[:2], batch.labels.astype(np.int64))
+    assert_close(got, [reference.loss(*layer, **settings), *gradients], "float32")
+
+
+@pytest.mark.parametrize("function", [margin_softmax_loss, margin_softmax_logits])
+def test_no_gradient_goes_to_the_numbers_of_a_margin(function):
+    batch = random_batch((6, 5, 4), "float32")
+    numbers = [tf.Variable(value) for value in (0.5, 0.25, 8.0)]
+    with tf.GradientTape() as tape:
+        value = function(batch.features, batch.weights, batch.labels, margin=Combined(2, *numbers))
+    assert tape.gradient(value, numbers) == [None] * 3
+
+
+@pytest.mark.parametrize("function", [margin_softmax_loss, margin_softmax_logits])
+@pytest.mark.parametrize("norm", [1e-10, 1e-17, 1e-20, 1e-30, 1e-38, 1e-40])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_small_norms_are_divided_by_or_count_as_zero(function, norm, dtype):
+    batch = random_batch((6, 5, 4), dtype, seed=1)
+    batch.labels[:] = [0, 1, 2, 3, 1, 0]
+    batch.features[1] *= norm
+    batch.weights[:, 2] *= norm
+    variables = [tf.constant(batch.features), tf.constant(batch.weights)]
+    with tf.GradientTape() as tape:
+        tape.watch(variables)
+        value = function(*variables, batch.labels, margin=ArcFace(0.5, 64))
+    for array in (value, *tape.gradient(value, variables)):
+        assert np.isfinite(np.asarray(array, np.float64)).all()
+    exact = batch.exact()
+    name = "loss" if function is margin_softmax_loss else "logits"
+    expected = getattr(reference, name)(exact.features, exact.weights, exact.labels, margin=ArcFace(0.5, 64))
+    assert_close([value], [expected], dtype)
+
+
+@pytest.mark.parametrize("ratio", [1e-2, 3e-3, 1e-3])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "xla"])
+def test_a_class_of_a_small_norm_leaves_float16_finite(ratio, compiled):
+    """One unit a row cannot fit classes of all norms; what does not fit must not become infinite."""
+    batch = random_batch((8, 64, 50), "float16", seed=2)
+    batch.weights[:, 7] = ratio * batch.features[0]  # the strongest rival of row 0
+    batch.labels[batch.labels == 7] = 8
+
+    @tf.function(jit_compile=compiled)
+    def step(features, weights):
+        with tf.GradientTape() as tape:
+            tape.watch([features, weights])
+            loss = margin_softmax_loss(features, weights, batch.labels, margin=ArcFace(0.5, 64))
+        return loss, *tape.gradient(loss, [features, weights])
+
+    for array in step(tf.constant(batch.features), tf.constant(batch.weights)):
+        assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize(
+    ("flag", "given", "message"),
+    [
+        ("normalize_weights", (), r"terms: expected shape \[7\] where a margin normalises"),
+        ("normalize_features", (), r"terms: expected shape \[7\] where a margin normalises"),
+        ("linear_continuation", (), r"terms: expected shape \[7\] where a margin .* linear continuation, got none"),
+        ("normalize_weights", ("terms",), r"class_factors: expected shape \[C\] where a margin normalises, got none"),
+        (None, ("class_factors",), r"terms: expected shape \[7\] where there are class_factors, got none"),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "xla"])
+def test_a_raw_loss_wants_what_its_margin_does(flag, given, message, compiled):
+    batch = random_batch((3, 4, 5), "float32")
+    terms = tf.constant([0, 1, 0, 0, 1, 0, 0] if "terms" in given else [], tf.float64)
+    factors = tf.ones([5 if "class_factors" in given else 0])
+    arguments = (batch.features @ batch.weights, *batch.layer[:3], tf.zeros([0]), tf.zeros([], tf.float64))
+    flags = {} if flag is None else {flag: True}
+    loss = tf.function(
+        lambda: library.load().lsoftmax_loss(*arguments, terms, factors, margin=1, **flags)[0], jit_compile=compiled
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        loss()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])

@@ -30,7 +30,7 @@
 //   t      = R v                        dt/ds = R v' / (a b)
 //   dt/dA  = R ((1 - p) v - c v') / 2A  dt/dB = R ((1 - q) v - c v') / 2B
 //
-// and where a norm is zero that is divided by (or below 2^-100), all of it is 0. No angle either: m theta - k pi has the cosine
+// and where a norm is zero that is divided by (or below 2^-60), all of it is 0. No angle either: m theta - k pi has the cosine
 // (-1)^k T_m and the sine (-1)^k U_{m-1} sin(theta), which a shift carries into the next segment where the cosine is
 // below -cos(shift).
 //
@@ -158,11 +158,11 @@ LSOFTMAX_INLINE TargetLogit<Real> target_logit(const Margin& margin, Real alpha,
       {where(dense, one, one + alpha * (p.slope - one)), where(dense, zero, q * b / a), where(dense, zero, q * a / b)}};
 }
 
-// 1 / sqrt(norm_sq), for norms that are divided by; 0 where they count as zero, below 2^-100: what float32 could not hold
-// the quotients of.
+// 1 / sqrt(norm_sq), for norms that are divided by; 0 where they count as zero, below 2^-60: float32 would not hold what
+// is divided by two of them.
 template <typename Real>
 LSOFTMAX_INLINE Real inverse_norm(Real norm_sq) {
-  const Real least = number(norm_sq, 0x1p-200);
+  const Real least = number(norm_sq, 0x1p-120);
   return where(less(norm_sq, least), number(norm_sq, 0), number(norm_sq, 1) / root(norm_sq));
 }
 

@@ -3,7 +3,7 @@
     logit_j = scale x . w_j / (|x| |w_j|)       each norm where the margin divides by it; 0 where that norm is 0
 
 A norm is taken of the vector divided by its largest component, so that no square overflows or vanishes. That component
-is a constant to the derivative, of which the quotient does not depend on it. A norm below 2^-100 counts as zero, and
+is a constant to the derivative, of which the quotient does not depend on it. A norm below 2^-60 counts as zero, and
 value and gradient are 0.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from lsoftmax_op.margins import Margin
 
 
-_LEAST = 2.0**-100
+_LEAST = 2.0**-60
 
 
 def unit_rows(x: Any, dtype: str) -> Any:

@@ -136,6 +136,11 @@ struct Buffers {
       void* const data = i == 0 ? data_of(operands[i]) : place(operands[i]);
       lsoftmax::take<T>(args, number, data, operands[i].element_count(), operands[i].element_type() == ffi::S64);
     }
+    const Given terms = {has_operand(kCall, "terms"), args->terms != nullptr};
+    const Given factors = {has_operand(kCall, "class_factors"), args->class_factors != nullptr};
+    std::string bad = read_margin(attributes, &args->margin);
+    if (bad.empty()) bad = judge(args->margin, terms, factors, args->bias != nullptr);
+    if (!bad.empty()) return bad;
     for (size_t i = 0; i < count_of(kCall.results); ++i) {
       const int number = number_of(kCall.results[i]);
       const std::string wrong = misfit<T>(kArrays[number], results[i], &sizes);
@@ -145,11 +150,7 @@ struct Buffers {
     args->rows = sizes.rows();
     args->depth = sizes.depth();
     args->classes = std::max<int64_t>(0, sizes.classes());
-    const std::string wrong = read_margin(attributes, &args->margin);
-    if (!wrong.empty()) return wrong;
-    const Given terms = {has_operand(kCall, "terms"), args->terms != nullptr};
-    const Given factors = {has_operand(kCall, "class_factors"), args->class_factors != nullptr};
-    return judge(args->margin, terms, factors, args->bias != nullptr);
+    return "";
   }
 };
 
