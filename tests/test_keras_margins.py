@@ -142,12 +142,13 @@ def test_mixed_precision(data, margin, policy):
     assert got.dtype == np.float32
     half = DTYPES[policy.removeprefix("mixed_")]
     rows = unit(np.asarray(model.backbone(x)).astype(half).astype("float64")).astype(half)
-    kernel = model.head.kernel.numpy()
-    cosines = rows.astype("float64") @ kernel.astype(half).astype("float64") / np.linalg.norm(kernel, axis=0)
-    # The product is rounded, and then the logit, by up to eps / 2 each; and of two logits that move by d at most, a
-    # probability moves by d / 2 at most.
-    bound = float(ml_dtypes.finfo(half).eps) * margin.scale / 2
-    assert np.abs(got - softmax(margin.scale * cosines)).max() < bound
+    kernel = model.head.kernel.numpy().astype(half).astype("float64")
+    logits = margin.scale * rows.astype("float64") @ unit(kernel.T).T
+    # Beside features and kernel, the products and the logits are rounded, each to eps / 2. Where no logit moves by more
+    # than d, no probability does by more than d / 2.
+    bound = float(ml_dtypes.finfo(half).eps) * margin.scale
+    assert np.abs(np.asarray(model.head(model.backbone(x)), "float64") - logits).max() < bound
+    assert np.abs(got - softmax(logits)).max() < bound / 2
 
 
 def test_float64_has_the_margins_own_digits(data):
