@@ -1,4 +1,4 @@
-"""The layers that are measured, N, D, C, and a random batch for each: the same numbers for every framework."""
+"""The layers that are measured, N, D, C, a random batch for each, and margins: the same numbers for every framework."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ SMALL = (256, 128, 10)
 SHAPES = ((256, 512, 1000), (256, 512, 10_000), (128, 512, 100_000), (512, 256, 10_000))
 WIDEST = (256, 128, 1_000_000)
 TINY = (8, 4, 6)  # does it run at all?
+ARCFACE, COSFACE, SCALE = 0.5, 0.35, 64.0  # m of the one (in radians) and of the other, and s of both: their papers'
 
 
 def batch(rows: int, depth: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ def main(output: Path | None, quick: bool = False) -> None:
         {
             "loss": name,
             **{f"N={n}": nodes(loss, n) if name != "per-sample loop" or n <= 128 else "-" for n in batches},
-            "target": "< 60, constant" if name in ("ours", "logits") else "",
+            "target": {"ours": "<= 30, constant", "logits": "< 60, constant"}.get(name, ""),
         }
         for name, loss in losses.items()
     ]

@@ -18,9 +18,8 @@ import tensorflow as tf
 
 import lsoftmax_op
 from benchmarks import peers
+from benchmarks.batches import ARCFACE, COSFACE, SCALE
 
-SCALE = 64.0
-ARCFACE, COSFACE = 0.5, 0.35  # m
 TINY = 1e-12  # what a square is at least: as tf.math.l2_normalize has it
 Psi = Callable[[tf.Tensor], tf.Tensor]  # cos(theta) [N] -> psi [N]
 

@@ -11,8 +11,10 @@ from pytorch_metric_learning.losses import ArcFaceLoss, CosFaceLoss
 
 from benchmarks import batches, torch_peers
 
-SCALE = 64.0
-MARGINS = {"ArcFace": (ArcFaceLoss, math.degrees(0.5)), "CosFace": (CosFaceLoss, 0.35)}  # with m as each wants it
+MARGINS = {  # with m as each wants it
+    "ArcFace": (ArcFaceLoss, math.degrees(batches.ARCFACE)),
+    "CosFace": (CosFaceLoss, batches.COSFACE),
+}
 
 
 def steps(*shape: int) -> dict[str, Callable[[], tuple]]:
@@ -20,6 +22,6 @@ def steps(*shape: int) -> dict[str, Callable[[], tuple]]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     batch = [torch.from_numpy(array) for array in batches.batch(*shape)]
     return {torch_peers.PLAIN: torch_peers.plain(*batch)} | {
-        f"{name}: {torch_peers.METRIC_LEARNING}": torch_peers.metric_learning(kind, margin, SCALE, *batch)
+        f"{name}: {torch_peers.METRIC_LEARNING}": torch_peers.metric_learning(kind, margin, batches.SCALE, *batch)
         for name, (kind, margin) in MARGINS.items()
     }

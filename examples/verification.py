@@ -3,10 +3,11 @@
     python -m examples.verification [--steps 150] [--seeds 3] [--scale 16] [--turned] [--linear] ...
 
 Every row of the table is the same convolutional network with 32 features, the same data, optimizer and number of steps;
-only the margin differs. Each of five pairs of digits is left out once, with every seed. Then all pairs of images of
-the two unseen digits are scored by the cosine of their embeddings, and so are those of the test images of the eight
-seen ones (examples/roc.py). With --turned, each digit turned by 90, 180 and 270 degrees is another class to train on;
-with --linear, the features have no batch normalisation of their own.
+only the margin differs, and when it comes in: L-Softmax is annealed, from lambda = 1000 on, as in its paper, and the
+others have the whole margin from the first step, as in theirs. Each of five pairs of digits is left out once, with
+every seed. Then all pairs of images of the two unseen digits are scored by the cosine of their embeddings, and so are
+those of the test images of the eight seen ones (examples/roc.py). With --turned, each digit turned by 90, 180 and 270
+degrees is another class to train on; with --linear, the features have no batch normalisation of their own.
 Writes verification.json and verification.png; docs/verification.md tells what came out.
 """
 

@@ -26,12 +26,7 @@ def terms(library: Library, margin: Margin, smoothing: float, classes: int) -> A
     if not _terms.has_terms(margin, smoothing):
         return None
     numbers = (float(margin.m2), float(margin.m3), float(margin.scale))
-    values = _terms.known_terms(*numbers, smoothing, smoothing / classes)
-    array = library.full((len(values),), 0.0, "float64")
-    for place, value in enumerate(values):
-        if value != 0:
-            library.set(array, place, value)
-    return array
+    return library.numbers(_terms.known_terms(*numbers, smoothing, smoothing / classes))
 
 
 def row_factors(library: Library, margin: Margin, features: Any) -> Any:

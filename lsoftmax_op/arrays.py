@@ -4,7 +4,7 @@ Arrays of one library go in, on the CPU or on one CUDA device, and the same kind
 library's own (on its current stream); the margin comes from the same kernels as the TensorFlow ops'. Results are
 bit-identical from run to run and for any number of threads, and the GIL is released while a kernel runs.
 
-With theta the angle between a sample x and the weights w of a class, its plain logit is
+With theta the angle between a sample x and the weights w of a class, its plain logit is::
 
     scale |x||w| cos(theta) + bias    |x|: 1 if the margin normalises the features; |w|: 1 if it normalises the weights
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from lsoftmax_op._terms import Terms, has_terms, known_terms
-from lsoftmax_op._terms import attributes as attributes
 from lsoftmax_op.margins import Margin
 
 _POLE = 2.0**-46  # of sin(theta)^2
@@ -69,9 +68,16 @@ def plain_logits(
     return tf.cast(tf.cast(logits, wide) * factors, logits.dtype)
 
 
-def smoothing_of_loss(logits: tf.Tensor, labels: tf.Tensor, terms: tf.Tensor) -> tf.Tensor:
-    """Returns what smoothed labels add to the cross-entropy of the logits, [N]; 0 where the share of all classes is."""
-    epsilon, of_class = (tf.cast(number, logits.dtype) for number in tf.unstack(terms, num=7)[-2:])
+def smoothing_of_loss(logits: tf.Tensor, labels: tf.Tensor, epsilon: Any, of_class: Any) -> tf.Tensor:
+    """Returns what smoothed labels add to the cross-entropy of the logits, [N]; 0 where epsilon is.
+
+    Args:
+        logits: [N, C].
+        labels: [N]; of one of -1 the result means nothing.
+        epsilon: the share of the target distribution that all classes have, a float or a float64 scalar.
+        of_class: that of each of them, epsilon / C.
+    """
+    epsilon, of_class = (tf.cast(tf.convert_to_tensor(n, tf.float64), logits.dtype) for n in (epsilon, of_class))
     target = tf.gather(logits, tf.maximum(labels, 0), axis=1, batch_dims=1)
     added = epsilon * target - of_class * tf.reduce_sum(logits, axis=1)
     return tf.where(epsilon == 0, tf.zeros_like(added), added)

@@ -247,7 +247,7 @@ class _Gradients:
             logits = tf.nn.bias_add(logits, bias)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=logits)
         if terms.shape[0] != 0:
-            loss += formula.smoothing_of_loss(logits, labels, terms)
+            loss += formula.smoothing_of_loss(logits, labels, *tf.unstack(terms, num=7)[-2:])
         return tf.where(labels >= 0, loss, tf.zeros_like(loss))
 
 

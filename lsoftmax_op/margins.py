@@ -97,8 +97,17 @@ class Margin:
 
     @functools.cached_property
     def is_plain(self) -> bool:
-        """Whether psi and m1 are all of it, as with `LSoftmax`: no shift, no offset, nothing normalised or scaled."""
-        return not self.has_factors and all(isinstance(m, float) and m == 0 for m in (self.m2, self.m3))
+        """Whether m1 is all of it, as with `LSoftmax`: no m2, no m3, nothing normalised or scaled."""
+        return not self.has_factors and not self._is_shifted
+
+    @functools.cached_property
+    def moves_target(self) -> bool:
+        """Whether the target's logit may be another than the plain one, as with any m2 or m3 that is a tensor."""
+        return self.m1 > 1 or self._is_shifted
+
+    @functools.cached_property
+    def _is_shifted(self) -> bool:
+        return any(not isinstance(value, float) or value != 0 for value in (self.m2, self.m3))
 
     @functools.cached_property
     def has_factors(self) -> bool:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import _checks, blocks, formula, library
+from lsoftmax_op import _checks, _terms, blocks, formula, library
 from lsoftmax_op._tensors import batch_of, bias_of, margin_and_lambda
-from lsoftmax_op._terms import has_terms
 from lsoftmax_op.gradients import LossInputs, none
 from lsoftmax_op.margins import Margin, margin_of
 
@@ -289,7 +288,7 @@ def margin_layer(
     bias = None if bias is None else bias_of(bias, batch.weights, margin)
     ops = library.load()
     features, weights, geometry = ops.lsoftmax_target_geometry(*batch)
-    terms, attributes = formula.terms(margin), formula.attributes(margin)
+    terms, attributes = formula.terms(margin), _terms.attributes(margin)
     products = formula.plain_logits(ops, features, weights, terms, attributes)
     logits = ops.lsoftmax_logits(products, batch.labels, geometry, lam, terms, **attributes)
     if bias is not None:
@@ -325,8 +324,8 @@ def loss_layer(
     bias = none(weights.dtype) if bias is None else bias_of(bias, weights, margin)
     ops = library.load()
     no_double = none(tf.float64)  # once: eagerly a constant costs as much as a small op
-    terms = formula.terms(margin, label_smoothing, weights) if has_terms(margin, label_smoothing) else no_double
-    factors, attributes = formula.class_factors(ops, margin, weights), formula.attributes(margin)
+    terms = formula.terms(margin, label_smoothing, weights) if _terms.has_terms(margin, label_smoothing) else no_double
+    factors, attributes = formula.class_factors(ops, margin, weights), _terms.attributes(margin)
     if class_block_size is None:
         block_size = 0
         state = ops.lsoftmax_loss(tf.matmul(features, weights), *batch, bias, lam, terms, factors, **attributes)
@@ -362,6 +361,6 @@ def loss_layer(
 def _angles(labels: tf.Tensor, geometry: tf.Tensor, margin: Margin, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
     has_target = labels >= 0
     cos_theta = formula.cos_theta(geometry)
-    segment = tf.cast(formula.psi(cos_theta, formula.terms(margin), **formula.attributes(margin)).segment, tf.int32)
+    segment = tf.cast(formula.psi(cos_theta, formula.terms(margin), **_terms.attributes(margin)).segment, tf.int32)
     cos_theta = tf.where(has_target, cos_theta, tf.constant(math.nan, tf.float64))
     return tf.cast(cos_theta, dtype), tf.where(has_target, segment, -1)

@@ -16,7 +16,6 @@ X, W, Y, B = (
     np.array([0, 3, -1]),
     np.zeros(4, np.float32),
 )
-Z = X @ W
 
 
 def arguments(**changes):
@@ -261,120 +260,6 @@ def test_batch_size_known_at_run_time():
     assert logits(X, 3).shape == (3, 4)
     with pytest.raises(tf.errors.InvalidArgumentError, match="batch_size: expected"):
         logits(X, 4)
-
-
-def test_raw_ops_check_for_themselves():
-    no_loss = [tf.zeros([0])] * 3
-    ops = tf.load_op_library(lsoftmax_op.library_path())
-    geometry, sums = tf.zeros([3, 3], tf.float64), tf.zeros([5, 3], tf.float64)
-    none, no_factors = tf.zeros([0], tf.float64), tf.zeros([0])  # terms and class_factors
-    terms, factors = tf.ones([7], tf.float64), tf.ones([4])
-
-    def logits(*inputs, terms=none, **attributes):
-        return ops.lsoftmax_logits(*inputs, terms, **attributes)
-
-    def loss(*inputs, terms=none, class_factors=no_factors, **attributes):
-        return ops.lsoftmax_loss(*inputs, terms, class_factors, **attributes)
-
-    def finish(sums, geometry, labels, bias, terms=none):
-        return ops.lsoftmax_finish(sums, geometry, labels, bias, 0.0, terms, 2, margin=2)
-
-    def sums_of(*inputs, class_factors=no_factors, terms=none, geometry=geometry):
-        *inputs, last = inputs
-        return ops.lsoftmax_sums(*inputs, class_factors, terms, geometry, last)
-
-    def products_grad(*inputs, class_factors=no_factors, terms=none, geometry=geometry):
-        *inputs, last = inputs
-        return ops.lsoftmax_products_grad(*inputs, class_factors, terms, geometry, last)
-
-    for call, message in (
-        (lambda: ops.lsoftmax_target_geometry(X, W.T, Y), "weights: expected shape"),
-        (
-            lambda: logits(X, Y, geometry[:2], 0.0, margin=2),
-            "geometry: expected shape",
-        ),
-        (lambda: logits(X, Y, geometry, [0.0], margin=2), "lam: expected shape"),
-        (lambda: logits(X, [0, 0, 2], geometry, 0.0, margin=2), r"labels\[2\] = 2"),
-        (lambda: logits(X, [0, 0, 1], geometry, 0.0, margin=65), "margin: expected"),
-        (lambda: logits(X, [0, 0, 1], geometry, 0.0, margin=0), "margin"),
-        (
-            lambda: logits(X, [0, 0, 1], geometry, 0.0, margin=2, linear_continuation=True),
-            "margin: expected 1 for a linear continuation, got 2",
-        ),
-        (lambda: logits(X, [0, 0, 1], geometry, 0.0, terms=terms[:6], margin=2), r"terms: expected shape \[7\], got"),
-        (lambda: logits(X, [0, 0, 1], geometry, 0.0, terms=terms[None], margin=2), r"terms: expected shape \[7\], got"),
-        (lambda: logits(X, [0, 0, 1], geometry, 0.0, terms=tf.ones([7]), margin=2), "float"),
-        (
-            lambda: ops.lsoftmax_logits_grad(X, [0, 0, 1], geometry, 0.0, terms[:1], margin=2),
-            r"terms: expected shape \[7\], got",
-        ),
-        (
-            lambda: ops.lsoftmax_logits_grad(X, Y[:2], geometry, 0.0, none, margin=2),
-            "labels: expected shape",
-        ),
-        (
-            lambda: ops.lsoftmax_features_grad(W, X, W, Y, geometry, *no_loss),
-            "products_features_grad: expected",
-        ),
-        (
-            lambda: ops.lsoftmax_weights_grad(X, X, W, Y, geometry, *no_loss),
-            "products_weights_grad: expected",
-        ),
-        (lambda: loss(W, X, W, Y, B, 0.0, margin=2), "products: expected shape"),
-        (lambda: loss(Z, X, W, Y, B[:2], 0.0, margin=2), "bias: expected shape"),
-        (lambda: loss(Z, X, W, Y, B, [0.0], margin=2), "lam: expected shape"),
-        (lambda: loss(Z, X, W, Y, B, -1.0, margin=2), "lam: expected a number"),
-        (lambda: loss(Z, X, W, [0, 4, 0], B, 0.0, margin=2), r"labels\[1\] = 4"),
-        (lambda: loss(Z, X, W, Y, B, 0.0, margin=65), "margin: expected"),
-        (lambda: loss(Z, X, W, Y, B, 0.0, terms=terms[1:], margin=2), r"terms: expected shape \[7\], got"),
-        (
-            lambda: loss(Z, X, W, Y, no_factors, 0.0, terms=terms, class_factors=factors[1:], margin=2),
-            r"class_factors: expected shape \[4\], got",
-        ),
-        (
-            lambda: loss(Z, X, W, Y, no_factors, 0.0, terms=terms, class_factors=factors[None], margin=2),
-            r"class_factors: expected shape \[4\], got",
-        ),
-        (
-            lambda: loss(Z, X, W, Y, no_factors, 0.0, class_factors=factors, margin=2),
-            r"terms: expected shape \[7\] where there are class_factors, got none",
-        ),
-        (
-            lambda: loss(Z, X, W, Y, B, 0.0, terms=terms, class_factors=factors, margin=2),
-            "bias: expected none where there are class_factors, got one",
-        ),
-        (
-            lambda: loss(Z, X, W, Y, no_factors, 0.0, terms=terms, class_factors=tf.ones([4], tf.float64), margin=2),
-            "class_factors: expected float with arguments of float, got double",
-        ),
-        (lambda: ops.lsoftmax_class_factors(X[0]), "weights: expected shape"),
-        (lambda: ops.lsoftmax_class_factors(W, Twide=tf.float64), "class_factors: expected float"),
-        (lambda: sums_of(Z, Y, no_factors, 0, sums, class_factors=factors, terms=terms[:2]), "terms: expected shape"),
-        (
-            lambda: sums_of(Z, Y, no_factors, 0, sums, class_factors=factors[:3], terms=terms),
-            "class_factors: expected shape",
-        ),
-        (
-            lambda: sums_of(Z, Y, no_factors, 0, sums, class_factors=factors, terms=terms, geometry=geometry[:2]),
-            "geometry: expected shape",
-        ),
-        (lambda: sums_of(Z, Y, B, 0, sums, class_factors=factors, terms=terms), "bias: expected none"),
-        (lambda: finish(sums, geometry, Y, B, terms=terms[:6]), "terms: expected shape"),
-        (lambda: sums_of(Z, Y, B, 0, geometry), "sums_before: expected shape"),
-        (lambda: sums_of(Z, Y[:2], B, 0, sums), "labels: expected shape"),
-        (lambda: sums_of(Z, Y, B[:3], 0, sums), "bias: expected shape"),
-        (lambda: sums_of(Z, Y, B, [0], sums), "first_class: expected shape"),
-        (lambda: finish(sums, sums, Y, B), "geometry: expected shape"),
-        (lambda: finish(sums, geometry, [0, 0, 4], B), r"labels\[2\] = 4"),
-        (lambda: products_grad(Z, Y, B, 0, sums), "normalizer: expected shape"),
-        (lambda: ops.lsoftmax_bias_grad(Z, Y, 0, B, geometry[0], B), "loss_grad: expected shape"),
-        (lambda: ops.lsoftmax_bias_grad(Z, Y, 0, B[:3], geometry[0], B), "grad_unit: expected shape"),
-        (lambda: ops.lsoftmax_set_columns(Z, Z[:, :2], 3), "first_column: expected a column from 0 to 2"),
-        (lambda: ops.lsoftmax_set_columns(Z, Z[:2], 0), "block: expected shape"),
-        (lambda: ops.lsoftmax_set_columns(Z, Z[:, :2], [0]), "first_column: expected shape"),
-    ):
-        with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=message):
-            call()
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])

@@ -188,7 +188,7 @@ def test_verification_end_to_end(tmp_path, capsys):
     assert verification.main([*options, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "verification.json").read_text())
-    assert [results[name] for name in ("steps", "seeds", "scale", "turned")] == [2, 1, 8, True]
+    assert [results[name] for name in ("steps", "seeds", "scale", "turned", "linear")] == [2, 1, 8, True, True]
     assert "32 classes to train on" in printed
     assert len(results["runs"]) == 3 * len(verification.UNSEEN)
     for run in results["runs"]:

@@ -216,17 +216,16 @@ def test_the_tape_can_be_asked_twice():
 def test_the_graph_does_not_grow_with_the_batch():
     def nodes(rows):
         @tf.function
-        def step(x, w, y, g):
+        def step(x, w, y):
             with tf.GradientTape() as tape:
                 tape.watch([x, w])
-                loss = lsoftmax_op.lsoftmax_loss(x, w, y, lam=5.0)
-            return tape.gradient(loss, [x, w], output_gradients=g)
+                loss = tf.reduce_mean(lsoftmax_op.lsoftmax_loss(x, w, y, lam=5.0))
+            return tape.gradient(loss, [x, w])
 
-        shapes = [tf.TensorSpec(s) for s in ([rows, 8], [8, 4], [rows], [rows])]
-        shapes[2] = tf.TensorSpec([rows], tf.int32)
+        shapes = [tf.TensorSpec(s, d) for s, d in (([rows, 8], "float32"), ([8, 4], "float32"), ([rows], "int32"))]
         return len(step.get_concrete_function(*shapes).graph.get_operations())
 
-    assert nodes(8) == nodes(1024) < 30
+    assert nodes(8) == nodes(1024) <= 30  # README's figure
 
 
 @pytest.mark.slow

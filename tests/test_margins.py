@@ -89,6 +89,24 @@ def test_what_is_normalised(shown):
     assert margin.normalize_features == (not shown.startswith(("LSoftmax", "SphereFace")))
 
 
+@pytest.mark.parametrize(
+    ("margin", "is_plain", "moves_target", "has_factors"),
+    [
+        (LSoftmax(1), True, False, False),
+        (LSoftmax(2), True, True, False),
+        (Margin(m2=0.1), False, True, False),
+        (Margin(m3=0.1), False, True, False),
+        (Margin(scale=2), False, False, True),
+        (SphereFace(1), False, False, True),
+        (CosFace(0, 1), False, False, True),
+        (ArcFace(0.5, 64), False, True, True),
+    ],
+    ids=repr,
+)
+def test_what_a_margin_changes(margin, is_plain, moves_target, has_factors):
+    assert (margin.is_plain, margin.moves_target, margin.has_factors) == (is_plain, moves_target, has_factors)
+
+
 @SHOWN
 def test_psi_is_the_oracles(shown):
     margin, angles = NAMED[shown], np.linspace(0, math.pi, 1001)
@@ -172,6 +190,8 @@ def test_tensors_and_variables():
     scale.assign(30.0)
     assert Margin.from_config(margin.get_config()) == ArcFace(0.5, 30)
     assert CosFace(tf.constant(0.25), 64).psi(0.0) == 0.75
+    of_zero = Margin(m3=tf.Variable(0.0))  # which may change
+    assert (of_zero.is_plain, of_zero.moves_target) == (False, True)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_the_figure_of_psi(margin):
 
 
 def test_a_large_margin_jumps_up_in_the_linear_continuation():
-    """From m2 = 2.3311 on, where cos(m2) + m2 sin(m2) = 1, what is published falls no more."""
+    """From m2 = 2.3312 on, where cos(m2) + m2 sin(m2) = 1, what is published falls no more."""
     for m2, falls in ((2.33, True), (2.34, False)):
         margin = ArcFace(m2, 64, "linear")
         edge = math.pi - m2

@@ -19,7 +19,8 @@ import keras
 import tensorflow as tf
 from tensorflow.python.eager import record  # whether gradients are recorded has no public name
 
-from lsoftmax_op import _checks, library, ops
+from lsoftmax_op import _checks, formula, library, ops
+from lsoftmax_op._terms import without_psi
 from lsoftmax_op.keras import annealing, margin_argument, plain
 from lsoftmax_op.keras.labels import class_indices
 from lsoftmax_op.keras.lambda_state import LambdaState
@@ -146,7 +147,7 @@ class LSoftmaxDense(keras.layers.Dense):
 
     def call(self, inputs: Any, labels: Any = None, training: bool | None = None) -> Any:
         """Computes the logits."""
-        if training and labels is None and margin_argument.moves_target(self.margin):
+        if training and labels is None and margin_of(self.margin).moves_target:
             raise ValueError(
                 f"labels: expected integers [N] or one-hot [N, {self.units}] in training, got None. Call "
                 f"{self.name}(features, labels, training=True), or let LSoftmaxClassifier pass them: fit(x, y)"
@@ -166,7 +167,7 @@ class LSoftmaxDense(keras.layers.Dense):
         """
         if not self.trainable or self._warned or not record.could_possibly_record():
             return
-        if margin_argument.moves_target(self.margin):
+        if margin_of(self.margin).moves_target:
             self._warned = True
             warnings.warn(
                 f"{self.name} computes gradients without its margin of {self.margin}, as a plain dense layer: train by "
@@ -180,7 +181,7 @@ class LSoftmaxDense(keras.layers.Dense):
 
     def _plain(self, inputs: Any, training: bool | None) -> Any:
         """Returns the logits without the margin, those of Dense where it neither normalises nor scales."""
-        margin = margin_argument.without(self.margin)
+        margin = without_psi(margin_of(self.margin))
         if not margin.has_factors:
             return self._dense(inputs, training)
         wide = "float64" if self.compute_dtype == "float64" else "float32"
@@ -222,7 +223,7 @@ class LSoftmaxDense(keras.layers.Dense):
             label_smoothing = _checks.label_smoothing(label_smoothing)
             return self._plain_loss(self(features, training=False), class_indices(labels, self.units), label_smoothing)
         layer = self._margin_layer(features, labels, watched=training)
-        margin, lam = (self.margin, self._annealed()) if training else (margin_argument.without(self.margin), 0.0)
+        margin, lam = (self.margin, self._annealed()) if training else (without_psi(margin_of(self.margin)), 0.0)
         return ops.loss_layer(*layer, margin=margin, lam=lam, label_smoothing=label_smoothing)
 
     @staticmethod
@@ -231,8 +232,7 @@ class LSoftmaxDense(keras.layers.Dense):
         wide = tf.cast(logits, tf.float64 if logits.dtype == tf.float64 else tf.float32)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(labels, 0), logits=wide)
         if label_smoothing > 0:
-            target = tf.gather(wide, tf.maximum(labels, 0), axis=1, batch_dims=1)
-            loss += label_smoothing * (target - tf.reduce_mean(wide, axis=1))
+            loss += formula.smoothing_of_loss(wide, labels, label_smoothing, label_smoothing / wide.shape[1])
         loss = tf.where(labels >= 0, loss, tf.zeros_like(loss))
         return ops.LossLayer(tf.cast(loss, logits.dtype), tf.argmax(wide, axis=1))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
+from lsoftmax_op import _checks
 from lsoftmax_op.keras.labels import class_indices
 
 
@@ -26,6 +26,9 @@ class PlainLoss(keras.losses.Loss):
     Call arguments:
         y_true: labels, as ``fit`` takes them; one of -1, or a row of zeros, has loss 0.
         y_pred: probabilities [N, C].
+
+    Raises:
+        TypeError, ValueError: label_smoothing is no number in [0, 1).
     """
 
     def __init__(
@@ -37,16 +40,19 @@ class PlainLoss(keras.losses.Loss):
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, reduction=reduction, **kwargs)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = _checks.label_smoothing(label_smoothing)
 
     def call(self, y_true: Any, y_pred: Any) -> tf.Tensor:
         """Returns the losses of the samples [N]."""
         labels = class_indices(y_true, y_pred.shape[-1], "y_true")
-        losses = keras.ops.sparse_categorical_crossentropy(tf.maximum(labels, 0), y_pred)
-        if self.label_smoothing > 0:
-            surprisal = -tf.math.log(tf.maximum(y_pred, y_pred.dtype.as_numpy_dtype(np.finfo("float32").tiny)))
-            of_class = tf.gather(surprisal, tf.maximum(labels, 0), axis=1, batch_dims=1)
-            losses = of_class + self.label_smoothing * (tf.reduce_mean(surprisal, axis=1) - of_class)
+        target = tf.maximum(labels, 0)
+        if self.label_smoothing == 0:
+            losses = keras.ops.sparse_categorical_crossentropy(target, y_pred)
+        else:
+            of_class = self.label_smoothing / y_pred.shape[-1]
+            of_target = 1 - self.label_smoothing + of_class
+            smoothed = tf.one_hot(target, y_pred.shape[-1], of_target, of_class, dtype=y_pred.dtype)
+            losses = keras.ops.categorical_crossentropy(smoothed, y_pred)
         return tf.where(labels >= 0, losses, tf.zeros_like(losses))
 
     def get_config(self) -> dict[str, Any]:

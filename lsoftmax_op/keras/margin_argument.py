@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import keras
@@ -30,17 +29,6 @@ def checked(margin: Any, use_bias: bool) -> int | Margin:
             f"use_bias: expected False with a margin that normalises or scales, {_checks.shown(margin)}, got {use_bias}"
         )
     return margin if isinstance(margin, Margin) else meant.m1
-
-
-def moves_target(margin: int | Margin) -> bool:
-    """Whether the target's logit may be another than the plain one, as with any m2 or m3 that is a tensor."""
-    margin = margin_of(margin)
-    return margin.m1 > 1 or any(not isinstance(value, float) or value != 0 for value in (margin.m2, margin.m3))
-
-
-def without(margin: int | Margin) -> Margin:
-    """Returns what a margin leaves of itself outside of training: its norms and its scale."""
-    return dataclasses.replace(margin_of(margin), m1=1, m2=0.0, m3=0.0, continuation="unfolded")
 
 
 def variables(margin: int | Margin) -> dict[str, Any]:

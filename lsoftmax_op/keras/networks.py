@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from lsoftmax_op.keras import margin_argument, plain, symbolic
+from lsoftmax_op._terms import without_psi
+from lsoftmax_op.keras import plain, symbolic
 from lsoftmax_op.margins import margin_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def plain_softmax(classifier: LSoftmaxClassifier, wide: str) -> keras.Model:
         wide: the dtype to normalise in, and of the probabilities.
     """
     inputs = symbolic.anew(classifier.input)
-    head, margin = classifier.head.get_config(), margin_argument.without(classifier.head.margin)
+    head, margin = classifier.head.get_config(), without_psi(margin_of(classifier.head.margin))
     names = ("name", "units", "use_bias", "dtype", "quantization_config")
     with classifier.distribute_strategy.scope():
         dense = keras.layers.Dense.from_config({name: head[name] for name in names if name in head})
