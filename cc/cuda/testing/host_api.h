@@ -15,6 +15,8 @@ enum cudaFuncAttribute {
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 
 struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+  int maxDynamicSharedSizeBytes;
   int ptxVersion;
 };
 
@@ -39,8 +41,9 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
 }
 
 template <typename... Parameters>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
-  attributes->ptxVersion = ::cuda_on_cpu::cluster_of_device() > 0 ? 90 : 75;
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(Parameters...)) {
+  const size_t allowed = ::cuda_on_cpu::Machine::instance().shared_allowed(reinterpret_cast<const void*>(kernel));
+  *attributes = {0, static_cast<int>(allowed), ::cuda_on_cpu::cluster_of_device() > 0 ? 90 : 75};
   return cudaSuccess;
 }
 
