@@ -120,7 +120,8 @@ def run_kernel(tmp_path, kernel, include="", threads=64):
     return run_program(compile_kernel(tmp_path, kernel, include, threads))
 
 
-def compile_kernel(tmp_path, kernel, include="", threads=64, shared=0, cluster=1):
+def compile_kernel(tmp_path, kernel, include="", threads=64, shared=0, cluster=1, before=""):
+    """`before`: what the host does before the launch."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
     (tmp_path / "main.cc").write_text(
@@ -133,6 +134,7 @@ def compile_kernel(tmp_path, kernel, include="", threads=64, shared=0, cluster=1
         f"  config.dynamicSmemBytes = {shared};\n"
         "  cudaLaunchAttribute attribute = {cudaLaunchAttributeClusterDimension, {}};\n"
         f"  attribute.val.clusterDim = {{{cluster}, 1, 1}}; config.attrs = &attribute; config.numAttrs = 1;\n"
+        f"  {before}\n"
         "  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, out);\n"
         '  printf("[[%d], [", error);\n'
         '  for (int n = 0; n < 128; ++n) printf(n ? ", %d" : "%d", out[n]);\n'

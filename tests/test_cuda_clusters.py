@@ -311,3 +311,37 @@ def test_a_device_refuses_clusters_that_it_has_not(tmp_path, monkeypatch):
     for most, error in (("0", 912), ("1", 912), ("2", 0)):
         monkeypatch.setenv("CUDA_ON_CPU_CLUSTER", most)
         assert run_program(program)[0] == error
+
+
+ALLOW = "lsoftmax::cuda::allow(kernel, {} << 10, 1);"
+ASK = "cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, {} << 10);"
+
+
+@pytest.mark.parametrize(
+    ("before", "error"),
+    [
+        ([], 1),
+        ([ALLOW.format(50)], 0),  # all that there is
+        ([ALLOW.format(60), ALLOW.format(50), ALLOW.format(8)], 0),  # as another host thread may ask between
+        ([ASK.format(60), ALLOW.format(50)], 0),
+        ([ASK.format(60), ASK.format(50)], 1),  # the emulator's limit can be lowered, as a device's
+    ],
+    ids=str,
+)
+def test_no_launch_lowers_what_another_was_allowed(tmp_path, before, error):
+    program = compile_kernel(tmp_path, "", '#include "cuda/device.cuh"', shared=60 << 10, before=" ".join(before))
+    assert run_program(program)[0] == error
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 8])
+def test_a_device_that_refuses_large_clusters_has_the_others(device, most):
+    launches = device(36, 8, cluster=most)
+    assert_loss_is_that_of_the_cpu(loss_state(4, 17_001, "float32"))
+    assert set(launches()) == {(8, 2)} if most > 1 else len(launches()) > 2
+
+
+def test_a_device_that_says_it_has_room_for_no_block_is_asked_for_one(device, monkeypatch):
+    launches = device(128, 4)
+    monkeypatch.setenv("CUDA_ON_CPU_FULL", "1")
+    assert_loss_is_that_of_the_cpu(loss_state(4, 17_001, "float32"))
+    assert set(launches()) == {(1, 1)}
