@@ -18,11 +18,11 @@ MARGINS = {
     "arcface": {"shift": 0.5, "scale": 8, **BOTH},
     "linear": {"shift": 2.0, "scale": 8, "linear_continuation": True, **BOTH},
     "cosface": {"offset": 0.35, "scale": 8, **BOTH},
-    "sphereface": {"m": 4, "normalize_weights": True},
-    "combined": {"m": 2, "shift": 0.3, "offset": 0.2, "scale": 4, **BOTH},
-    "features": {"m": 2, "shift": 0.2, "scale": 8, "normalize_features": True},
-    "scaled": {"m": 3, "scale": 0.5},
-    "plain": {"m": 3, "shift": 0.3},
+    "sphereface": {"margin": 4, "normalize_weights": True},
+    "combined": {"margin": 2, "shift": 0.3, "offset": 0.2, "scale": 4, **BOTH},
+    "features": {"margin": 2, "shift": 0.2, "scale": 8, "normalize_features": True},
+    "scaled": {"margin": 3, "scale": 0.5},
+    "plain": {"margin": 3, "shift": 0.3},
 }
 SUMS_OF_NONE = [[-np.inf], [0], [-np.inf], [0], [0]]
 
@@ -33,9 +33,8 @@ MAPPINGS = [(19, 70), (5, 1003), (3, 4500), (17, 17401), (3, 20001)]
 def state_of(rows, depth, classes, dtype, *, margin="arcface", smoothing=0.0, bias=False):
     """What the kernels read and write of a batch in which a row and a column are zero, and a row has no target."""
     rng = np.random.default_rng([rows, depth, classes])
-    sizes = {"m": 1, "shift": 0.0, "offset": 0.0, "scale": 1.0, **MARGINS[margin]}
+    sizes = {"margin": 1, "shift": 0.0, "offset": 0.0, "scale": 1.0, **MARGINS[margin]}
     shift, offset, scale = (sizes.pop(name) for name in ("shift", "offset", "scale"))
-    sizes["margin"] = sizes.pop("m")
     has_factors = scale != 1 or len(sizes) > 1
     wide = np.float64 if dtype == "float64" else np.float32
     features, weights = rng.normal(size=(rows, depth)) / depth, rng.normal(size=(depth, classes))
