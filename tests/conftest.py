@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -237,3 +238,24 @@ def layer(request: pytest.FixtureRequest) -> object:
     if request.param == "eager":
         pytest.importorskip("tensorflow")
     return LAYERS[request.param]
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable:
+    """device(KB, multiprocessors): from now on the emulator is one with clusters; returns who tells their sizes."""
+    log = tmp_path / "log"
+    monkeypatch.setenv("CUDA_ON_CPU_LOG", str(log))
+
+    def become(shared: int, multiprocessors: int, cluster: int = 16) -> Callable:
+        monkeypatch.setenv("CUDA_ON_CPU_SHARED", str(shared << 10))
+        monkeypatch.setenv("CUDA_ON_CPU_MULTIPROCESSORS", str(multiprocessors))
+        monkeypatch.setenv("CUDA_ON_CPU_CLUSTER", str(cluster))
+        log.write_text("")
+
+        def launches() -> list[tuple[int, int]]:
+            lines = [line.split() for line in log.read_text().splitlines()]
+            return [(int(line[0]), int(line[-1]) if len(line) > 2 else 1) for line in lines]
+
+        return launches
+
+    return become

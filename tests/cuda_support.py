@@ -19,23 +19,21 @@ RESULTS = ("loss", "products_grad", "geometry_grad", "target_grad", "grad_unit",
 
 
 def run(module, names, state, **sizes):
-    """Runs kernels over the arrays of `state`, a dictionary; a workspace comes full of NaNs."""
+    """Runs kernels over the arrays of `state`, a dictionary, and its `sizes`; a workspace comes full of NaNs."""
     call = module.Call()
     call.dtype, call.margin = state["products"].dtype.name, 4
     call.rows, call.classes = state["products"].shape
     call.depth = state["features"].shape[1] if "features" in state else 16
     call.wide_labels = state["labels"].dtype == np.int64
-    for name, value in sizes.items():
+    for name, value in {**state.get("sizes", {}), **sizes}.items():
         setattr(call, name, value)
     for name, array in state.items():
-        if array is not None:
+        if array is not None and name != "sizes":
             assert array.flags.c_contiguous
             setattr(call, name, array.__array_interface__["data"][0])
     for name in names:
-        size = module.loss_workspace(call.rows, call.depth, call.classes)
-        if name == "weights_grad":
-            size = module.weights_grad_workspace(call.rows, call.depth, call.classes)
-        workspace = np.full(size // 8, np.nan)
+        size = getattr(module, f"{name}_workspace")(call.rows, call.depth, call.classes)
+        workspace = np.full(size // 8 + 1, np.nan)
         call.workspace = workspace.ctypes.data
         getattr(module, name)(call, 1 if module is _core else 0)
     return state
@@ -65,13 +63,15 @@ def loss_state(rows, classes, dtype, *, bias=True, scale=3.0, lam=0.5):
 
 
 def copied(state, *, in_place=False):
-    state = {name: array if array is None else array.copy() for name, array in state.items()}
+    state = {name: value if value is None else value.copy() for name, value in state.items()}
     if in_place:
         state["products_grad"] = state["products"]
     return state
 
 
-def assert_close(got, expected, names=RESULTS):
+def assert_close(got, expected, names=RESULTS, *, beside_row=False):
+    """Each number is as near as its type allows; with terms, whose sums may cancel, beside the largest of its row."""
+    kind = got["loss"].dtype
     for name in names:
         a, b = got[name], expected[name]
         if a is None:  # of other types than float16 there is no unit
@@ -79,21 +79,28 @@ def assert_close(got, expected, names=RESULTS):
         if name in ("predicted", "grad_unit"):
             np.testing.assert_array_equal(a, b, err_msg=name)
             continue
-        epsilon = EPSILON[got["loss"].dtype.name] if a.dtype == got["loss"].dtype else EPSILON["float32"]
-        if got["loss"].dtype == np.float64:
-            epsilon = EPSILON["float64"]
+        epsilon = EPSILON[kind.name] if a.dtype == kind else min(EPSILON[kind.name], EPSILON["float32"])
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        np.testing.assert_allclose(a, b, rtol=4 * epsilon, atol=TINY[got["loss"].dtype.name], err_msg=name)
+        if not beside_row:
+            np.testing.assert_allclose(a, b, rtol=4 * epsilon, atol=TINY[kind.name], err_msg=name)
+            continue
+        finite = np.isfinite(b)
+        np.testing.assert_array_equal(a[~finite], b[~finite], err_msg=name)
+        a, b = np.where(finite, a, 0), np.where(finite, b, 0)
+        size = np.abs(b) + {"products_grad": np.abs(b).max(axis=-1, keepdims=True), "loss": 1}.get(name, 0)
+        if name == "geometry_grad":
+            size = size + np.abs(b).max(axis=0)
+        np.testing.assert_array_less(np.abs(a - b), 4 * epsilon * np.maximum(size, 1e-30), err_msg=name)
 
 
 def bits(state, names=RESULTS):
     return [state[name].tobytes() for name in names if state[name] is not None]
 
 
-def assert_loss_is_that_of_the_cpu(state):
+def assert_loss_is_that_of_the_cpu(state, *, beside_row=False):
     expected = run(_core, ["loss"], copied(state))
     got = run(kernels, ["loss"], copied(state))
-    assert_close(got, expected)
+    assert_close(got, expected, beside_row=beside_row)
     assert bits(run(kernels, ["loss"], copied(state, in_place=True))) == bits(got)
     return got
 
@@ -113,7 +120,8 @@ def run_kernel(tmp_path, kernel, include="", threads=64):
     return run_program(compile_kernel(tmp_path, kernel, include, threads))
 
 
-def compile_kernel(tmp_path, kernel, include="", threads=64, shared=0, cluster=1):
+def compile_kernel(tmp_path, kernel, include="", threads=64, shared=0, cluster=1, before=""):
+    """`before`: what the host does before the launch."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
     (tmp_path / "main.cc").write_text(
@@ -126,6 +134,7 @@ def compile_kernel(tmp_path, kernel, include="", threads=64, shared=0, cluster=1
         f"  config.dynamicSmemBytes = {shared};\n"
         "  cudaLaunchAttribute attribute = {cudaLaunchAttributeClusterDimension, {}};\n"
         f"  attribute.val.clusterDim = {{{cluster}, 1, 1}}; config.attrs = &attribute; config.numAttrs = 1;\n"
+        f"  {before}\n"
         "  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, out);\n"
         '  printf("[[%d], [", error);\n'
         '  for (int n = 0; n < 128; ++n) printf(n ? ", %d" : "%d", out[n]);\n'

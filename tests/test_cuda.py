@@ -154,7 +154,7 @@ def test_matrices_of_more_than_two_to_the_31_entries():
 
 
 SHARED = 64 << 10  # what the emulator's device has; loss_plan.h says what becomes of it
-ON_CHIP = [256, (SHARED // 4 - 2048) // 16, (SHARED // 2 - 2048) // 16, (SHARED - 2048) // 16]
+ON_CHIP = [256, (SHARED // 4 - 2560) // 16, (SHARED // 2 - 2560) // 16, (SHARED - 2560) // 16]
 
 
 @pytest.mark.parametrize("vectors", [1, *ON_CHIP])

@@ -11,15 +11,22 @@ namespace cuda {
 constexpr int kMaxBlock = 1024;
 
 // What the blocks of a cluster have in shared memory, beside the row.
+template <typename R>
 struct OfCluster {
   Arrival arrivals[kMostCopies];
   Sums<double> sums[2];  // of this turn and the one before, which others may still read
   TargetLogit<double> target;
   Normalizer<double> normalizer;
-  double factors[2];     // of this turn's row and the next one's, if there are terms
+  R factors[2];          // of this turn's row and the next one's, if there are terms
   const void* products;  // of the next row's part,
   int vectors;           // and its whole vectors
 };
+
+// With what merge.cuh has there.
+template <typename R>
+constexpr int64_t kDeclared = sizeof(OfCluster<R>) + sizeof(OfWarps<R>) + sizeof(OfWarps<Total>) + sizeof(SumOfWarps);
+constexpr int64_t kSharedOfCuda = 1024;  // a block
+static_assert(kDeclared<double> + kSharedOfCuda <= kOtherShared, "plans would count on memory that is not there");
 
 // The clusters take the rows in turn. `part`: vectors of a block, of which `kept` have room in shared memory. Each
 // block merges and finishes for itself, as that is sooner done than told.
@@ -27,7 +34,7 @@ template <typename T, Classes kClasses>
 __global__ void __launch_bounds__(kMaxBlock)
     loss_row_per_cluster(const __grid_constant__ Arguments<T> args, int part, int kept) {
   if constexpr (!kHasClusters) return;
-  OfCluster& own = of_block<OfCluster>();
+  OfCluster<Real<T>>& own = of_block<OfCluster<Real<T>>>();
   const Cluster cluster = Cluster::own();
   const Group group = group_of_block();
   const Copies<T> copies = {opaque_shared(dynamic_shared<Registers<T>>()), opaque_shared(own.arrivals), kept,
@@ -58,14 +65,14 @@ __global__ void __launch_bounds__(kMaxBlock)
       }
     }
     Span<T, kClasses> span = part_of(row);
-    if (kClasses == Classes::kTerms) span.of_row = static_cast<Real<T>>(own.factors[turn & 1]);
+    if (kClasses == Classes::kTerms) span.of_row = own.factors[turn & 1];
     Copied<T, kClasses> logits(span, group, copies, is_smoothed<kClasses>(args));
     logits.sum_up(turn);
     const Real<T> m = largest_in_block(logits.largest());
     const Total total = total_in_block({logits.sum(m), logits.place_of(m)});
-    const double all_logits = is_smoothed<kClasses>(args) ? sum_in_block(logits.total()) : 0;
+    const double total_of_logits = is_smoothed<kClasses>(args) ? sum_in_block(logits.total()) : 0;
     Sums<double>& sums = own.sums[turn & 1];
-    if (group.thread == 0) sums = sums_of(span, m, total, args.first_class, all_logits);
+    if (group.thread == 0) sums = sums_of(span, m, total, args.first_class, total_of_logits);
     if (cluster.blocks > 1) cluster.sync();
     if (group.thread < kWarp) {
       __syncwarp();

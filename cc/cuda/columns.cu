@@ -1,9 +1,9 @@
 // class_factors[c]      1 / |w_c|, 0 of a zero column
 // weights_grad[:, c] -= w_c (w_c . weights_grad[:, c]) / |w_c|^2
 //
-// A block takes 32 columns, a column per lane. Feature d belongs to warp d mod W of its W, kHeld of them at a time; the
-// warps' sums are added in their order. A thread walks its features downwards, so that registers still hold the first
-// ones when the sums are known, and the cache the next: both matrices come from memory once.
+// A block takes 32 columns, a column per lane. Feature d belongs to warp d mod W of its W, kFeatures of them at a time;
+// the warps' sums are added in their order. A thread walks its features downwards, so that registers still hold the
+// first ones when the sums are known, and the cache the next: both matrices come from memory once.
 #include "cuda/columns.cuh"
 
 #include "core/half.h"
@@ -16,23 +16,23 @@ namespace {
 
 constexpr int kMaxWarps = 16;
 template <typename T>
-constexpr int kHeld = sizeof(T) == sizeof(double) ? 8 : 32;  // features
+constexpr int kFeatures = sizeof(T) == sizeof(double) ? 8 : 32;
 
-// The features of a column that are a thread's own, in steps of kHeld.
+// The features of a column that are a thread's own, in steps of kFeatures.
 template <typename T>
-struct Column {
+struct OwnColumn {
   int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + lane_of_warp(), classes, depth;
   int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
 
-  __device__ explicit Column(const Arguments<T>& args) : classes(args.classes), depth(args.depth) {}
+  __device__ explicit OwnColumn(const Arguments<T>& args) : classes(args.classes), depth(args.depth) {}
 
-  __device__ int64_t steps() const { return ceil_div(depth, static_cast<int64_t>(kHeld<T>) * warps); }
-  __device__ int64_t feature(int64_t step, int n) const { return (step * kHeld<T> + n) * warps + warp; }
+  __device__ int64_t steps() const { return ceil_div(depth, static_cast<int64_t>(kFeatures<T>) * warps); }
+  __device__ int64_t feature(int64_t step, int n) const { return (step * kFeatures<T> + n) * warps + warp; }
 
   // 0 where there is none.
-  __device__ void load(const T* matrix, int64_t step, T (&to)[kHeld<T>]) const {
+  __device__ void load(const T* matrix, int64_t step, T (&to)[kFeatures<T>]) const {
 #pragma unroll
-    for (int n = 0; n < kHeld<T>; ++n) {
+    for (int n = 0; n < kFeatures<T>; ++n) {
       const int64_t d = feature(step, n);
       to[n] = column < classes && d < depth ? matrix[d * classes + column] : T{};
     }
@@ -49,13 +49,13 @@ __device__ inline double sum_of_warps(const double (&of_warps)[kMaxWarps][kWarp]
 template <typename T>
 __global__ void __launch_bounds__(kMaxWarps* kWarp) class_factors_column_per_lane(Arguments<T> args) {
   __shared__ double of_warps[kMaxWarps][kWarp];
-  const Column<T> own(args);
+  const OwnColumn<T> own(args);
   double norm_sq = 0;
   for (int64_t step = own.steps() - 1; step >= 0; --step) {
-    T w[kHeld<T>];
+    T w[kFeatures<T>];
     own.load(args.weights, step, w);
 #pragma unroll
-    for (int n = 0; n < kHeld<T>; ++n) {
+    for (int n = 0; n < kFeatures<T>; ++n) {
       const double wn = widen(w[n]);
       norm_sq += wn * wn;
     }
@@ -69,15 +69,15 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp) class_factors_column_per_lan
 template <typename T>
 __global__ void __launch_bounds__(kMaxWarps* kWarp) take_off_radial_column_per_lane(Arguments<T> args) {
   __shared__ double dots[kMaxWarps][kWarp], norms[kMaxWarps][kWarp], along[kWarp];
-  const Column<T> own(args);
+  const OwnColumn<T> own(args);
   const int lane = lane_of_warp();
-  T w[kHeld<T>] = {}, gradient[kHeld<T>] = {};
+  T w[kFeatures<T>] = {}, gradient[kFeatures<T>] = {};
   double dot = 0, norm_sq = 0;
   for (int64_t step = own.steps() - 1; step >= 0; --step) {
     own.load(args.weights, step, w);
     own.load(args.weights_grad, step, gradient);
 #pragma unroll
-    for (int n = 0; n < kHeld<T>; ++n) {
+    for (int n = 0; n < kFeatures<T>; ++n) {
       const double wn = widen(w[n]);
       dot += wn * widen(gradient[n]);
       norm_sq += wn * wn;
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp) take_off_radial_column_per_l
       own.load(args.weights_grad, step, gradient);
     }
 #pragma unroll
-    for (int n = 0; n < kHeld<T>; ++n) {
+    for (int n = 0; n < kFeatures<T>; ++n) {
       const int64_t d = own.feature(step, n);
       if (own.column >= args.classes || d >= args.depth) continue;
       assign(args.weights_grad[d * args.classes + own.column], widen(gradient[n]) - along[lane] * widen(w[n]));
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp) take_off_radial_column_per_l
 template <typename T>
 int threads_for(int64_t depth) {
   int warps = 4;
-  while (warps < kMaxWarps && warps * kHeld<T> < depth) warps *= 2;
+  while (warps < kMaxWarps && warps * kFeatures<T> < depth) warps *= 2;
   return warps * kWarp;
 }
 

@@ -26,13 +26,22 @@ struct Shape {
   int cluster = 1;
 };
 
-// Asks for what a kernel may not have unasked.
+// Asks for what a kernel may not have unasked. The limit of its shared memory becomes the device's own, and never less,
+// as another host thread may be about to launch the same kernel with more.
 template <typename... Parameters>
 Status allow(void (*kernel)(Parameters...), int64_t shared, int cluster) {
   constexpr int64_t kSharedUnasked = 48 << 10;
   constexpr int kClusterUnasked = 8;
   if (shared > kSharedUnasked) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    cudaFuncAttributes code = {};
+    cudaFuncGetAttributes(&code, kernel);
+    if (code.maxDynamicSharedSizeBytes < shared) {
+      int device = 0, most = 0;
+      cudaGetDevice(&device);
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+      most -= static_cast<int>(code.sharedSizeBytes);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    }
   }
   if (cluster > kClusterUnasked) cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   return cudaGetLastError();
@@ -132,9 +141,10 @@ __device__ inline V& of_block() {
 #endif
 }
 
-// The sum over the warp's lanes, on every lane, always added in the same order.
-__device__ inline double warp_sum(double value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+// The sum over `lanes` neighbours, 2 to 32, on each of them, always added in the same order. Every lane of the warp
+// takes part.
+__device__ inline double sum_in_lanes(double value, int lanes) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
     value += __shfl_xor_sync(0xffffffffu, value, distance);
   }
   return value;
@@ -155,14 +165,6 @@ struct LanesOfTile {
   // Of the tile's features, the first that is the lane's own in a step, and the `own`th of all.
   __device__ int depth(int step) const { return (step * kLanes + lane) * kVector; }
   __device__ int feature(int own) const { return depth(own / kVector) + own % kVector; }
-
-  // The sum over the group's lanes, on every lane, always added in the same order.
-  __device__ double sum(double value) const {
-    for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-      value += __shfl_xor_sync(0xffffffffu, value, distance);
-    }
-    return value;
-  }
 };
 
 // The weights of a row's class: a column of W, entries `stride` apart, or a copy of it.

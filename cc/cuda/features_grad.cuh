@@ -40,8 +40,8 @@ __device__ double radial_part(const T* x, const T* gradient, int64_t depth) {
     }
   };
   walk<kVector>(x, Copy<T>{gradient}, depth, add);
-  dot = warp_sum(dot);
-  norm_sq = warp_sum(norm_sq);
+  dot = sum_in_lanes(dot, kWarp);
+  norm_sq = sum_in_lanes(norm_sq, kWarp);
   return norm_sq == 0 ? 0 : dot / norm_sq;
 }
 

@@ -26,7 +26,7 @@ __device__ TargetLogit<double> target_logit_of(const Arguments<T>& args, int64_t
   return target_logit_of(known<kClasses>(args), margin_share(*args.lam), geometry_of(args, row));
 }
 
-// What its products are multiplied by. Of a bad label it is NaN, as its geometry is.
+// What its products are multiplied by. Of a bad label, any number.
 template <typename T>
 __device__ Real<T> factor_of(const Arguments<T>& args, int64_t row) {
   return static_cast<Real<T>>(row_factor_of(args, row));

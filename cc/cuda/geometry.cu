@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(kBlock)
   }
 #pragma unroll
   for (int n = 0; n < kRows; ++n) {
-    const Geometry<double> sum = {group.sum(sums[n].dot), group.sum(sums[n].features_sq),
-                                  group.sum(sums[n].weights_sq)};
+    const auto sum_up = [](double value) { return sum_in_lanes(value, Group::kLanes); };
+    const Geometry<double> sum = {sum_up(sums[n].dot), sum_up(sums[n].features_sq), sum_up(sums[n].weights_sq)};
     if (group.lane > 0 || rows[n] < 0) continue;
     const bool good = is_good_label(label_of(args.labels, rows[n]), args.classes);
     store(args.geometry, args.rows, rows[n], good ? sum : Geometry<double>{NAN, NAN, NAN});

@@ -2,9 +2,10 @@
 //
 //   thread i of G holds the vectors i, i + G, i + 2 G, ...     kHeld of them at the most
 //
-// The target's product becomes -inf where it is held, once, so that no loop asks for the target. float and double
-// have room for what halves have not: their logits with the bias or the factors, and after the sum the exponentials, of
-// which the gradient is a multiple. Halves make their logits, and take their exponentials, again.
+// The target's product becomes -inf where it is held, once, so that no loop asks for the target. With terms
+// Span::logits does it. float and double have room for what halves have not: their logits with the bias or the factors,
+// and after the sum the exponentials, of which the gradient is a multiple. Halves make their logits, and take their
+// exponentials, again.
 #ifndef LSOFTMAX_CUDA_HELD_CUH_
 #define LSOFTMAX_CUDA_HELD_CUH_
 

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kGroupsBlock, kGroupsBlocks<T, kClasses>)
   __shared__ TargetLogit<double> targets[kGroupsBlock / 2];
   __shared__ Sums<double> sums[kGroupsBlock / 2];
   __shared__ Normalizer<double> normalizers[kGroupsBlock / 2];
-  __shared__ double logits[kGroupsBlock / 2];  // Z
+  __shared__ double totals_of_logits[kGroupsBlock / 2];
   __shared__ Real<T> factors[kGroupsBlock / 2];
   const int thread = static_cast<int>(threadIdx.x), lanes = 1 << log2_lanes, rows = kGroupsBlock >> log2_lanes;
   const int of_block = thread >> log2_lanes;
@@ -58,10 +58,11 @@ __global__ void __launch_bounds__(kGroupsBlock, kGroupsBlocks<T, kClasses>)
   const bool smoothed = is_smoothed<kClasses>(args);
   if (smoothed) {
     const double sum = sum_in_lanes(held.total(span), lanes);
-    if (group.thread == 0) logits[of_block] = sum;
+    if (group.thread == 0) totals_of_logits[of_block] = sum;
   }
   const Total total = total_in_lanes({held.sum(span, base_of(m)), place}, lanes);
-  if (group.thread == 0) sums[of_block] = sums_of(span, m, total, args.first_class, smoothed ? logits[of_block] : 0);
+  if (group.thread == 0)
+    sums[of_block] = sums_of(span, m, total, args.first_class, smoothed ? totals_of_logits[of_block] : 0);
   __syncthreads();
   if (finishes) {
     const auto work = [&] {
@@ -87,7 +88,7 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_per_block(const __grid_con
   __shared__ TargetLogit<double> target;
   __shared__ Normalizer<double> normalizer;
   __shared__ Registers<T> aside[kHeld<T>];
-  __shared__ double logits;  // Z
+  __shared__ double total_of_logits;
   __shared__ Real<T> factor;
   if constexpr (kClasses == Classes::kTerms) {
     if (threadIdx.x == 0) {
@@ -106,11 +107,11 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_per_block(const __grid_con
   const bool smoothed = is_smoothed<kClasses>(args);
   if (smoothed) {
     const double sum = sum_in_block(held.total(span));
-    if (threadIdx.x == 0) logits = sum;
+    if (threadIdx.x == 0) total_of_logits = sum;
   }
   const Total total = total_in_block({held.sum(span, base_of(m)), place});
   if (threadIdx.x == 0) {
-    const Sums<double> sums = sums_of(span, m, total, args.first_class, smoothed ? logits : 0);
+    const Sums<double> sums = sums_of(span, m, total, args.first_class, smoothed ? total_of_logits : 0);
     held.stand_aside(aside, [&] { normalizer = finish<kClasses>(args, target, blockIdx.x, args.classes, sums); });
   }
   __syncthreads();
@@ -148,11 +149,11 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_in_shared(const __grid_con
   row.sum_up();
   const Real<T> m = largest_in_block(row.largest());
   const Total total = total_in_block({row.sum(m), row.place_of(m)});
-  const double logits = is_smoothed<kClasses>(args) ? sum_in_block(row.total()) : 0;
+  const double total_of_logits = is_smoothed<kClasses>(args) ? sum_in_block(row.total()) : 0;
   if (threadIdx.x == 0) {
     const TargetLogit<double> target = target_logit_of<kClasses>(args, blockIdx.x);
-    normalizer =
-        finish<kClasses>(args, target, blockIdx.x, args.classes, sums_of(span, m, total, args.first_class, logits));
+    normalizer = finish<kClasses>(args, target, blockIdx.x, args.classes,
+                                  sums_of(span, m, total, args.first_class, total_of_logits));
   }
   __syncthreads();
   row.differentiate(normalizer);
@@ -177,8 +178,8 @@ __global__ void __launch_bounds__(kBlock)
   own.sum_up();
   const Real<T> m = largest_in_block(own.largest());
   const Total total = total_in_block({own.sum(m), own.place_of(m)});
-  const double logits = is_smoothed<kClasses>(args) ? sum_in_block(own.total()) : 0;
-  if (threadIdx.x == 0) parts[blockIdx.x] = sums_of(part, m, total, args.first_class, logits);
+  const double total_of_logits = is_smoothed<kClasses>(args) ? sum_in_block(own.total()) : 0;
+  if (threadIdx.x == 0) parts[blockIdx.x] = sums_of(part, m, total, args.first_class, total_of_logits);
 }
 
 // Takes the row's parts into its sums, or where `anew` into those of no class.
@@ -251,12 +252,14 @@ int64_t loss_workspace(int64_t rows, int64_t classes) {
 
 namespace {
 
-// As many clusters as the device holds, and no more than there are rows.
+// As many clusters as the device holds, and no more than there are rows. Where it says that it holds none, one, so that
+// the launch either works or tells.
 template <typename T, typename Kernel>
 Status loss_in_clusters(Kernel kernel, const Arguments<T>& args, const LossPlan& plan, Stream stream) {
   int clusters = 0;
   const Status status = count_clusters(kernel, plan, &clusters);
   if (status != 0) return status;
+  if (clusters < 1) clusters = 1;
   const int64_t wanted = args.rows < clusters ? args.rows : clusters;
   return launch_shape(kernel, {wanted * plan.blocks, 1, plan.threads, plan.kept * 16, plan.blocks}, stream, args,
                       static_cast<int>(plan.part), static_cast<int>(plan.kept));

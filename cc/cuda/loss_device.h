@@ -1,5 +1,5 @@
 // What the current device has for the plans of the fused loss, and how many clusters of a plan it holds at once. Asked
-// for once a device and kernel: the questions take microseconds, and none of them waits for a stream.
+// for once a device and data type: the questions take microseconds, and none of them waits for a stream.
 #ifndef LSOFTMAX_CUDA_LOSS_DEVICE_H_
 #define LSOFTMAX_CUDA_LOSS_DEVICE_H_
 
@@ -48,7 +48,7 @@ Status ask_device(Kernel kernel, int number, LossDevice* device) {
     int clusters = 0;
     const Status failed =
         clusters_of_device(kernel, {blocks, 1, 1024, bytes, blocks}, device->multiprocessors, &clusters);
-    if (failed != 0) return failed;
+    if (failed != 0) break;  // a device that refuses a size has those below
     if (clusters > 0) device->most_blocks = blocks;
   }
   return cudaSuccess;
@@ -76,7 +76,8 @@ class Answers {
   std::map<Key, Answer> known_;
 };
 
-// All kernels of clusters may have as many registers: what is true of `kernel` is of each.
+// What is true of `kernel` is of all kernels of clusters: each may have as many registers, and as much shared memory,
+// as none declares more than kOtherShared.
 template <typename Kernel>
 Status look_at_device(Kernel kernel, LossDevice* device) {
   static Answers<int, LossDevice> answers;
@@ -93,7 +94,8 @@ Status count_clusters(Kernel kernel, const LossPlan& plan, int* clusters) {
   static Answers<std::pair<int, std::pair<int, int>>, int> answers;
   int number = 0;
   LossDevice device;
-  cudaGetDevice(&number);
+  const Status failed = cudaGetDevice(&number);
+  if (failed != 0) return failed;
   const Status status = look_at_device(kernel, &device);
   if (status != 0) return status;
   return answers.look_up({number, {plan.blocks, plan.threads}}, clusters, [&](int* found) {

@@ -42,7 +42,7 @@ struct LossDevice {
 
 constexpr int64_t kPart = 8192;         // classes
 constexpr int64_t kLongBy = 1024;       // classes beyond so many times the rows are many
-constexpr int64_t kOtherShared = 2048;  // bytes a block: what the kernels declare, and CUDA's own
+constexpr int64_t kOtherShared = 2560;  // bytes a block: what the kernels declare, and CUDA's own
 constexpr int kMostCopies = 16;         // bulk copies a row, of 2 vectors a thread or more
 constexpr int kUsualBlocks = 8;         // of a cluster, on every device that has them
 

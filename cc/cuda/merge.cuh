@@ -38,13 +38,6 @@ __device__ inline Total total_in_lanes(Total total, int lanes) {
   return total;
 }
 
-__device__ inline double sum_in_lanes(double value, int lanes) {
-  for (int distance = lanes / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, distance);
-  }
-  return value;
-}
-
 template <typename V>
 struct OfWarps {
   V at[kWarp];
@@ -91,9 +84,9 @@ __device__ R base_of(R m) {
 // the class is 0.
 template <typename T, Classes kClasses>
 __device__ Sums<double> sums_of(const Span<T, kClasses>& span, Real<T> m, const Total& total, int64_t first_class,
-                                double logits = 0) {
+                                double total_of_logits) {
   const bool has_place = total.place != kNoPlace;
-  Sums<double> sums = {m, total.sum, m, static_cast<double>(has_place ? span.first + total.place : 0), logits};
+  Sums<double> sums = {m, total.sum, m, static_cast<double>(has_place ? span.first + total.place : 0), total_of_logits};
   if (span.target != kNowhere) {
     const Real<T> z = span.logit(span.target);
     if (z > m || (z == m && has_place && span.target < total.place)) {
@@ -108,8 +101,8 @@ __device__ Sums<double> sums_of(const Span<T, kClasses>& span, Real<T> m, const 
 // The sums over all classes of the lanes' sums, on every lane. Every lane of the warp takes part. Z only if `smoothed`.
 __device__ inline Sums<double> merged_in_lanes(Sums<double> sums, bool smoothed) {
   const double max = largest_in_lanes(sums.max, kWarp), best = largest_in_lanes(sums.best, kWarp);
-  sums.sum = warp_sum(rescale(sums.sum, sums.max, max));
-  if (smoothed) sums.total = warp_sum(sums.total);
+  sums.sum = sum_in_lanes(rescale(sums.sum, sums.max, max), kWarp);
+  if (smoothed) sums.total = sum_in_lanes(sums.total, kWarp);
   sums.predicted = -largest_in_lanes(sums.best == best ? -sums.predicted : minus_infinity<double>(), kWarp);
   sums.max = max;
   sums.best = best;

@@ -74,8 +74,8 @@ struct Span {
   // Vector n, n < vectors, of the products.
   __device__ Registers<T> load(int n) const { return load_registers(products, n); }
 
-  // The logits of vector n, whose products are v. -inf stays -inf; of factors, which may be 0, the target's becomes it
-  // here.
+  // The logits of vector n, whose products are v. -inf stays -inf; with terms, whose factors may be 0, the target's
+  // becomes it here.
   __device__ void logits(int n, const Registers<T>& v, Real<T>* z) const {
 #pragma unroll
     for (int l = 0; l < kWide<T>; ++l) z[l] = entry<T>(v, l);

@@ -8,6 +8,11 @@
 #ifndef LSOFTMAX_CUDA_TESTING_BULK_COPIES_H_
 #define LSOFTMAX_CUDA_TESTING_BULK_COPIES_H_
 
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cstddef>
 #include <map>
 #include <random>
 #include <vector>

@@ -8,7 +8,8 @@
 // Threads run in the order of their index, or as the environment variable CUDA_ON_CPU_ORDER says: `reverse`, or a
 // number that seeds a shuffle for each block. A kernel without races gives the same result in every order. Where
 // CUDA_ON_CPU_LAST is a number, only so many blocks of each launch run, the last ones: the far end of arrays that are
-// too large to be walked through. To the file CUDA_ON_CPU_LOG each launch adds a line: its blocks and threads.
+// too large to be walked through. To the file CUDA_ON_CPU_LOG each launch adds a line: its blocks and threads,
+// and the size of its clusters.
 //
 // Of a cluster all blocks are in flight at once, one runs until it has to wait for another, in the same orders, and
 // what it leaves in shared memory is overwritten when it ends. Bulk copies take their time (machine.h).

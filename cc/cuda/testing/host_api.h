@@ -3,6 +3,7 @@
 //   CUDA_ON_CPU_SHARED            bytes of shared memory a block; 64 KB
 //   CUDA_ON_CPU_CLUSTER           the most blocks of a cluster: 1, 2, 4, 8 or 16; 0, as it is: none
 //   CUDA_ON_CPU_MULTIPROCESSORS   16
+//   CUDA_ON_CPU_FULL              1: whoever asks is told that it has room for no block; 0
 //
 // A device by other numbers is another device, with a number of its own.
 #ifndef LSOFTMAX_CUDA_TESTING_HOST_API_H_
@@ -15,16 +16,20 @@ enum cudaFuncAttribute {
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 
 struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+  int maxDynamicSharedSizeBytes;
   int ptxVersion;
 };
 
 namespace cuda_on_cpu {
 
 inline uint64_t multiprocessors_of_device() { return wish("CUDA_ON_CPU_MULTIPROCESSORS", 16); }
+inline uint64_t is_full() { return wish("CUDA_ON_CPU_FULL", 0); }
 
 // Of the shared memory that the blocks ask for, and no other resource.
 inline int blocks_at_once(size_t shared) {
   constexpr uint64_t kMost = 8;
+  if (is_full() != 0) return 0;
   return static_cast<int>(std::min(kMost, shared_of_device() / std::max(shared, size_t{1})));
 }
 
@@ -39,8 +44,9 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
 }
 
 template <typename... Parameters>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
-  attributes->ptxVersion = ::cuda_on_cpu::cluster_of_device() > 0 ? 90 : 75;
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(Parameters...)) {
+  const size_t allowed = ::cuda_on_cpu::Machine::instance().shared_allowed(reinterpret_cast<const void*>(kernel));
+  *attributes = {0, static_cast<int>(allowed), ::cuda_on_cpu::cluster_of_device() > 0 ? 90 : 75};
   return cudaSuccess;
 }
 
@@ -68,7 +74,7 @@ inline cudaError_t cudaGetDevice(int* device) {
   static std::mutex mutex;
   static std::vector<std::vector<uint64_t>> devices;
   const std::vector<uint64_t> now = {::cuda_on_cpu::shared_of_device(), ::cuda_on_cpu::cluster_of_device(),
-                                     ::cuda_on_cpu::multiprocessors_of_device()};
+                                     ::cuda_on_cpu::multiprocessors_of_device(), ::cuda_on_cpu::is_full()};
   const std::lock_guard<std::mutex> lock(mutex);
   *device = static_cast<int>(std::find(devices.begin(), devices.end(), now) - devices.begin());
   if (*device == static_cast<int>(devices.size())) devices.push_back(now);

@@ -1,4 +1,4 @@
-// The threads of cuda_runtime.h: a fiber each, all those of a cluster of blocks side by side.
+// The threads of cuda_runtime.h: a fiber each (fibers.h), all those of a cluster of blocks side by side.
 //
 // One block runs until each of its threads waits or has ended, then the next, so that whoever does not wait for another
 // block is far ahead of it, or behind. Once all wait, a bulk copy is made that is due (bulk_copies.h); if none is, they
@@ -6,7 +6,9 @@
 #ifndef LSOFTMAX_CUDA_TESTING_MACHINE_H_
 #define LSOFTMAX_CUDA_TESTING_MACHINE_H_
 
-#include <ucontext.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <algorithm>
 #include <fstream>
@@ -17,11 +19,8 @@
 #include <random>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
-
 #include "bulk_copies.h"
+#include "fibers.h"
 #include "shared_memory.h"
 
 namespace cuda_on_cpu {
@@ -62,7 +61,7 @@ class Machine {
     for (unsigned n = 0; n < config.numAttrs; ++n) {
       if (config.attrs[n].id == cudaLaunchAttributeClusterDimension) cluster = config.attrs[n].val.clusterDim.x;
     }
-    if (!may_have(kernel, cluster) || grid.x % cluster != 0) return last_error = cudaErrorInvalidClusterSize;
+    if (!allows(asked, cluster) || grid.x % cluster != 0) return last_error = cudaErrorInvalidClusterSize;
     const char* const log = getenv("CUDA_ON_CPU_LOG");
     if (log != nullptr) {
       std::ofstream file(log, std::ios::app);
@@ -159,6 +158,7 @@ class Machine {
     if (turn != nullptr) wait(*turn);
   }
 
+  // The last wish counts, even if it is for less.
   cudaError_t ask_for_shared(const void* kernel, int bytes) {
     if (bytes < 0 || static_cast<size_t>(bytes) > shared_of_device()) return last_error = cudaErrorInvalidValue;
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -166,37 +166,41 @@ class Machine {
     return cudaSuccess;
   }
   cudaError_t ask_for_clusters(const void* kernel, bool beyond_usual) {
+    if (beyond_usual && cluster_of_device() <= kClusterUnasked) return last_error = cudaErrorInvalidValue;
     const std::lock_guard<std::mutex> lock(mutex_);
     asked_[kernel].cluster = beyond_usual ? 16 : kClusterUnasked;
     return cudaSuccess;
   }
+  size_t shared_allowed(const void* kernel) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return asked_[kernel].shared;
+  }
   // Blocks a cluster.
   bool may_have(const void* kernel, unsigned cluster) {
-    const bool is_power = cluster != 0 && (cluster & (cluster - 1)) == 0;
-    return is_power && (cluster == 1 || (cluster <= asked_[kernel].cluster && cluster <= cluster_of_device()));
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return allows(asked_[kernel], cluster);
   }
 
-  cudaError_t last_error = cudaSuccess;
+  static inline thread_local cudaError_t last_error = cudaSuccess;
 
  private:
-  static constexpr size_t kStack = 256 * 1024;
-
   struct Asked {
     size_t shared = kSharedUnasked;
     unsigned cluster = kClusterUnasked;
   };
 
-  // Once begun, a fiber runs its thread of one block after the other.
-  struct Fiber {
-    ucontext_t context;
-    void* place[5];  // where it goes on
-    std::unique_ptr<char[]> stack{new char[kStack]};
+  static bool allows(const Asked& asked, unsigned cluster) {
+    const bool is_power = cluster != 0 && (cluster & (cluster - 1)) == 0;
+    return is_power && (cluster == 1 || (cluster <= asked.cluster && cluster <= cluster_of_device()));
+  }
+
+  // Once begun, its fiber runs it in one block after the other.
+  struct Thread {
+    Fiber fiber;
     dim3 thread, block;
-    bool begun = false;
     bool ended = true;
     const uint64_t* waits_for = nullptr;  // runs again once this is no longer `seen`
     uint64_t seen = 0;
-    void* fake_stack = nullptr;  // the address sanitizer's
   };
   struct Warp {
     unsigned arrived = 0;
@@ -218,7 +222,7 @@ class Machine {
   Warp& warp_of_current() { return block_of_current().warps[current_ % threads_ / kWarp]; }
 
   void prepare(unsigned threads, unsigned cluster) {
-    while (fibers_.size() < threads * cluster) fibers_.push_back(std::make_unique<Fiber>());
+    while (all_.size() < threads * cluster) all_.push_back(std::make_unique<Thread>());
     threads_ = threads;
     blocks_.resize(cluster);
     order_.resize(threads);
@@ -245,7 +249,7 @@ class Machine {
         while (!failed_ && run_some_of(b)) moved = true;
       }
       if (failed_ || (!moved && !copies_.make_one())) {
-        fibers_.clear();  // some stand in the middle of their kernel
+        all_.clear();  // some stand in the middle of their kernel
         return false;
       }
     }
@@ -265,37 +269,27 @@ class Machine {
       block.live = threads_;
       block.shared = std::make_unique<SharedMemory>(shared);
       for (unsigned t = 0; t < threads_; ++t) {
-        Fiber& fiber = *fibers_[b * threads_ + t];
-        fiber.thread = dim3(t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y);
-        fiber.block = dim3(first.x + b, first.y, first.z);
-        fiber.ended = false;
-        fiber.waits_for = nullptr;
-        if (!fiber.begun) prepare(fiber);
+        Thread& thread = *all_[b * threads_ + t];
+        thread.thread = dim3(t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y);
+        thread.block = dim3(first.x + b, first.y, first.z);
+        thread.ended = false;
+        thread.waits_for = nullptr;
       }
     }
-  }
-
-  __attribute__((noinline)) static void prepare(Fiber& fiber) {
-    fiber.fake_stack = nullptr;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, &Machine::enter, 0);
   }
 
   // Each thread of the block that does not wait goes on once; false where there is none.
   bool run_some_of(unsigned block) {
     bool moved = false;
     for (const unsigned t : order_) {
-      Fiber& fiber = *fibers_[block * threads_ + t];
-      if (fiber.ended || (fiber.waits_for != nullptr && *fiber.waits_for == fiber.seen)) continue;
-      fiber.waits_for = nullptr;
+      Thread& thread = *all_[block * threads_ + t];
+      if (thread.ended || (thread.waits_for != nullptr && *thread.waits_for == thread.seen)) continue;
+      thread.waits_for = nullptr;
       moved = true;
       current_ = block * threads_ + t;
-      threadIdx = fiber.thread;
-      blockIdx = fiber.block;
-      resume(fiber);
+      threadIdx = thread.thread;
+      blockIdx = thread.block;
+      thread.fiber.resume(&home_, &Machine::run_threads);
       if (failed_) break;
     }
     return moved;
@@ -318,7 +312,7 @@ class Machine {
 
   void end_thread() {
     Block& block = block_of_current();
-    fibers_[current_]->ended = true;
+    all_[current_]->ended = true;
     live_ -= 1;
     block.live -= 1;
     release(block.barrier, block.live);
@@ -329,68 +323,32 @@ class Machine {
   }
 
   void wait(const uint64_t& passed) {
-    Fiber& fiber = *fibers_[current_];
-    fiber.waits_for = &passed;
-    fiber.seen = passed;
-    yield(fiber);
+    Thread& thread = *all_[current_];
+    thread.waits_for = &passed;
+    thread.seen = passed;
+    thread.fiber.yield();
   }
 
-  static void enter() {
+  // What a fiber runs.
+  static void run_threads() {
     Machine& machine = instance();
-    machine.arrive(nullptr);
     for (;;) {
       (*machine.body_)();
       machine.end_thread();
-      machine.yield(*machine.fibers_[machine.current_]);
+      machine.all_[machine.current_]->fiber.yield();
     }
   }
-
-#if defined(__SANITIZE_ADDRESS__)
-  void resume(Fiber& fiber) {
-    void* fake_stack = nullptr;
-    __sanitizer_start_switch_fiber(&fake_stack, fiber.stack.get(), kStack);
-    enter_or_go_on(fiber);
-    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-  }
-  void yield(Fiber& fiber) {
-    __sanitizer_start_switch_fiber(&fiber.fake_stack, home_stack_, home_size_);
-    swap(fiber.place, home_place_);
-    arrive(fiber.fake_stack);
-  }
-  void arrive(void* fake_stack) { __sanitizer_finish_switch_fiber(fake_stack, &home_stack_, &home_size_); }
-  const void* home_stack_ = nullptr;
-  size_t home_size_ = 0;
-#else
-  void resume(Fiber& fiber) { enter_or_go_on(fiber); }
-  void yield(Fiber& fiber) { swap(fiber.place, home_place_); }
-  void arrive(void*) {}
-#endif
-
-  // swapcontext would ask the system for the signal mask each time: a context is used to begin a fiber, and no more.
-  // The sanitizer has been told, and must not take the jumps for the end of a stack.
-  void enter_or_go_on(Fiber& fiber) {
-    if (fiber.begun) return swap(home_place_, fiber.place);
-    fiber.begun = true;
-    begin(home_place_, &fiber.context);
-  }
-  __attribute__((noinline, no_sanitize("address"))) static void begin(void** from, const ucontext_t* context) {
-    if (__builtin_setjmp(from) == 0) setcontext(context);
-  }
-  __attribute__((noinline, no_sanitize("address"))) static void swap(void** from, void** to) {
-    if (__builtin_setjmp(from) == 0) jump(to);
-  }
-  __attribute__((noinline, noreturn, no_sanitize("address"))) static void jump(void** to) { __builtin_longjmp(to, 1); }
 
   std::mutex mutex_;
   std::map<const void*, Asked> asked_;
   const std::function<void()>* body_ = nullptr;
-  std::vector<std::unique_ptr<Fiber>> fibers_;  // of all blocks, one block after the other
-  std::vector<Block> blocks_;                   // of the cluster
+  std::vector<std::unique_ptr<Thread>> all_;  // of all blocks, one block after the other
+  std::vector<Block> blocks_;                 // of the cluster
   std::vector<unsigned> order_, order_of_blocks_;
   Barrier cluster_;
   BulkCopies copies_;
   BulkCopies::When when_ = BulkCopies::When::kLate;
-  void* home_place_[5];
+  Fiber::Home home_;
   unsigned threads_ = 0, live_ = 0, current_ = 0, seed_ = 0;
   bool shuffled_ = false, failed_ = false;
   std::mt19937 random_;

@@ -3,9 +3,11 @@
 #ifndef LSOFTMAX_CUDA_TESTING_SHARED_MEMORY_H_
 #define LSOFTMAX_CUDA_TESTING_SHARED_MEMORY_H_
 
+#include <stddef.h>
+#include <string.h>
+
 #include <map>
 #include <memory>
-#include <vector>
 
 namespace cuda_on_cpu {
 
