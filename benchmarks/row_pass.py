@@ -50,6 +50,7 @@ def _measure(shape: Shape, repeats: int) -> dict[str, list[float]]:
     features, weights, labels = peers.arguments(*shape)
     products = tf.matmul(features, weights)
     no_bias, lam = tf.zeros([0]), tf.constant(peers.LAMBDA, tf.float64)
+    no_terms, no_factors = tf.zeros([0], tf.float64), tf.zeros([0])
 
     @tf.function
     def make(products: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
@@ -66,7 +67,8 @@ def _measure(shape: Shape, repeats: int) -> dict[str, list[float]]:
     @tf.function
     def ours(products: tf.Tensor, scale: tf.Tensor) -> tuple:
         logits = products * scale
-        state = library.load().lsoftmax_loss(logits, features, weights, labels, no_bias, lam, margin=peers.MARGIN)
+        layer = (features, weights, labels, no_bias, lam, no_terms, no_factors)
+        state = library.load().lsoftmax_loss(logits, *layer, margin=peers.MARGIN)
         return tf.reduce_mean(state.loss), state.products_grad
 
     one = tf.constant(1.0)

@@ -33,6 +33,14 @@ constexpr bool kHasGradUnit = false;
 template <>
 constexpr bool kHasGradUnit<float16> = true;
 
+// A derivative, in its unit, as T holds it: what is beyond float16 becomes the largest number that is not.
+template <typename T>
+LSOFTMAX_INLINE Real<T> fitted(Real<T> value) {
+  if constexpr (!kHasGradUnit<T>) return value;
+  const Real<T> most = kLargestFloat16;
+  return value > most ? most : value < -most ? -most : value;
+}
+
 constexpr double kFeatureRange = 4096, kProductRange = 256, kMinLift = 0x1p-6, kMaxLift = 0x1p40;
 
 // 1 / u, which the row's gradients are multiplied by; 1 without features to keep the digits of, or with a NaN.

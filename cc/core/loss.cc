@@ -118,15 +118,6 @@ LSOFTMAX_INLINE double sum_of_exponentials(const Logits<T, kClasses>& z, int64_t
   return sum;
 }
 
-// A derivative in a product, in its unit. Of factors of the classes it may be beyond float16: the largest number then.
-template <typename T, Classes kClasses>
-LSOFTMAX_INLINE void assign_derivative(T& entry, Real<T> value) {
-  if constexpr (kHasGradUnit<T> && kClasses == Classes::kFactors) {
-    value = value > kLargestFloat16 ? kLargestFloat16 : value < -kLargestFloat16 ? -kLargestFloat16 : value;
-  }
-  assign(entry, value);
-}
-
 // The sum of z[begin .. end).
 template <typename T, Classes kClasses>
 LSOFTMAX_INLINE double total(const Logits<T, kClasses>& z, int64_t begin, int64_t end) {
@@ -187,7 +178,8 @@ LSOFTMAX_INLINE void differentiate_row(const Arguments<T>& args, int64_t row, co
   }
 #pragma GCC ivdep
   for (int64_t c = 0; c < args.classes; ++c) {
-    assign_derivative<T, kClasses>(gradient[c], (exponential(z[c] - max) * scale + addend) * z.factor(c));
+    const Real<T> derivative = (exponential(z[c] - max) * scale + addend) * z.factor(c);
+    assign(gradient[c], kClasses == Classes::kFactors ? fitted<T>(derivative) : derivative);
   }
   if (0 <= y && y < args.classes) assign(gradient[y], 0);
 }

@@ -127,7 +127,7 @@ class Held {
     } else {
       store<false>(span, slope);
     }
-    span.at_ends(group_, [&](int at, R z) { assign(span.gradient[at], slope.at(z) * span.factor(at)); });
+    span.at_ends(group_, [&](int at, R z) { assign(span.gradient[at], span.to_product(at, slope.at(z))); });
     span.clear_target(group_, normalizer, [&](int vector) { return vector % group_.threads == group_.thread; });
   }
 

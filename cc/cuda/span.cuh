@@ -97,10 +97,13 @@ struct Span {
 
   // The gradients in the products of vector n, from those in its logits.
   __device__ void to_products(int n, Real<T>* gradients) const {
-    if (kClasses == Classes::kTerms && factors != nullptr) apply_factors(n, gradients);
+    if (kClasses != Classes::kTerms || factors == nullptr) return;
+    apply_factors(n, gradients);
+#pragma unroll
+    for (int l = 0; l < kWide<T>; ++l) gradients[l] = fitted<T>(gradients[l]);
   }
-  __device__ Real<T> factor(int place) const {
-    return kClasses == Classes::kTerms && factors != nullptr ? factors[place] : 1;
+  __device__ Real<T> to_product(int place, Real<T> gradient) const {
+    return kClasses == Classes::kTerms && factors != nullptr ? fitted<T>(gradient * factors[place]) : gradient;
   }
 
   // The gradient of a row with these numbers; clear_target comes after it.

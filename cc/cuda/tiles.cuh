@@ -144,7 +144,7 @@ class Tiles {
   }
   // After the tiles.
   __device__ void differentiate_ends(const FastSlope<T>& slope, const Normalizer<double>& normalizer) const {
-    span_.at_ends(group_, [&](int at, R z) { assign(span_.gradient[at], slope.at(z) * span_.factor(at)); });
+    span_.at_ends(group_, [&](int at, R z) { assign(span_.gradient[at], span_.to_product(at, slope.at(z))); });
     span_.clear_target(group_, normalizer, [&](int) { return tile_of_target() >= 0; });
   }
 
