@@ -2,7 +2,8 @@
 
     z_ij = r_i (x_i . w_j) f_j      r_i = scale / |x_i|      f_j = 1 / |w_j|      norms that are not divided by: 1
 
-r and f are 0 where their norm is, or below 2^-60. The fused loss does the same in its kernels; this is for the logits by themselves.
+r and f are 0 where their norm is, or below 2^-60. The fused loss does the same in its kernels; this is for the logits
+by themselves.
 """
 
 from __future__ import annotations

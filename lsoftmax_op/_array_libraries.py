@@ -3,9 +3,8 @@
 A library makes arrays, multiplies them, and says where one lies in memory; kernels of ours do the rest, in place:
 `_core` on the CPU, `_cuda` on the library's current stream. Nothing is copied between host and device.
 
-Kernels read and write memory as they are told it is. So an array that comes in becomes a plain one of the library
-(`Library.array`), and what the library makes is looked at before a kernel gets it (`Library._made`): it may be told,
-from outside, to compute in another dtype.
+Kernels read and write memory as they are told it is. So an array that comes in becomes a plain one (`Library.array`),
+and what the library makes is looked at first (`Library._made`): it may be told to compute in another dtype.
 """
 
 from __future__ import annotations

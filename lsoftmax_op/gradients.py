@@ -13,10 +13,10 @@ First order, with G = dL/d(margin logits), g_i its target entries and t(s, A, B)
                                  LsoftmaxBiasGrad       bias:     sum of g P, completed
                                  each handed on by LsoftmaxLossGradient, which knows what it depends on
 
-LsoftmaxFeaturesGrad and LsoftmaxWeightsGrad are multilinear where nothing is normalised: their own gradients are the same ops again. Only
-LsoftmaxLogitsGrad has a gradient with new mathematics, the second derivatives of t. It is rarely asked for and N-sized,
-so it is composed of TensorFlow's ops, and TensorFlow derives it again for whoever wants a third. The gradients of
-LsoftmaxLossGradient are those of the unfused loss, the cross-entropy of the margin logits.
+LsoftmaxFeaturesGrad and LsoftmaxWeightsGrad are multilinear where nothing is normalised: their own gradients are the
+same ops again. Only LsoftmaxLogitsGrad has a gradient with new mathematics, the second derivatives of t. It is rarely
+asked for and N-sized, so it is composed of TensorFlow's ops, and TensorFlow derives it again for whoever wants a third.
+The gradients of LsoftmaxLossGradient are those of the unfused loss, the cross-entropy of the margin logits.
 """
 
 from __future__ import annotations

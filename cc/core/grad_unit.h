@@ -11,8 +11,8 @@
 //
 // with x = |x| / sqrt(D), the size of a feature, p the largest of the other classes' probabilities, r their sum, N the
 // rows. Where logits are multiples of the products, p and r are derivatives in the products: those times the factors of
-// the row and of a class (margin.h). One unit cannot fit classes of all norms: it fits those whose norm is the target's.
-// The entry of a class of less than 1 / 256 of it may not fit, and is the largest number that does.
+// the row and of a class (margin.h). One unit cannot fit classes of all norms, and fits those whose norm is the
+// target's. The entry of a class with less than 1 / 256 of it may not fit, and is the largest number that does.
 //
 //   x / p        makes P / u as large as a feature, (g u) x as large as g p: rounding it loses what rounding g p would
 //   2^12 x / N   leaves (g u) x its digits if g is 1 / N or more, that of a mean; keeps far smaller classes beside p

@@ -30,9 +30,9 @@
 //   t      = R v                        dt/ds = R v' / (a b)
 //   dt/dA  = R ((1 - p) v - c v') / 2A  dt/dB = R ((1 - q) v - c v') / 2B
 //
-// and where a norm is zero that is divided by (or below 2^-60), all of it is 0. No angle either: m theta - k pi has the cosine
-// (-1)^k T_m and the sine (-1)^k U_{m-1} sin(theta), which a shift carries into the next segment where the cosine is
-// below -cos(shift).
+// and where a norm is zero that is divided by (or below 2^-60), all of it is 0. No angle either: m theta - k pi has the
+// cosine (-1)^k T_m and the sine (-1)^k U_{m-1} sin(theta), which a shift carries into the next segment where the
+// cosine is below -cos(shift).
 //
 // At the poles a shift gives psi the tip of a cone, and psi' no limit: 1 / sin(theta) is taken as
 // sin(theta) / max(sin(theta)^2, 2^-46), which is 0 there: within 1.2e-7 of a pole the tip is smoothed. (c is known to
@@ -158,8 +158,8 @@ LSOFTMAX_INLINE TargetLogit<Real> target_logit(const Margin& margin, Real alpha,
       {where(dense, one, one + alpha * (p.slope - one)), where(dense, zero, q * b / a), where(dense, zero, q * a / b)}};
 }
 
-// 1 / sqrt(norm_sq), for norms that are divided by; 0 where they count as zero, below 2^-60: float32 would not hold what
-// is divided by two of them.
+// 1 / sqrt(norm_sq), for norms that are divided by; 0 where they count as zero, below 2^-60: float32 would not hold
+// what is divided by two of them.
 template <typename Real>
 LSOFTMAX_INLINE Real inverse_norm(Real norm_sq) {
   const Real least = number(norm_sq, 0x1p-120);

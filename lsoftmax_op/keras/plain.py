@@ -16,7 +16,6 @@ import numpy as np
 
 from lsoftmax_op.margins import Margin
 
-
 _LEAST = 2.0**-60
 
 
