@@ -64,12 +64,18 @@ void features_grad_of_batch(const Arguments<T>& args, const Over& over) {
 
 template <typename T, typename Over>
 void weights_grad_of_batch(const Arguments<T>& args, const Over& over) {
-  if (args.margin.normalize_weights) {
-    over(args.classes, 2 * kEntryCost * args.depth,
-         [&](int64_t begin, int64_t end) { column_kernels<T>().take_off_radial(args, begin, end); });
-  }
   const RowGrouping grouping(args.labels, args.rows);
   const Groups groups = grouping.groups();
+  if (args.margin.normalize_weights) {
+    // A block's own labels are completed while its columns are at hand.
+    return over(args.classes, 2 * kEntryCost * args.depth, [&](int64_t begin, int64_t end) {
+      for (int64_t first = begin; first < end; first += kColumnBlock) {
+        const int64_t last = std::min(first + kColumnBlock, end);
+        column_kernels<T>().take_off_radial(args, first, last);
+        row_kernels<T>().weights_grad(args, groups.of(first, last), 0, args.depth);
+      }
+    });
+  }
   over(args.depth, kColumnCost * args.rows,
        [&](int64_t begin, int64_t end) { row_kernels<T>().weights_grad(args, groups, begin, end); });
 }

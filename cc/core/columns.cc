@@ -5,7 +5,6 @@ namespace lsoftmax {
 namespace {
 
 constexpr int64_t kWide = 1024;  // classes whose sums are kept at hand
-constexpr int64_t kNarrow = 64;  // so few that both matrices' entries stay in the cache from one pass to the next
 constexpr int kRows = 8;         // of a matrix, side by side: each is a stream of its own from memory
 
 LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -49,15 +48,15 @@ void class_factors(const Arguments<T>& args, int64_t begin, int64_t end) {
 
 template <typename T>
 void take_off_radial(const Arguments<T>& args, int64_t begin, int64_t end) {
-  for (int64_t first = begin; first < end; first += kNarrow) {
-    const int64_t width = smaller(kNarrow, end - first), pitch = args.classes;
-    double along[kNarrow] = {}, norm_sq[kNarrow] = {};
+  for (int64_t first = begin; first < end; first += kColumnBlock) {
+    const int64_t width = smaller(kColumnBlock, end - first), pitch = args.classes;
+    double along[kColumnBlock] = {}, norm_sq[kColumnBlock] = {};
     over_features(args.depth, [&](auto rows, int64_t d) {
       const T* const w = args.weights + d * pitch + first;
       add_rows<rows.value>(w, args.weights_grad + d * pitch + first, pitch, width, along);
       add_rows<rows.value>(w, w, pitch, width, norm_sq);
     });
-    Real<T> share[kNarrow];  // rounded as the gradient is, of which it is a part
+    Real<T> share[kColumnBlock];  // rounded as the gradient is, of which it is a part
     for (int64_t l = 0; l < width; ++l) assign(share[l], norm_sq[l] == 0 ? 0 : along[l] / norm_sq[l]);
     for (int64_t d = 0; d < args.depth; ++d) {
       const T* const __restrict w = args.weights + d * pitch + first;

@@ -16,6 +16,9 @@
 
 namespace lsoftmax {
 
+// So few classes that both matrices' entries stay in the cache from one pass to the next.
+constexpr int64_t kColumnBlock = 64;
+
 template <typename T>
 struct ColumnKernels {
   // Classes [begin, end), from weights: class_factors.

@@ -4,6 +4,12 @@
 
 namespace lsoftmax {
 
+Groups Groups::of(int64_t first, int64_t last) const {
+  const int64_t* const begin = std::lower_bound(classes, classes + count, first);
+  const int64_t* const end = std::lower_bound(begin, classes + count, last);
+  return {end - begin, begin, starts + (begin - classes), order};
+}
+
 RowGrouping::RowGrouping(const Labels& labels, int64_t rows) {
   order_.reserve(rows);
   for (int64_t i = 0; i < rows; ++i) {

@@ -17,6 +17,9 @@ struct Groups {
   const int64_t* classes;  // [count], ascending
   const int64_t* starts;   // [count + 1]
   const int64_t* order;    // [rows with a target]
+
+  // Those of the classes [first, last).
+  Groups of(int64_t first, int64_t last) const;
 };
 
 // Groups the rows of a batch on the host: O(N log N) time, O(N) memory.
