@@ -344,10 +344,8 @@ class DeviceArray:
     def __pow__(self, power):
         return type(self)(self.host**power)
 
-    def __eq__(self, other):
-        return type(self)(self.host == other)
-
-    __hash__ = None
+    def __lt__(self, other):
+        return type(self)(self.host < other)
 
     def __getitem__(self, key):
         return type(self)(self.host[key])
