@@ -159,3 +159,19 @@ def run_program(program):
     run = subprocess.run([program], capture_output=True, text=True, timeout=60, check=True)
     (error,), out = json.loads(run.stdout)
     return error, np.array(out)
+
+
+def assert_a_bad_label_makes_its_row_nan(classes, bias, label):
+    """Runs `loss` with and without a label out of range in row 3 of 5; "C" is the first that is."""
+    state = loss_state(5, classes, "float32", bias=bias)
+    state["labels"] = state["labels"].astype(np.int64)
+    clean = run(kernels, ["loss"], copied(state))
+    state["labels"][3] = classes if label == "C" else label
+    bad = run(kernels, ["loss"], copied(state))
+    others = np.arange(5) != 3
+    for name in ("loss", "products_grad", "target_grad"):
+        assert np.isnan(bad[name][3]).all()
+        assert bad[name][others].tobytes() == clean[name][others].tobytes()
+    assert np.isnan(bad["geometry_grad"][:, 3]).all()
+    assert np.isfinite(bad["geometry_grad"][:, others]).all()
+    assert 0 <= bad["predicted"][3] < classes

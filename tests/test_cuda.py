@@ -14,6 +14,7 @@ from cuda_support import (
     EPSILON,
     RESULTS,
     WIDE,
+    assert_a_bad_label_makes_its_row_nan,
     assert_close,
     assert_loss_is_that_of_the_cpu,
     bits,
@@ -254,18 +255,7 @@ def test_rows_and_biases_anywhere_in_memory(dtype, classes):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("label", [-2, "C", np.iinfo(np.int64).max, np.iinfo(np.int64).min], ids=str)
 def test_a_label_out_of_range_makes_its_rows_loss_nan(classes, bias, label):
-    state = loss_state(5, classes, "float32", bias=bias)
-    state["labels"] = state["labels"].astype(np.int64)
-    clean = run(kernels, ["loss"], copied(state))
-    state["labels"][3] = classes if label == "C" else label
-    bad = run(kernels, ["loss"], copied(state))
-    others = np.arange(5) != 3
-    for name in ("loss", "products_grad", "target_grad"):
-        assert np.isnan(bad[name][3]).all()
-        assert bad[name][others].tobytes() == clean[name][others].tobytes()
-    assert np.isnan(bad["geometry_grad"][:, 3]).all()
-    assert np.isfinite(bad["geometry_grad"][:, others]).all()
-    assert 0 <= bad["predicted"][3] < classes
+    assert_a_bad_label_makes_its_row_nan(classes, bias, label)
 
 
 @pytest.mark.parametrize("classes", [7, 2000, 17000])
