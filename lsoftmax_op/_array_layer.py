@@ -28,7 +28,7 @@ class Layer:
         lam: Any,
         label_smoothing: float = 0.0,
     ) -> None:
-        self.margin = _known(margin_of(margin))
+        self.margin = known_margin(margin_of(margin))
         label_smoothing = _checks.label_smoothing(label_smoothing)
         _checks.bias_beside(bias, self.margin)
         if isinstance(lam, (bool, Real)):
@@ -141,7 +141,7 @@ class Layer:
     def loss_gradients(self, grad: Any, state: dict[str, Any]) -> tuple[Any, Any, Any]:
         """Returns the derivatives of sum(grad * loss) in features, weights and bias, None for no bias.
 
-        `grad`: of `upstream`. `state`: what `loss` returned, and the label_order that it filled.
+        `grad`: of `upstream`. `state`: what `loss` returned, and, where it filled one, label_order.
         """
         library = self.array_library
         with library.device():
@@ -153,7 +153,7 @@ class Layer:
             }
             if self.bias is not None:
                 gradients["bias_grad"] = library.empty((self.classes,), self.dtype)
-            of_loss = {name: state[name] for name in _OF_LOSS}
+            of_loss = {name: state[name] for name in _OF_LOSS if name in state}
             self.run("gradients", **gradients, **of_loss, **upstream)
         return gradients["features_grad"], gradients["weights_grad"], gradients.get("bias_grad")
 
@@ -255,7 +255,7 @@ class Layer:
             )
 
 
-def _known(margin: Margin) -> Margin:
+def known_margin(margin: Margin) -> Margin:
     """Refuses a margin whose numbers are TensorFlow's: of no library here."""
     for name in ("m2", "m3", "scale"):
         value = getattr(margin, name)
