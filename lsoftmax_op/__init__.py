@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lsoftmax_op import arrays, keras, margins, reference
+    from lsoftmax_op import arrays, keras, margins, reference, torch
     from lsoftmax_op.drop_in import L_softmax
     from lsoftmax_op.library import build_info, library_path
     from lsoftmax_op.ops import (
@@ -39,7 +39,7 @@ _HOME = {
     "margin_softmax_loss": "ops",
     "target_angles": "ops",
 }
-_MODULES = ("arrays", "keras", "margins", "reference")
+_MODULES = ("arrays", "keras", "margins", "reference", "torch")
 
 __all__ = [
     "L_softmax",
@@ -55,6 +55,7 @@ __all__ = [
     "margins",
     "reference",
     "target_angles",
+    "torch",
 ]
 
 

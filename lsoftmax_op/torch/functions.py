@@ -11,6 +11,7 @@ from numbers import Real
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from lsoftmax_op import _checks
 from lsoftmax_op._array_layer import known_margin
@@ -182,10 +183,9 @@ def _arguments(
     """Returns what the operators take."""
     margin = known_margin(_LSOFTMAX[margin - 1] if _is_plain(margin) else margin_of(margin))
     _checks.bias_beside(bias, margin)
-    for name, value in (("features", features), ("weights", weights), ("labels", labels)):
-        _check_tensor(name, value)
-    if bias is not None:
-        _check_tensor("bias", bias)
+    for name, value in (("features", features), ("weights", weights), ("labels", labels), ("bias", bias)):
+        if value is not None or name != "bias":
+            _check_tensor(name, value, getattr(features, "device", None))
     if isinstance(lam, torch.Tensor):
         lam = lam.detach()
     elif isinstance(lam, (bool, Real)):
@@ -194,7 +194,7 @@ def _arguments(
         lam = torch.full((), number, dtype=torch.float64, device=features.device)
     else:
         raise TypeError(f"lam: expected a number >= 0 or a scalar tensor, got {_checks.described(lam)}")
-    if torch.is_autocast_enabled(features.device.type):
+    if features.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(features.device.type):
         features, weights, bias = (_as_in_autocast(tensor) for tensor in (features, weights, bias))
     is_class_major = weights.dim() == 2 and not weights.is_contiguous() and weights.T.is_contiguous()
     weights = weights.T if is_class_major else weights
@@ -205,9 +205,18 @@ def _is_plain(margin: object) -> bool:
     return type(margin) is int and 1 <= margin <= _checks.MAX_MARGIN
 
 
-def _check_tensor(name: str, value: Any) -> None:
+def _check_tensor(name: str, value: Any, device: Any) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a PyTorch tensor, got {_checks.described(value)}")
+    if value.device != device:
+        raise TypeError(
+            f"{name}: expected a PyTorch tensor on {device}, as features is, got {_checks.described(value)}"
+        )
+    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(value).tangent is not None:
+        raise TypeError(
+            f"{name}: expected a tensor without a tangent, got one with, as within torch.func.jvp and forward_ad: take "
+            "gradients by backward or torch.autograd.grad"
+        )
 
 
 def _as_in_autocast(tensor: Any) -> Any:

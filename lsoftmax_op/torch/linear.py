@@ -72,7 +72,8 @@ class LSoftmaxLinear(torch.nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.margin = margin
         self.label_smoothing = _checks.label_smoothing(label_smoothing)
-        self.register_buffer("lam", self._lambda(lam), persistent=False)
+        self._lambda = _checks.host_lambda(lam)
+        self.register_buffer("lam", self._lambda_of(self.weight.device), persistent=False)
 
     def forward(self, input: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Computes the plain logits, or with labels those with the margin.
@@ -129,7 +130,8 @@ class LSoftmaxLinear(torch.nn.Linear):
         Raises:
             TypeError, ValueError: it is no such number.
         """
-        self.lam.fill_(_checks.host_lambda(lam))
+        self._lambda = _checks.host_lambda(lam)
+        self.lam.fill_(self._lambda)
 
     def extra_repr(self) -> str:
         """Returns what printing the module shows of it."""
@@ -144,11 +146,18 @@ class LSoftmaxLinear(torch.nn.Linear):
             )
         return input.reshape(-1, input.shape[-1]), labels.reshape(-1)
 
-    def _lambda(self, lam: float) -> torch.Tensor:
-        return torch.tensor(_checks.host_lambda(lam), dtype=torch.float64, device=self.weight.device)
+    def _lambda_of(self, device: torch.device) -> torch.Tensor:
+        return torch.full((), self._lambda, dtype=torch.float64, device=_home(device))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves or casts the module as `fn` says; lambda is moved alone, as in float16 it would end at 65504."""
         lam = self.lam
         super()._apply(fn, recurse)
-        self.lam = lam.to(self.weight.device)  # moved, not cast: float16 would end at 65504
+        device = self.weight.device
+        self.lam = self._lambda_of(device) if lam.is_meta else lam.to(_home(device))
         return self
+
+
+def _home(device: torch.device) -> torch.device:
+    """Returns where lambda lies: with the weights, but where no kernel is, and maybe no float64, on the CPU."""
+    return device if device.type in ("cpu", "cuda", "meta") else torch.device("cpu")

@@ -141,7 +141,8 @@ def _save_logits(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _of_logits(ctx: Any, grad: Any) -> tuple[Any, ...]:
-    return _for_inputs(ctx, logits_grad(grad, *ctx.saved_tensors, *ctx.numbers))
+    layer = (*ctx.saved_tensors, *ctx.numbers)
+    return _for_inputs(layer, logits_grad(grad, *layer))
 
 
 def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -155,14 +156,14 @@ def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> No
 def _of_loss(ctx: Any, grad: Any, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * (5 + len(ctx.numbers))
-    layer, state = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-    return _for_inputs(ctx, loss_grad(grad, *layer, *ctx.numbers, *state))
+    saved = ctx.saved_tensors  # once: under torch.utils.checkpoint each look at them computes them anew
+    layer = (*saved[:5], *ctx.numbers)
+    return _for_inputs(layer, loss_grad(grad, *layer, *saved[5:]))
 
 
-def _for_inputs(ctx: Any, gradients: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+def _for_inputs(layer: tuple[Any, ...], gradients: tuple[Any, Any, Any]) -> tuple[Any, ...]:
     features_grad, weights_grad, bias_grad = gradients
-    has_bias = ctx.saved_tensors[3] is not None
-    return features_grad, weights_grad, None, bias_grad if has_bias else None, None, *[None] * len(ctx.numbers)
+    return features_grad, weights_grad, None, None if layer[3] is None else bias_grad, *[None] * (len(layer) - 4)
 
 
 def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
