@@ -116,6 +116,7 @@ def public(module):
         ("keras.", "keras/__init__.py"),
         ("margins.", "margins.py"),
         ("reference.", "reference.pyi"),
+        ("torch.", "torch/__init__.py"),
     ],
 )
 def test_every_public_name_is_on_a_page_of_the_api(prefix, module):

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from conftest import TorchLayer
+from pages import torch_blocks
 from support import (
     KINDS,
     LAMBDAS,
@@ -298,6 +299,12 @@ def test_autocast_with_loss_scaling_trains_as_float32_does(name, half):
     in_half, in_float32 = train(True), train(False)
     assert in_float32[-1] < in_float32[0] / 3
     np.testing.assert_allclose(in_half, in_float32, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("block", torch_blocks("docs/arrays.md"), ids=lambda block: block.code.splitlines()[-1])
+def test_the_page_prints_what_it_shows(block, capsys):
+    exec(block.code, {})
+    assert capsys.readouterr().out == block.shown
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------

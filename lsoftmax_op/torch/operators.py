@@ -33,7 +33,8 @@ _GRADIENTS = "(Tensor features_grad, Tensor weights_grad, Tensor bias_grad)"
 
 
 def _operator(name: str, arguments: str, results: str) -> Callable[[Callable[..., Any]], Any]:
-    return torch.library.custom_op(f"lsoftmax_op::{name}", mutates_args=(), schema=f"({arguments}) -> {results}")
+    schema = f"({arguments}) -> {results}"
+    return lambda function: torch.library.custom_op(f"lsoftmax_op::{name}", function, mutates_args=(), schema=schema)
 
 
 @_operator("logits", _LAYER, "Tensor")
