@@ -17,12 +17,13 @@ from support import (
     run_python,
 )
 
-from lsoftmax_op import arrays
+from lsoftmax_op import _array_libraries, arrays
 from lsoftmax_op.margins import ArcFace, CosFace, Margin, SphereFace
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from lsoftmax_op import torch as functions  # noqa: E402  (it needs PyTorch)
+from lsoftmax_op import torch as functions
+from lsoftmax_op.torch import operators
 
 # Row-major weights; and transposed ones, of fewer and of more classes than rows.
 LAYERS = {"[D, C]": TorchLayer(), "[C, D]": TorchLayer(transposed=True)}
@@ -164,6 +165,45 @@ def test_second_derivatives_of_zeros_are_finite(layer, margin):
         first = torch.autograd.grad(value, (x, w), create_graph=True)
         for second in torch.autograd.grad(sum(part.square().sum() for part in first), (x, w)):
             assert second.isfinite().all()
+
+
+class OnTheDevice(_array_libraries.Torch):
+    """Tensors on the CPU for those on a CUDA device, and the CUDA kernels as cc/cuda/testing runs them."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.kernels = pytest.importorskip("lsoftmax_op._cuda_on_cpu", reason="built without LSOFTMAX_TESTING=ON")
+        self.where = 0
+        self.checks_values = False
+
+
+@pytest.fixture
+def on_the_device(monkeypatch):
+    monkeypatch.setattr(operators, "Torch", OnTheDevice)
+
+
+@pytest.mark.parametrize("shape", [(13, 33, 7), MORE_CLASSES], ids=str)
+@pytest.mark.parametrize("margin", [4, *KINDS[::2]], ids=repr)
+def test_the_cuda_kernels(on_the_device, layer, dtype, margin, shape):
+    batch = crowded(shape, dtype)
+    assert_close_to_oracle(batch, dtype, layer, margin, 0.5)
+    assert_loss_close_to_oracle(batch, dtype, layer, margin, 0.5, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("bad", [MORE_CLASSES[2], 2**31, -2])
+def test_where_nobody_looks_a_bad_label_makes_its_row_nan(on_the_device, layer, bad):
+    batch = crowded()
+    batch.labels[:] = np.arange(len(batch.labels))
+    good = batch.labels != 4
+    expected = layer(batch, 4, 0.5), layer.loss(batch, 4, 0.5)
+    batch.labels[4] = bad
+    for (value, (features_grad, *_)), (want, (want_grad, *_)) in zip(
+        (layer(batch, 4, 0.5), layer.loss(batch, 4, 0.5)), expected, strict=True
+    ):
+        assert np.isnan(value[4]).all()
+        assert np.isnan(features_grad[4]).all()
+        np.testing.assert_array_equal(value[good], want[good])
+        np.testing.assert_array_equal(features_grad[good], want_grad[good])
 
 
 # PyTorch's machinery --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from lsoftmax_op.margins import ArcFace, CosFace, LSoftmax, SphereFace
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from lsoftmax_op.torch import (  # noqa: E402  (it needs PyTorch)
+from lsoftmax_op.torch import (
     LambdaScheduler,
     LSoftmaxLinear,
     lsoftmax_logits,
