@@ -13,6 +13,7 @@ QUESTIONS = (
     "step",
     "keras",
     "pytorch",
+    "torch_linear",
     "margins",
     "row_pass",
     "bfloat16",

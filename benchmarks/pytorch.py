@@ -34,10 +34,10 @@ def main(output: Path | None, quick: bool = False) -> None:
     harness.report("pytorch", TITLE, rows, output)
 
 
-def interpreter() -> str | None:
-    """Returns the Python that has PyTorch and pytorch-metric-learning, or None."""
+def interpreter(packages: tuple[str, ...] = PACKAGES) -> str | None:
+    """Returns the Python that has the packages, by default PyTorch and pytorch-metric-learning, or None."""
     python = os.environ.get("TORCH_PYTHON", sys.executable)
-    finds = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {PACKAGES})))"
+    finds = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {packages})))"
     return python if subprocess.run([python, "-c", finds], check=False).returncode == 0 else None
 
 
