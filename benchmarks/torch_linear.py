@@ -1,6 +1,6 @@
 """What does a training step of lsoftmax_op.torch cost, beside torch.nn.Linear and PyTorch's cross-entropy?
 
-The environment's own PyTorch, or that of another interpreter of the same version of Python: TORCH_PYTHON=/path/to/python.
+The environment's own PyTorch, or that of another interpreter of the same version: TORCH_PYTHON=/path/to/python.
 """
 
 from __future__ import annotations

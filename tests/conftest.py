@@ -140,7 +140,7 @@ class CudaLayer:
 
 
 class TorchLayer(ArraysLayer):
-    """lsoftmax_op.torch; the weights [D, C] or, as torch.nn.Linear keeps them, transposed. The plain layer is NumPy's."""
+    """lsoftmax_op.torch; the weights [D, C] or, as torch.nn.Linear has them, transposed. The plain layer is NumPy's."""
 
     def __init__(self, device: str = "cpu", transposed: bool = False) -> None:
         self.device = device

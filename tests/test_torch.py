@@ -214,7 +214,9 @@ def test_where_nobody_looks_a_bad_label_makes_its_row_nan(on_the_device, layer, 
 def test_the_operators_are_what_they_say(layer, dtype, name, margin):
     x, w, y, b = arguments_of(crowded((5, 3, 6), dtype, margin), layer)
     smoothing = (0.1,) if name == "loss" else ()
-    numbers = (margin, 0.0, 0.0, 1.0, False, False, "unfolded") if margin == 4 else (1, 0.5, 0.0, 16.0, True, True, "linear")
+    numbers = (
+        (margin, 0.0, 0.0, 1.0, False, False, "unfolded") if margin == 4 else (1, 0.5, 0.0, 16.0, True, True, "linear")
+    )
     w, lam = w.T if layer.transposed else w, torch.tensor(0.5, dtype=torch.float64)
     arguments = (x, w.detach().requires_grad_(), y, b, lam, layer.transposed, *numbers, *smoothing)
     torch.library.opcheck(getattr(torch.ops.lsoftmax_op, name).default, arguments)
@@ -368,7 +370,10 @@ BAD = {
         (torch.zeros(4, dtype=torch.int64), ValueError, r"expected shape \[N\] with the N = 5"),
         (torch.zeros(5), TypeError, "expected integers"),
     ],
-    "bias": [(torch.zeros(5), ValueError, r"expected shape \[C\] with the C = 6"), (0.0, TypeError, "expected a PyTorch")],
+    "bias": [
+        (torch.zeros(5), ValueError, r"expected shape \[C\] with the C = 6"),
+        (0.0, TypeError, "expected a PyTorch"),
+    ],
     "margin": [
         (0, ValueError, "expected an integer from 1 to 64"),
         (2.0, TypeError, "expected an integer from 1 to 64"),

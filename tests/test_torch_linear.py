@@ -15,7 +15,6 @@ from lsoftmax_op.torch import (
     LambdaScheduler,
     LSoftmaxLinear,
     lsoftmax_logits,
-    margin_softmax_loss,
 )
 
 D, C = 5, 9
@@ -51,9 +50,7 @@ def test_with_labels(batch, bias):
     logits = head(features, labels)
     assert torch.equal(logits, lsoftmax_logits(features, head.weight.T, labels, head.bias, margin=3, lam=0.5))
     losses = head.loss(features, labels, "none")
-    expected = torch.nn.functional.cross_entropy(
-        logits, labels, ignore_index=-1, reduction="none", label_smoothing=0.1
-    )
+    expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="none", label_smoothing=0.1)
     torch.testing.assert_close(losses, expected)
     head.loss(features, labels).backward()
     assert head.weight.grad.is_contiguous()

@@ -10,7 +10,9 @@ from lsoftmax_op.torch.linear import LSoftmaxLinear
 
 
 class LambdaScheduler:
-    """Sets the lambda of layers to ``schedule(steps taken)``, where `step` is called after each of the optimizer's::
+    """Sets the lambda of layers to ``schedule(steps taken)``.
+
+    Call `step` after each of the optimizer's::
 
         annealing = LambdaScheduler(model.head, LambdaSchedule(gamma=0.5 / steps, minimum=5.0))
         for features, labels in batches:
@@ -22,7 +24,8 @@ class LambdaScheduler:
 
     Args:
         layers: a `LSoftmaxLinear`, or several.
-        schedule: `lsoftmax_op.LambdaSchedule`, or any other function of the number of steps taken that returns a number.
+        schedule: `lsoftmax_op.LambdaSchedule`, or any other function of the number of steps taken that returns a
+            number.
 
     Raises:
         TypeError: a layer or schedule that is none.

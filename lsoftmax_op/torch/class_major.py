@@ -19,7 +19,7 @@ def layer_of(library: Torch, features: Any, weights: Any, labels: Any, bias: Any
     """Returns the layer of weights [C, D].
 
     Where a margin normalises the weights, all columns are touched; and where there are as many rows as classes, those
-    of the labels are as many. Then the kernels are given a transposed copy. Nothing depends on it but the time.
+    of the labels are as many. Then the kernels are given a transposed copy. Results differ by the products' rounding.
 
     Args:
         library: that of the tensors.
@@ -43,7 +43,9 @@ class ClassMajorLayer(Layer):
         with library.device():
             self._classes = self.labels.long().clamp(0, self.classes - 1)  # without a target any, as nothing is added
             self._first = _first_of_its_kind(self._classes)
-            places = torch.where(self.labels == self._classes, self._first, torch.where(self.labels == -1, -1, self.rows))
+            places = torch.where(
+                self.labels == self._classes, self._first, torch.where(self.labels == -1, -1, self.rows)
+            )
             columns = self.weights.T.index_select(0, self._classes).T
             self._targets = Layer(library, self.features, columns, places, None, self.margin, self.lam)
 

@@ -52,9 +52,7 @@ def logits(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, margin
     return result if bias is None else result + bias
 
 
-def loss(
-    features: Any, weights: Any, labels: Any, bias: Any, lam: Any, margin: Margin, label_smoothing: float
-) -> Any:
+def loss(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, margin: Margin, label_smoothing: float) -> Any:
     """Returns the loss, [N], differentiable any number of times; the arguments are those of `logits`."""
     z = logits(features, weights, labels, bias, lam, margin)
     wide = z if z.dtype == torch.float64 else z.float()
@@ -104,8 +102,8 @@ def _target(x: Any, w: Any, lam: Any, margin: Margin) -> tuple[Any, Any]:
     `x`, `w`: [N, D], float64, the features and the weights of their classes.
     """
     A, B = (x * x).sum(1), (w * w).sum(1)
-    smallest = [_ZERO if divides else 0.0 for divides in (margin.normalize_features, margin.normalize_weights)]
-    has_norms = (A > smallest[0]) & (B > smallest[1])
+    zero_A, zero_B = (_ZERO if divides else 0.0 for divides in (margin.normalize_features, margin.normalize_weights))
+    has_norms = A.gt(zero_A) & B.gt(zero_B)
     a, b = (torch.where(has_norms, norm_sq, 1.0).sqrt() for norm_sq in (A, B))
     c = torch.where(has_norms, (x * w).sum(1), 0.0) / a / b
     c = c + (c.clamp(-1, 1) - c).detach()  # clamped, and still with the slope of c
@@ -136,10 +134,7 @@ def _psi(c: Any, margin: Margin) -> Any:
     value = cosine * cos_shift - sine_ratio * sine * sin_shift
     beyond = cosine < -cos_shift
     segment = torch.where(beyond, segment + 1, segment)
-    if margin.continuation == "linear":
-        beyond_value = c - margin.m2 * sin_shift
-    else:
-        beyond_value = -value - 2 * segment
+    beyond_value = c - margin.m2 * sin_shift if margin.continuation == "linear" else -value - 2 * segment
     return torch.where(beyond, beyond_value, value - 2 * segment) - margin.m3
 
 

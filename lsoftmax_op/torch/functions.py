@@ -18,7 +18,7 @@ from lsoftmax_op._array_layer import known_margin
 from lsoftmax_op.margins import LSoftmax, Margin, margin_of
 from lsoftmax_op.torch import operators
 
-_LSOFTMAX = tuple(LSoftmax(m) for m in range(1, _checks.MAX_MARGIN + 1))  # a compiler reads a tuple, but no cache
+_LSOFTMAX = tuple(LSoftmax(m) for m in range(1, _checks.MAX_MARGIN + 1))
 
 
 def lsoftmax_logits(
@@ -181,7 +181,7 @@ def _arguments(
     features: Any, weights: Any, labels: Any, bias: Any, margin: Margin | int, lam: float | torch.Tensor
 ) -> tuple[Any, ...]:
     """Returns what the operators take."""
-    margin = known_margin(_LSOFTMAX[margin - 1] if _is_plain(margin) else margin_of(margin))
+    margin = known_margin(_margin_of(margin))
     _checks.bias_beside(bias, margin)
     for name, value in (("features", features), ("weights", weights), ("labels", labels), ("bias", bias)):
         if value is not None or name != "bias":
@@ -201,8 +201,11 @@ def _arguments(
     return features, weights, labels, bias, lam, is_class_major, *_attributes(margin)
 
 
-def _is_plain(margin: object) -> bool:
-    return type(margin) is int and 1 <= margin <= _checks.MAX_MARGIN
+def _margin_of(margin: Margin | int) -> Margin:
+    """Returns what `margin_of` does; of an integer without its cache, which a compiler cannot read."""
+    if type(margin) is int and 1 <= margin <= _checks.MAX_MARGIN:
+        return _LSOFTMAX[margin - 1]
+    return margin_of(margin)
 
 
 def _check_tensor(name: str, value: Any, device: Any) -> None:

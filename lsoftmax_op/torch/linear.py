@@ -16,7 +16,9 @@ _REDUCTIONS = ("mean", "sum", "none")
 
 
 class LSoftmaxLinear(torch.nn.Linear):
-    """A linear layer that trains with a margin: Large-Margin Softmax (Liu et al., ICML 2016), or another::
+    """A linear layer that trains with a margin: Large-Margin Softmax (Liu et al., ICML 2016), or another.
+
+    It takes the place of a network's last ``torch.nn.Linear``::
 
         head = LSoftmaxLinear(512, 10_000, margin=4, lam=5.0)
         head.loss(features, labels).backward()  # training: the fused loss
@@ -94,7 +96,9 @@ class LSoftmaxLinear(torch.nn.Linear):
                 return super().forward(input)
             return formula.plain_logits(input, self.weight.T, self.margin)
         features, flat_labels = self._batch(input, labels)
-        logits = margin_softmax_logits(features, self.weight.T, flat_labels, self.bias, margin=self.margin, lam=self.lam)
+        logits = margin_softmax_logits(
+            features, self.weight.T, flat_labels, self.bias, margin=self.margin, lam=self.lam
+        )
         return logits.reshape(*labels.shape, self.out_features)
 
     def loss(self, input: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:

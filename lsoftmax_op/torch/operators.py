@@ -75,9 +75,7 @@ def loss_grad(grad: Any, *arguments: Any) -> tuple[Any, ...]:
     return _as_results(arguments, *layer.loss_gradients(grad, state))
 
 
-def _layer(
-    features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_class_major: bool, *numbers: Any
-) -> Layer:
+def _layer(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_class_major: bool, *numbers: Any) -> Layer:
     library = Torch(torch, features, torch.get_num_threads() if features.device.type == "cpu" else None)
     margin, smoothing = Margin(*numbers[:7]), numbers[7:]
     layer_of = class_major.layer_of if is_class_major else Layer
@@ -180,11 +178,12 @@ def _of_loss_grad(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
     return _second_derivatives(ctx, formula.loss, ctx.numbers[: -len(_STATE)], upstream)
 
 
-def _second_derivatives(ctx: Any, function: Any, numbers: tuple[Any, ...], upstream: tuple[Any, ...]) -> tuple[Any, ...]:
+def _second_derivatives(
+    ctx: Any, function: Any, numbers: tuple[Any, ...], upstream: tuple[Any, ...]
+) -> tuple[Any, ...]:
     """With f = sum(grad * function(X, W, b)), those of sum(upstream * df/d(X, W, b)) in grad, X, W and b."""
     grad, features, weights, labels, bias, lam = ctx.saved_tensors
-    is_class_major, *numbers = numbers
-    margin, smoothing = Margin(*numbers[:7]), numbers[7:]
+    is_class_major, margin, smoothing = numbers[0], Margin(*numbers[1:8]), numbers[8:]
 
     def value(features: Any, weights: Any, bias: Any = None) -> Any:
         weights = weights.T if is_class_major else weights
