@@ -12,6 +12,7 @@ from the files of those that had them.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -172,5 +173,15 @@ def _wait_for_all(model: ShardedClassifier) -> None:
     """Returns when every process has come here."""
     strategy = model.distribute_strategy
     if spans_workers(strategy):
-        one = tf.function(lambda: strategy.run(lambda: sum_over_replicas(tf.constant(1))))
-        strategy.experimental_local_results(one())[0].numpy()
+        strategy.experimental_local_results(_counter(strategy)())[0].numpy()
+
+
+@functools.cache
+def _counter(strategy: tf.distribute.Strategy) -> Callable[[], Any]:
+    """Returns a function that counts the replicas of all processes."""
+
+    @tf.function(autograph=False)
+    def count() -> Any:
+        return strategy.run(sum_over_replicas, args=(tf.constant(1),))
+
+    return count
