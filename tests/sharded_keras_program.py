@@ -61,7 +61,10 @@ def model_of(strategy: tf.distribute.Strategy, optimizer: Any = None, **options:
 def state_of(model: Any) -> dict[str, Any]:
     """Returns the backbone's weights, and by their first class the rows and slots of this process."""
     shards = {
-        str(shard.classes.first): [shard.rows.numpy().tolist(), *(slot.numpy().tolist() for slot in shard.optimizer.slots)]
+        str(shard.classes.first): [
+            shard.rows.numpy().tolist(),
+            *(slot.numpy().tolist() for slot in shard.optimizer.slots),
+        ]
         for shard in model.head.shards
     }
     return {"backbone": [weight.tolist() for weight in model.backbone.get_weights()], "shards": shards}
@@ -104,7 +107,10 @@ def sampled(strategy: tf.distribute.Strategy, folder: str) -> dict[str, Any]:
     model.fit(x, np.array([1, 6]), batch_size=2, verbose=0)
     after = state_of(model)["shards"]
     changed = {
-        first: [(np.array(one) != np.array(other)).any(axis=1).tolist() for one, other in zip(tables, after[first])]
+        first: [
+            (np.array(one) != np.array(other)).any(axis=1).tolist()
+            for one, other in zip(tables, after[first], strict=True)
+        ]
         for first, tables in before.items()
     }
     logs = model.fit(batches(ROWS, 16), steps_per_epoch=STEPS, epochs=3, verbose=0).history
@@ -112,7 +118,7 @@ def sampled(strategy: tf.distribute.Strategy, folder: str) -> dict[str, Any]:
 
 
 def killed(strategy: tf.distribute.Strategy, folder: str) -> dict[str, Any]:
-    """Trains for 4 epochs, saving each; with KILL_IN in the environment a process ends itself in that epoch."""
+    """Trains for 4 epochs, saving each; with KILL_IN in its environment a process ends itself in that epoch."""
     import keras
 
     from lsoftmax_op.keras import ShardedBackup
