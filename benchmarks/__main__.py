@@ -21,6 +21,7 @@ QUESTIONS = (
     "sweep",
     "graph",
     "loop",
+    "shards",
     "import_time",
 )
 ON_A_GPU = ("gpu",)  # asked by name

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lsoftmax_op import arrays, keras, margins, reference
+    from lsoftmax_op import arrays, keras, margins, reference, scale
     from lsoftmax_op.drop_in import L_softmax
     from lsoftmax_op.library import build_info, library_path
     from lsoftmax_op.ops import (
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
         margin_softmax_loss,
         target_angles,
     )
+    from lsoftmax_op.sampling import sample_classes, sharded_sample
+    from lsoftmax_op.scale import communication
     from lsoftmax_op.schedules import LambdaSchedule
+    from lsoftmax_op.sharded import sharded_loss, sharded_top_k
 
 __version__ = "0.1.0"
 
@@ -32,20 +35,26 @@ _HOME = {
     "L_softmax": "drop_in",
     "LambdaSchedule": "schedules",
     "build_info": "library",
+    "communication": "scale",
     "library_path": "library",
     "lsoftmax_logits": "ops",
     "lsoftmax_loss": "ops",
     "margin_softmax_logits": "ops",
     "margin_softmax_loss": "ops",
+    "sample_classes": "sampling",
+    "sharded_loss": "sharded",
+    "sharded_sample": "sampling",
+    "sharded_top_k": "sharded",
     "target_angles": "ops",
 }
-_MODULES = ("arrays", "keras", "margins", "reference")
+_MODULES = ("arrays", "keras", "margins", "reference", "scale")
 
 __all__ = [
     "L_softmax",
     "LambdaSchedule",
     "arrays",
     "build_info",
+    "communication",
     "keras",
     "library_path",
     "lsoftmax_logits",
@@ -54,6 +63,11 @@ __all__ = [
     "margin_softmax_loss",
     "margins",
     "reference",
+    "sample_classes",
+    "scale",
+    "sharded_loss",
+    "sharded_sample",
+    "sharded_top_k",
     "target_angles",
 ]
 

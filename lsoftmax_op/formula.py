@@ -22,14 +22,24 @@ def attributes_of(op: Any) -> dict[str, Any]:
     return {name: op.get_attr(name) for name in names}
 
 
-def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = None) -> tf.Tensor:
-    """Returns the terms [7], float64; [0] where there are none: of L-Softmax with labels that are not smoothed."""
+def terms(
+    margin: Margin,
+    smoothing: float = 0.0,
+    weights: tf.Tensor | None = None,
+    num_classes: int | tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Returns the terms [7], float64; [0] where there are none: of L-Softmax with labels that are not smoothed.
+
+    `num_classes` is the C that smoothed labels divide by, where `weights` are not those of all classes.
+    """
     if not has_terms(margin, smoothing):
         return tf.constant([], tf.float64)
     of_class: Any = 0.0
     if smoothing != 0 and weights is not None:
-        classes = weights.shape[1]
-        of_class = smoothing / (tf.cast(tf.shape(weights)[1], tf.float64) if classes is None else classes)
+        classes = weights.shape[1] if num_classes is None else num_classes
+        if classes is None:
+            classes = tf.shape(weights)[1]
+        of_class = smoothing / (tf.cast(classes, tf.float64) if isinstance(classes, tf.Tensor) else classes)
     numbers = (margin.m2, margin.m3, margin.scale, smoothing, of_class)
     if all(isinstance(number, float) for number in numbers):
         return tf.constant(known_terms(*numbers), tf.float64)

@@ -206,7 +206,7 @@ class _Gradients:
         if 0 not in unwanted:
             dx = tf.matmul(products_grad, state.weights, transpose_b=True)
         if 1 not in unwanted:
-            dw = _scaled_product(state.features, loss_grad, products_grad, unit)
+            dw = scaled_product(state.features, loss_grad, products_grad, unit)
         if 3 not in unwanted and state.bias.shape[0] != 0:
             first_class = tf.constant(0, tf.int64)
             db = self.ops.lsoftmax_bias_grad(
@@ -251,7 +251,7 @@ class _Gradients:
         return tf.where(labels >= 0, loss, tf.zeros_like(loss))
 
 
-def _scaled_product(features: tf.Tensor, loss_grad: tf.Tensor, products_grad: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
+def scaled_product(features: tf.Tensor, loss_grad: tf.Tensor, products_grad: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
     """Features^T times diag(loss_grad unit) times products_grad: the smaller of the two is scaled."""
     depth, classes = features.shape[1], products_grad.shape[1]
     if None not in (depth, classes) and classes < depth:
