@@ -110,8 +110,8 @@ def _measure(case: Case) -> dict[str, Any]:
     tf.function(lambda: strategy.run(small))()  # whatever TensorFlow and its thread pools set up once
     before = memory.resident("VmRSS")
     step = tf.function(strategy.run).get_concrete_function(_step(case, worker, workers))
+    loss = float(step())  # in which TensorFlow copies what it first gave its variables
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts afresh
-    loss = float(step())
     seconds = []
     for _ in range(STEPS):
         began = time.perf_counter()
