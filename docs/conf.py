@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ myst_heading_anchors = 4
 default_role = "py:obj"
 highlight_language = "text"  # what shows no language is a formula or an output
 autodoc_member_order = "bysource"
+autodoc_mock_imports = [] if importlib.util.find_spec("torch") else ["torch"]  # it is large, and no page computes with it
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 napoleon_custom_sections = [

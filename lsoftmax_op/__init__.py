@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lsoftmax_op import arrays, keras, margins, reference, scale
+    from lsoftmax_op import arrays, keras, margins, reference, scale, torch
     from lsoftmax_op.drop_in import L_softmax
     from lsoftmax_op.library import build_info, library_path
     from lsoftmax_op.ops import (
@@ -47,7 +47,7 @@ _HOME = {
     "sharded_top_k": "sharded",
     "target_angles": "ops",
 }
-_MODULES = ("arrays", "keras", "margins", "reference", "scale")
+_MODULES = ("arrays", "keras", "margins", "reference", "scale", "torch")
 
 __all__ = [
     "L_softmax",
@@ -69,6 +69,7 @@ __all__ = [
     "sharded_sample",
     "sharded_top_k",
     "target_angles",
+    "torch",
 ]
 
 

@@ -10,6 +10,9 @@ from lsoftmax_op import _array_factors, _checks, _terms
 from lsoftmax_op._array_libraries import FLOATS, Library
 from lsoftmax_op.margins import Margin, margin_of
 
+# What the gradients are made of, by the names of cc/core/arguments.h, beside the upstream gradient.
+_OF_LOSS = ("products_grad", "geometry_grad", "target_grad", "target_weights", "label_order")
+
 
 class Layer:
     """The checked arguments of a layer, arrays of one library, and kernel calls over them."""
@@ -25,7 +28,7 @@ class Layer:
         lam: Any,
         label_smoothing: float = 0.0,
     ) -> None:
-        self.margin = _known(margin_of(margin))
+        self.margin = known_margin(margin_of(margin))
         label_smoothing = _checks.label_smoothing(label_smoothing)
         _checks.bias_beside(bias, self.margin)
         if isinstance(lam, (bool, Real)):
@@ -81,21 +84,35 @@ class Layer:
         self.run("class_factors", class_factors=factors)
         return factors
 
-    def plain_logits(self) -> Any:
-        """Returns the logits without the margin and without a bias, [N, C]."""
-        library = self.array_library
-        rows = _array_factors.row_factors(library, self.margin, self.features)
-        products = library.product(_array_factors.scale_rows(library, self.features, rows), self.weights)
-        return _array_factors.scale_columns(library, products, self.class_factors())
+    def upstream(self, grad: Any, spelled: str, shape: tuple[int, ...]) -> Any:
+        """Returns an upstream gradient as `array` does, once it is known to have the shape, spelled "[N, C]" or so."""
+        grad = self.array("grad", grad, spelled)
+        if tuple(grad.shape) != shape:
+            raise ValueError(f"grad: expected shape {spelled} = {list(shape)}, got {list(grad.shape)}")
+        return grad
 
-    def through_products(self, logits_grad: Any) -> tuple[Any, Any]:
-        """Returns what comes through the plain logits to features [N, D] and weights [D, C]; its radial parts, too."""
+    def logits(self) -> Any:
+        """Returns the margin logits, [N, C]."""
+        geometry = self.geometry()
+        logits = self._plain_logits()
+        self.run("logits", geometry=geometry, logits=logits)
+        if self.bias is not None:
+            logits += self.bias
+        return logits
+
+    def logits_gradients(self, grad: Any) -> tuple[Any, Any, Any]:
+        """Returns the derivatives of sum(grad * logits) in features, weights and bias, None for no bias."""
         library = self.array_library
-        rows = _array_factors.row_factors(library, self.margin, self.features)
-        products_grad = _array_factors.scale_columns(library, logits_grad, self.class_factors())
-        features_grad = library.product(products_grad, self.weights.T)
-        features = _array_factors.scale_rows(library, self.features, rows)
-        return _array_factors.scale_rows(library, features_grad, rows), library.product(features.T, products_grad)
+        grad = self.upstream(grad, "[N, C]", (self.rows, self.classes))
+        with library.device():
+            geometry_grad = library.empty((3, self.rows), "float64")
+            products_grad = library.copy(grad)
+            self.run("logits_grad", geometry=self.geometry(), geometry_grad=geometry_grad, products_grad=products_grad)
+            features_grad, weights_grad = self._through_products(products_grad)
+            self.run("features_grad", geometry_grad=geometry_grad, features_grad=features_grad)
+            self.run("weights_grad", geometry_grad=geometry_grad, weights_grad=weights_grad)
+            bias_grad = None if self.bias is None else library.column_sums(grad)
+        return features_grad, weights_grad, bias_grad
 
     def loss(self, **shared: Any) -> dict[str, Any]:
         """Returns the loss and its gradient in the products, by the names that cc/core/arguments.h gives them.
@@ -121,13 +138,24 @@ class Layer:
         self.run("geometry_and_loss", products=products, **state, **shared)
         return state
 
-    def scaled_features(self, loss_grad: Any, grad_unit: Any = None) -> Any:
-        """Returns diag(loss_grad grad_unit) times the features, in their dtype, rounded once (cc/core/grad_unit.h)."""
-        features = self.features
-        if grad_unit is not None:
-            features, loss_grad = (self.array_library.cast(array, "float32") for array in (features, loss_grad))
-            loss_grad = loss_grad * grad_unit
-        return self.array_library.cast(features * loss_grad[:, None], self.dtype)
+    def loss_gradients(self, grad: Any, state: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Returns the derivatives of sum(grad * loss) in features, weights and bias, None for no bias.
+
+        `grad`: of `upstream`. `state`: what `loss` returned, and, where it filled one, label_order.
+        """
+        library = self.array_library
+        with library.device():
+            upstream = {"loss_grad": grad} | ({"grad_unit": state["grad_unit"]} if "grad_unit" in state else {})
+            products_grad = state["products_grad"]
+            gradients = {
+                "features_grad": library.product(products_grad, self.weights.T),
+                "weights_grad": self._weights_product(self._scaled_features(**upstream), products_grad),
+            }
+            if self.bias is not None:
+                gradients["bias_grad"] = library.empty((self.classes,), self.dtype)
+            of_loss = {name: state[name] for name in _OF_LOSS if name in state}
+            self.run("gradients", **gradients, **of_loss, **upstream)
+        return gradients["features_grad"], gradients["weights_grad"], gradients.get("bias_grad")
 
     def run(self, kernel: str, **arrays: Any) -> None:
         """Runs a kernel on the layer and `arrays`, each dense and of the shape that cc/core/arguments.h says."""
@@ -136,6 +164,37 @@ class Layer:
             size = getattr(kernels, f"{kernel}_workspace")(self.rows, self.depth, self.classes)
             arrays["workspace"] = self.array_library.empty((size,), "uint8")
         getattr(kernels, kernel)(self._call(arrays), self.array_library.where)
+
+    def _plain_logits(self) -> Any:
+        """Returns the logits without the margin and without a bias, [N, C]."""
+        library = self.array_library
+        rows = _array_factors.row_factors(library, self.margin, self.features)
+        products = library.product(_array_factors.scale_rows(library, self.features, rows), self.weights)
+        return _array_factors.scale_columns(library, products, self.class_factors())
+
+    def _through_products(self, logits_grad: Any) -> tuple[Any, Any]:
+        """Returns what comes through the plain logits to features [N, D] and weights [D, C]; its radial parts, too."""
+        library = self.array_library
+        rows = _array_factors.row_factors(library, self.margin, self.features)
+        products_grad = _array_factors.scale_columns(library, logits_grad, self.class_factors())
+        features_grad = library.product(products_grad, self.weights.T)
+        features = _array_factors.scale_rows(library, self.features, rows)
+        return (
+            _array_factors.scale_rows(library, features_grad, rows),
+            self._weights_product(features, products_grad),
+        )
+
+    def _weights_product(self, features: Any, products_grad: Any) -> Any:
+        """Returns features^T products_grad, [D, C]."""
+        return self.array_library.product(features.T, products_grad)
+
+    def _scaled_features(self, loss_grad: Any, grad_unit: Any = None) -> Any:
+        """Returns diag(loss_grad grad_unit) times the features, in their dtype, rounded once (cc/core/grad_unit.h)."""
+        features = self.features
+        if grad_unit is not None:
+            features, loss_grad = (self.array_library.cast(array, "float32") for array in (features, loss_grad))
+            loss_grad = loss_grad * grad_unit
+        return self.array_library.cast(features * loss_grad[:, None], self.dtype)
 
     def _call(self, arrays: dict[str, Any]) -> Any:
         call = self.array_library.kernels.Call()
@@ -196,7 +255,7 @@ class Layer:
             )
 
 
-def _known(margin: Margin) -> Margin:
+def known_margin(margin: Margin) -> Margin:
     """Refuses a margin whose numbers are TensorFlow's: of no library here."""
     for name in ("m2", "m3", "scale"):
         value = getattr(margin, name)

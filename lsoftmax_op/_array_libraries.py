@@ -254,7 +254,7 @@ class CuPy(Library):
 
 _WITHOUT_DATA = (
     " with data in memory, got one without, as within torch.func.grad, torch.vmap and FakeTensorMode: call "
-    "lsoftmax_op.arrays outside of them, for gradients from a torch.autograd.Function as in docs/arrays.md, for "
+    "lsoftmax_op.arrays outside of them, for gradients lsoftmax_op.torch (or from a torch.autograd.Function of yours), for "
     "batches in a loop"
 )
 

@@ -89,12 +89,7 @@ def logits(
     """
     layer = Layer(library_of(features, num_threads), features, weights, labels, bias, margin, lam)
     with layer.array_library.device():
-        geometry = layer.geometry()
-        result = layer.plain_logits()
-        layer.run("logits", geometry=geometry, logits=result)
-        if layer.bias is not None:
-            result += layer.bias
-    return result
+        return layer.logits()
 
 
 def logits_grad(
@@ -127,20 +122,7 @@ def logits_grad(
         TypeError, ValueError, ImportError: as for `logits`.
     """
     layer = Layer(library_of(features, num_threads), features, weights, labels, bias, margin, lam)
-    library = layer.array_library
-    grad = layer.array("grad", grad, "[N, C]")
-    expected = (layer.rows, layer.classes)
-    if tuple(grad.shape) != expected:
-        raise ValueError(f"grad: expected shape [N, C] = {list(expected)}, got {list(grad.shape)}")
-    with library.device():
-        geometry_grad = library.empty((3, layer.rows), "float64")
-        products_grad = library.copy(grad)
-        layer.run("logits_grad", geometry=layer.geometry(), geometry_grad=geometry_grad, products_grad=products_grad)
-        features_grad, weights_grad = layer.through_products(products_grad)
-        layer.run("features_grad", geometry_grad=geometry_grad, features_grad=features_grad)
-        layer.run("weights_grad", geometry_grad=geometry_grad, weights_grad=weights_grad)
-        bias_grad = None if layer.bias is None else library.column_sums(grad)
-    return Gradients(features_grad, weights_grad, bias_grad)
+    return Gradients(*layer.logits_gradients(grad))
 
 
 def loss(
@@ -217,24 +199,8 @@ def loss_grad(
         TypeError, ValueError, ImportError: as for `logits`.
     """
     layer = Layer(library_of(features, num_threads), features, weights, labels, bias, margin, lam, label_smoothing)
-    library = layer.array_library
-    grad = layer.array("grad", grad, "[N]")
-    if tuple(grad.shape) != (layer.rows,):
-        raise ValueError(f"grad: expected shape [N] = [{layer.rows}], got {list(grad.shape)}")
-    with library.device():
-        label_order = library.empty((2, layer.rows), "int64")
-        state = layer.loss(label_order=label_order)
-        products_grad = state["products_grad"]
-        upstream = {"loss_grad": grad} | ({"grad_unit": state["grad_unit"]} if "grad_unit" in state else {})
-        gradients = {
-            "features_grad": library.product(products_grad, layer.weights.T),
-            "weights_grad": library.product(layer.scaled_features(**upstream).T, products_grad),
-        }
-        if layer.bias is not None:
-            gradients["bias_grad"] = library.empty((layer.classes,), layer.dtype)
-        of_loss = {name: state[name] for name in ("products_grad", "geometry_grad", "target_grad", "target_weights")}
-        layer.run("gradients", label_order=label_order, **gradients, **of_loss, **upstream)
-    bias_grad = gradients.get("bias_grad")
-    return LossGradients(
-        gradients["features_grad"], gradients["weights_grad"], bias_grad, state["loss"], state["predicted"]
-    )
+    grad = layer.upstream(grad, "[N]", (layer.rows,))
+    with layer.array_library.device():
+        label_order = layer.array_library.empty((2, layer.rows), "int64")
+        state = layer.loss(label_order=label_order) | {"label_order": label_order}
+    return LossGradients(*layer.loss_gradients(grad, state), state["loss"], state["predicted"])

@@ -139,6 +139,49 @@ class CudaLayer:
         return logits, gradients
 
 
+class TorchLayer(ArraysLayer):
+    """lsoftmax_op.torch; the weights [D, C] or, as torch.nn.Linear keeps them, transposed. The plain layer is NumPy's."""
+
+    def __init__(self, device: str = "cpu", transposed: bool = False) -> None:
+        self.device = device
+        self.transposed = transposed
+
+    def __call__(self, batch: Batch, margin: Margin | int, lam: float) -> tuple:
+        from lsoftmax_op import torch as functions
+
+        logits = functions.lsoftmax_logits if isinstance(margin, int) else functions.margin_softmax_logits
+        return self._run(logits, batch.layer, batch.grad, margin=margin, lam=lam)
+
+    def loss(self, batch: Batch, margin: Margin | int, lam: float, bias: bool = True, **settings: float) -> tuple:
+        from lsoftmax_op import torch as functions
+
+        loss = functions.lsoftmax_loss if isinstance(margin, int) else functions.margin_softmax_loss
+        layer = batch.layer if bias else batch.layer[:3]
+        return self._run(loss, layer, batch.loss_grad, margin=margin, lam=lam, **settings)
+
+    def tensors(self, *arrays: np.ndarray | None) -> list:
+        """The arrays of a layer, and others behind it, on the device; the second of them maybe transposed."""
+        import torch
+
+        found = []
+        for array in arrays:
+            if array is not None and array.dtype.name == "bfloat16":
+                found.append(torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(self.device))
+            else:
+                found.append(None if array is None else torch.from_numpy(array).to(self.device))
+        if self.transposed:
+            found[1] = found[1].T.contiguous().T
+        return found
+
+    def _run(self, function: Callable, layer: tuple, grad: np.ndarray, **options: object) -> tuple:
+        import torch
+
+        *layer, grad = self.tensors(*layer, grad)
+        leaves = [tensor.requires_grad_() for tensor in present(layer) if tensor.is_floating_point()]
+        value = function(*layer, **options)
+        return CudaLayer._arrays(value.detach(), torch.autograd.grad(value, leaves, grad))
+
+
 class TensorFlowLayer:
     """lsoftmax_op.lsoftmax_logits, lsoftmax_loss and their gradients, eagerly or in a tf.function."""
 

@@ -49,8 +49,16 @@ class Block(NamedTuple):
 
 def blocks(page: str) -> list[Block]:
     """Returns the blocks of a page that need none of the libraries that the tests do without."""
-    found = [Block(code, shown or None) for code, shown in _BLOCK.findall((ROOT / page).read_text())]
-    return [block for block in found if not re.match("import (torch|cupy)", block.code)]
+    return [block for block in _all_blocks(page) if not re.match("import (torch|cupy)", block.code)]
+
+
+def torch_blocks(page: str) -> list[Block]:
+    """Returns the blocks of a page that open with the import of PyTorch."""
+    return [block for block in _all_blocks(page) if block.code.startswith("import torch\n")]
+
+
+def _all_blocks(page: str) -> list[Block]:
+    return [Block(code, shown or None) for code, shown in _BLOCK.findall((ROOT / page).read_text())]
 
 
 def run(pages: tuple[str, ...], folder: Path) -> dict[str, list[str]]:

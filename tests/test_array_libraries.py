@@ -1,12 +1,11 @@
 """Arrays of PyTorch go in and come out; libraries and devices that do not fit together are refused."""
 
 import contextlib
-import re
 from unittest import mock
 
 import numpy as np
 import pytest
-from support import KINDS, LAMBDAS, ROOT, random_batch
+from support import KINDS, LAMBDAS, random_batch
 
 from lsoftmax_op import _array_libraries, arrays
 
@@ -100,61 +99,6 @@ def test_a_device_that_nobody_serves():
     *layer, _ = tensors(random_batch((13, 33, 7), "float32"))
     with pytest.raises(TypeError, match=r"features: expected a tensor on a CPU or CUDA device, got one on meta"):
         arrays.logits(*[tensor.to("meta") for tensor in layer])
-
-
-def names_of_the_docs():
-    """What the blocks of the page define, up to the one that trains."""
-    blocks = re.findall(r"```python\n(import torch\n.*?)```", (ROOT / "docs" / "arrays.md").read_text(), re.DOTALL)
-    names = {}
-    for block in blocks:
-        exec(block, names)
-    assert names["loss"].item() < 1  # the last block has trained
-    return names
-
-
-@pytest.mark.parametrize("name", ["LSoftmaxLoss", "LSoftmaxLogits"])
-def test_the_autograd_functions_of_the_docs(name):
-    function = names_of_the_docs()[name]
-    features, weights, labels, _, _ = tensors(random_batch((6, 5, 4), "float64"))
-    features.requires_grad_(True)
-    weights.requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda x, w: function.apply(x, w, labels, 3, 0.5), (features, weights))
-
-
-@pytest.mark.parametrize("name", ["LSoftmaxLoss", "LSoftmaxLogits"])
-@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
-def test_the_autograd_functions_of_the_docs_under_autocast(name, half):
-    """They train, with loss scaling, as they do in float32; each gradient has its parameter's dtype."""
-    names = names_of_the_docs()
-    device, function = names["device"], names[name]
-    labels = torch.randint(0, 5, (64,), device=device)
-    inputs = torch.randn(5, 8, device=device)[labels] + 0.1 * torch.randn(64, 8, device=device)
-
-    def train(enabled):
-        torch.manual_seed(0)
-        backbone = torch.nn.Linear(8, 16, device=device)
-        weights = torch.nn.Parameter(0.1 * torch.randn(16, 5, device=device))
-        parameters = [*backbone.parameters(), weights]
-        optimizer = torch.optim.SGD(parameters, lr=0.2)
-        scaler = torch.amp.GradScaler(device, enabled=enabled)
-        losses = []
-        for _ in range(30):
-            with torch.autocast(device, dtype=half, enabled=enabled):
-                features = backbone(inputs)
-                result = function.apply(features, weights, labels, 4, 5.0)
-                loss = result if name == "LSoftmaxLoss" else torch.nn.functional.cross_entropy(result, labels)
-            assert features.dtype == (half if enabled else torch.float32)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            assert {parameter.grad.dtype for parameter in parameters} == {torch.float32}
-            scaler.step(optimizer)
-            scaler.update()
-            losses.append(loss.item())
-        return losses
-
-    in_half, in_float32 = train(True), train(False)
-    assert in_float32[-1] < in_float32[0] / 3
-    np.testing.assert_allclose(in_half, in_float32, rtol=0.05, atol=0.01)
 
 
 ARGUMENTS = ("features", "weights", "labels", "bias", "grad")

@@ -118,6 +118,7 @@ def public(module):
         ("margins.", "margins.py"),
         ("reference.", "reference.pyi"),
         ("scale.", "scale.py"),
+        ("torch.", "torch/__init__.py"),
     ],
 )
 def test_every_public_name_is_on_a_page_of_the_api(prefix, module):

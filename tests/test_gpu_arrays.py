@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from conftest import CudaLayer, require_gpu, torch_sees_a_gpu
-from support import errors, random_batch
+from conftest import CudaLayer, TorchLayer, require_gpu, torch_sees_a_gpu
+from support import KINDS, assert_close_to_oracle, assert_loss_close_to_oracle, errors, random_batch
 
 from lsoftmax_op import arrays
+from lsoftmax_op.margins import ArcFace
 
 
 @pytest.fixture
@@ -127,6 +128,55 @@ def test_a_step_in_a_cuda_graph_equals_the_plain_call(torch, dtype, shape):
         torch.cuda.synchronize()
         expected = step(*arguments[1])
         assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(130, 33, 7), (9, 19, 5000)], ids=str)
+@pytest.mark.parametrize("margin", [4, *KINDS], ids=repr)
+@pytest.mark.parametrize("transposed", [False, True], ids=["[D, C]", "[C, D]"])
+def test_the_operators_of_pytorch(torch, dtype, transposed, margin, shape):
+    batch, layer = random_batch(shape, dtype), TorchLayer("cuda", transposed)
+    assert_close_to_oracle(batch, dtype, layer, margin, 0.5)
+    assert_loss_close_to_oracle(batch, dtype, layer, margin, 0.5, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("shape", [(130, 33, 7), (9, 19, 5000)], ids=str)
+@pytest.mark.parametrize("margin", [4, ArcFace(0.5, 16)], ids=repr)
+def test_a_step_of_the_linear_layer_waits_for_nothing(torch, margin, shape):
+    """It neither copies to the host nor looks at what is there, compiled or not, and has the same bits every time."""
+    from lsoftmax_op.torch import LambdaScheduler, LSoftmaxLinear
+
+    rows, depth, classes = shape
+    head = LSoftmaxLinear(depth, classes, margin=margin, device="cuda")
+    annealing = LambdaScheduler(head, lambda step: 2.0 + step)
+    features = torch.randn(rows, depth, device="cuda", requires_grad=True)
+    labels = torch.randint(-1, classes, (rows,), device="cuda")
+
+    def step(loss):
+        annealing.load_state_dict({"steps": 3})
+        value = loss(features, labels)
+        return [value, *torch.autograd.grad(value, (features, head.weight))]
+
+    compiled = torch.compile(head.loss, fullgraph=True, backend="aot_eager")
+    expected = step(head.loss)
+    step(compiled)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results = [step(head.loss), step(compiled)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for result in results:
+        assert all(map(torch.equal, result, expected))
+
+
+def test_autocast_on_the_device(torch):
+    from lsoftmax_op.torch import LSoftmaxLinear
+
+    head = LSoftmaxLinear(33, 70, lam=0.5, device="cuda")
+    features, labels = torch.randn(130, 33, device="cuda"), torch.randint(0, 70, (130,), device="cuda")
+    half = features.half()
+    with torch.autocast("cuda", dtype=torch.float16):
+        assert head(features).dtype == torch.float16
+        assert torch.equal(head.loss(half, labels), head.loss(half.float(), labels))
 
 
 def test_devices_do_not_mix(torch):

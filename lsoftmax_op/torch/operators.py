@@ -1,0 +1,202 @@
+"""The operators that PyTorch knows: lsoftmax_op::logits and lsoftmax_op::loss, and their gradients.
+
+    logits(X, W, y, b)  -> [N, C]                             logits_grad(G, X, W, y, b)      -> dX, dW, db
+    loss(X, W, y, b)    -> [N], and what its gradient is      loss_grad(g, X, W, y, b, P ...) -> dX, dW, db
+                           made of: P = dloss/d(X W), ...
+
+The gradients on the right are differentiated, where somebody asks for that, as those of the same functions composed of
+PyTorch's own operators (formula.py).
+
+A margin is spelled as its attributes, in their order: an operator takes tensors, numbers, flags and strings. With
+`class_major` W and dW are [C, D]. The gradient of a bias that is None has shape [0].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lsoftmax_op._array_layer import Layer
+from lsoftmax_op._array_libraries import Torch
+from lsoftmax_op.margins import Margin
+from lsoftmax_op.torch import class_major, formula
+
+_TENSORS = "Tensor features, Tensor weights, Tensor labels, Tensor? bias, Tensor lam"
+_MARGIN = "int m1, float m2, float m3, float scale, bool normalize_features, bool normalize_weights, str continuation"
+_LAYER = f"{_TENSORS}, bool class_major, {_MARGIN}"
+_LOSS_LAYER = f"{_LAYER}, float label_smoothing"
+_STATE = ("products_grad", "geometry_grad", "target_grad", "target_weights", "grad_unit", "label_order")
+_STATE_TENSORS = ", ".join(f"Tensor {name}" for name in _STATE)
+_GRADIENTS = "(Tensor features_grad, Tensor weights_grad, Tensor bias_grad)"
+
+
+def _operator(name: str, arguments: str, results: str) -> Callable[[Callable[..., Any]], Any]:
+    schema = f"({arguments}) -> {results}"
+    return lambda function: torch.library.custom_op(f"lsoftmax_op::{name}", function, mutates_args=(), schema=schema)
+
+
+@_operator("logits", _LAYER, "Tensor")
+def logits(*arguments: Any) -> Any:
+    """Computes the margin logits, [N, C]."""
+    layer = _layer(*arguments)
+    with layer.array_library.device():
+        return layer.logits()
+
+
+@_operator("logits_grad", f"Tensor grad, {_LAYER}", _GRADIENTS)
+def logits_grad(grad: Any, *arguments: Any) -> tuple[Any, ...]:
+    """Computes the derivatives of sum(grad * logits) in features, weights and bias."""
+    return _as_results(arguments, *_layer(*arguments).logits_gradients(grad))
+
+
+@_operator("loss", _LOSS_LAYER, f"(Tensor loss, {_STATE_TENSORS})")
+def loss(*arguments: Any) -> tuple[Any, ...]:
+    """Computes the loss, [N], and what its gradient is made of, by the names of cc/core/arguments.h."""
+    layer = _layer(*arguments)
+    with layer.array_library.device():
+        grad_unit, label_order = _optional_state(*arguments)
+        shared = {"label_order": label_order} if label_order.numel() else {}
+        state = {"grad_unit": grad_unit, "label_order": label_order} | layer.loss(**shared)
+    return state["loss"], *(state[name] for name in _STATE)
+
+
+@_operator("loss_grad", f"Tensor grad, {_LOSS_LAYER}, {_STATE_TENSORS}", _GRADIENTS)
+def loss_grad(grad: Any, *arguments: Any) -> tuple[Any, ...]:
+    """Computes the derivatives of sum(grad * loss) in features, weights and bias, from what `loss` left."""
+    arguments, arrays = arguments[: -len(_STATE)], arguments[-len(_STATE) :]
+    layer = _layer(*arguments)
+    grad = layer.upstream(grad, "[N]", (layer.rows,))
+    state = dict(zip(_STATE, arrays, strict=True))
+    for name in ("grad_unit", "label_order"):
+        if not state[name].numel():
+            del state[name]
+    return _as_results(arguments, *layer.loss_gradients(grad, state))
+
+
+def _layer(
+    features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_class_major: bool, *numbers: Any
+) -> Layer:
+    library = Torch(torch, features, torch.get_num_threads() if features.device.type == "cpu" else None)
+    margin, smoothing = Margin(*numbers[:7]), numbers[7:]
+    layer_of = class_major.layer_of if is_class_major else Layer
+    return layer_of(library, features, weights, labels, bias, margin, lam, *smoothing)
+
+
+def _as_results(arguments: tuple[Any, ...], features_grad: Any, weights_grad: Any, bias_grad: Any) -> tuple[Any, ...]:
+    is_class_major = arguments[5]
+    if is_class_major:
+        weights_grad = weights_grad.T.contiguous()
+    return features_grad, weights_grad, features_grad.new_empty(0) if bias_grad is None else bias_grad
+
+
+# Their shapes, for tensors without data -------------------------------------------------------------------------------
+
+
+@logits.register_fake
+def _(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_class_major: bool, *_: Any) -> Any:
+    return features.new_empty(features.shape[0], _classes(weights, is_class_major))
+
+
+@loss.register_fake
+def _(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_class_major: bool, *_: Any) -> Any:
+    rows, depth = features.shape
+    return (
+        features.new_empty(rows),
+        features.new_empty(rows, _classes(weights, is_class_major)),
+        features.new_empty(3, rows, dtype=torch.float64),
+        features.new_empty(rows, dtype=torch.float64),
+        features.new_empty(rows, depth),
+        *_optional_state(features, weights, labels, bias, lam, is_class_major),
+    )
+
+
+@logits_grad.register_fake
+@loss_grad.register_fake
+def _(grad: Any, features: Any, weights: Any, labels: Any, bias: Any, *_: Any) -> tuple[Any, ...]:
+    bias_grad = features.new_empty(0 if bias is None else bias.shape[0])
+    return features.new_empty(features.shape), weights.new_empty(weights.shape), bias_grad
+
+
+def _optional_state(
+    features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_class_major: bool, *_: Any
+) -> tuple[Any, Any]:
+    """Returns memory for grad_unit and label_order, or for 0 rows where there are none."""
+    rows = features.shape[0]
+    has_order = features.device.type == "cuda" and not is_class_major
+    grad_unit = features.new_empty(rows if features.dtype == torch.float16 else 0, dtype=torch.float32)
+    return grad_unit, features.new_empty(2, rows if has_order else 0, dtype=torch.int64)
+
+
+def _classes(weights: Any, is_class_major: bool) -> Any:
+    return weights.shape[0 if is_class_major else 1]
+
+
+# Their gradients ------------------------------------------------------------------------------------------------------
+
+
+def _save_logits(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.numbers = inputs[5:]
+
+
+def _of_logits(ctx: Any, grad: Any) -> tuple[Any, ...]:
+    layer = (*ctx.saved_tensors, *ctx.numbers)
+    return _for_inputs(layer, logits_grad(grad, *layer))
+
+
+def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    _, *state = output
+    ctx.mark_non_differentiable(*state)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:5], *state)
+    ctx.numbers = inputs[5:]
+
+
+def _of_loss(ctx: Any, grad: Any, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * (5 + len(ctx.numbers))
+    saved = ctx.saved_tensors  # once: under torch.utils.checkpoint each look at them computes them anew
+    layer = (*saved[:5], *ctx.numbers)
+    return _for_inputs(layer, loss_grad(grad, *layer, *saved[5:]))
+
+
+def _for_inputs(layer: tuple[Any, ...], gradients: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+    features_grad, weights_grad, bias_grad = gradients
+    return features_grad, weights_grad, None, None if layer[3] is None else bias_grad, *[None] * (len(layer) - 4)
+
+
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.numbers, ctx.inputs = inputs[6:], len(inputs)
+
+
+def _of_logits_grad(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
+    return _second_derivatives(ctx, formula.logits, ctx.numbers, upstream)
+
+
+def _of_loss_grad(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
+    return _second_derivatives(ctx, formula.loss, ctx.numbers[: -len(_STATE)], upstream)
+
+
+def _second_derivatives(ctx: Any, function: Any, numbers: tuple[Any, ...], upstream: tuple[Any, ...]) -> tuple[Any, ...]:
+    """With f = sum(grad * function(X, W, b)), those of sum(upstream * df/d(X, W, b)) in grad, X, W and b."""
+    grad, features, weights, labels, bias, lam = ctx.saved_tensors
+    is_class_major, *numbers = numbers
+    margin, smoothing = Margin(*numbers[:7]), numbers[7:]
+
+    def value(features: Any, weights: Any, bias: Any = None) -> Any:
+        weights = weights.T if is_class_major else weights
+        return function(features, weights, labels, bias, lam, margin, *smoothing)
+
+    variables = [tensor for tensor in (features, weights, bias) if tensor is not None]
+    of_grad, *of_variables = formula.second_derivatives(value, grad, variables, upstream)
+    of_features, of_weights, of_bias = (*of_variables, None)[:3]
+    return of_grad, of_features, of_weights, None, of_bias, *[None] * (ctx.inputs - 5)
+
+
+logits.register_autograd(_of_logits, setup_context=_save_logits)
+loss.register_autograd(_of_loss, setup_context=_save_loss)
+logits_grad.register_autograd(_of_logits_grad, setup_context=_save_gradients)
+loss_grad.register_autograd(_of_loss_grad, setup_context=_save_gradients)
