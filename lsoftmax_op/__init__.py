@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lsoftmax_op import arrays, keras, margins, reference
     from lsoftmax_op.drop_in import L_softmax
+    from lsoftmax_op.kept import kept_classes
     from lsoftmax_op.library import build_info, library_path
     from lsoftmax_op.ops import (
         lsoftmax_logits,
@@ -32,6 +33,7 @@ _HOME = {
     "L_softmax": "drop_in",
     "LambdaSchedule": "schedules",
     "build_info": "library",
+    "kept_classes": "kept",
     "library_path": "library",
     "lsoftmax_logits": "ops",
     "lsoftmax_loss": "ops",
@@ -46,6 +48,7 @@ __all__ = [
     "LambdaSchedule",
     "arrays",
     "build_info",
+    "kept_classes",
     "keras",
     "library_path",
     "lsoftmax_logits",

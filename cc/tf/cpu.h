@@ -51,7 +51,7 @@ struct Cpu {
     return absl::Status();
   }
 
- private:
+  // As over() of core/batch.h.
   template <typename Work>
   static void over(tensorflow::OpKernelContext* context, int64_t total, int64_t cost, const Work& work) {
     if (total * cost < kThreadCost) return work(0, total);
