@@ -18,6 +18,7 @@ QUESTIONS = (
     "bfloat16",
     "memory",
     "blocks",
+    "filter",
     "sweep",
     "graph",
     "loop",

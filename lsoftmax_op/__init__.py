@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lsoftmax_op import arrays, keras, margins, reference, scale, torch
     from lsoftmax_op.drop_in import L_softmax
+    from lsoftmax_op.kept import kept_classes
     from lsoftmax_op.library import build_info, library_path
     from lsoftmax_op.ops import (
         lsoftmax_logits,
@@ -36,6 +37,7 @@ _HOME = {
     "LambdaSchedule": "schedules",
     "build_info": "library",
     "communication": "scale",
+    "kept_classes": "kept",
     "library_path": "library",
     "lsoftmax_logits": "ops",
     "lsoftmax_loss": "ops",
@@ -55,6 +57,7 @@ __all__ = [
     "arrays",
     "build_info",
     "communication",
+    "kept_classes",
     "keras",
     "library_path",
     "lsoftmax_logits",

@@ -91,6 +91,21 @@ def sample_rate(value: object) -> float:
     return number
 
 
+def gradient_filter(value: object) -> bool:
+    """Returns whether the gradients may leave out what is below rounding.
+
+    Raises:
+        TypeError: it is neither a string nor a bool.
+        ValueError: it is neither "auto" nor False.
+    """
+    expected = 'filter: expected "auto" or False'
+    if not isinstance(value, (str, bool, np.bool_)):
+        raise TypeError(f"{expected}, got {shown(value)}")
+    if value != "auto" and (isinstance(value, str) or value):
+        raise ValueError(f"{expected}, got {shown(value)}")
+    return isinstance(value, str)
+
+
 def positive_integer(value: object, name: str) -> int:
     """Returns a count as an int.
 

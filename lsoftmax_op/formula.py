@@ -66,16 +66,21 @@ def plain_logits(
     """Returns the logits without the margin and without a bias, [N, C], differentiable."""
     if terms.shape[0] == 0:
         return tf.matmul(features, weights)
-    factor = Terms(*tf.unstack(terms, num=7)).scale
-    if attributes["normalize_features"]:
-        norm_sq = tf.reduce_sum(tf.square(tf.cast(features, tf.float64)), axis=1, keepdims=True)
-        factor *= _inverse_norm(norm_sq)
+    factor = tf.expand_dims(row_factor(features, terms, attributes["normalize_features"]), -1)
     logits = tf.matmul(tf.cast(tf.cast(features, tf.float64) * factor, features.dtype), weights)
     if not attributes["normalize_weights"]:
         return logits
     wide = tf.float64 if weights.dtype == tf.float64 else tf.float32
     factors = ops.lsoftmax_class_factors(weights, Twide=wide)
     return tf.cast(tf.cast(logits, wide) * factors, logits.dtype)
+
+
+def row_factor(features: tf.Tensor, terms: tf.Tensor, normalize_features: bool) -> tf.Tensor:
+    """Returns what the logits of each row are multiples of, beside the factors of the classes, [N] or [], float64."""
+    factor = Terms(*tf.unstack(terms, num=7)).scale
+    if normalize_features:
+        factor *= _inverse_norm(tf.reduce_sum(tf.square(tf.cast(features, tf.float64)), axis=1))
+    return factor
 
 
 def smoothing_of_loss(logits: tf.Tensor, labels: tf.Tensor, epsilon: Any, of_class: Any) -> tf.Tensor:

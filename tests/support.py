@@ -55,7 +55,8 @@ WIDER_SHAPES = tuple(shape for shape in SHAPES if shape[1] > 1)
 LOGITS_TOLERANCE = {"float64": 1e-12, "float32": 2e-6}
 GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 
-# The raw ops, and of each the input that its GPU kernel takes from the host's memory, if any.
+# The raw ops, and of each the input that its GPU kernel takes from the host's memory, or the output that it has there,
+# if any.
 RAW_OPS = {
     "TargetGeometry": None,
     "ClassFactors": None,
@@ -71,6 +72,9 @@ RAW_OPS = {
     "Finish": "depth",
     "ProductsGrad": "first_class",
     "SetColumns": "first_column",
+    "KeptClasses": "kept",
+    "TakeColumns": "columns",
+    "SpreadColumns": "columns",
 }
 
 

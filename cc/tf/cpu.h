@@ -10,13 +10,13 @@
 
 namespace lsoftmax {
 
-class Cpu {
+struct Cpu {
+  // `over` of core/batch.h on TensorFlow's threads.
   static auto over(tensorflow::OpKernelContext* context) {
     auto* const pool = context->device()->tensorflow_cpu_worker_threads()->workers;
     return lsoftmax::over(pool, pool->NumThreads());
   }
 
- public:
   // Checks the values that only the host can judge before a kernel runs. Labels are judged where the classes are known.
   template <typename T>
   static absl::Status judge(bool knows_classes, JudgedArguments<T>* args) {
