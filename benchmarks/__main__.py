@@ -19,9 +19,11 @@ QUESTIONS = (
     "bfloat16",
     "memory",
     "blocks",
+    "filter",
     "sweep",
     "graph",
     "loop",
+    "shards",
     "import_time",
 )
 ON_A_GPU = ("gpu",)  # asked by name

@@ -21,6 +21,7 @@ MINUTES = 0.8
 TARGETS = {SHAPES[2]: 0.75}
 BLOCK = 4096
 STEPS = 2
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # the freed memory, at once
 Case = tuple[str, int | None, Shape]  # a peer, its class_block_size, and N, D, C
 
 
@@ -54,8 +55,7 @@ def peaks(cases: list[Case]) -> list[int]:
         "-m",
         "benchmarks.memory",
         json.dumps(cases),
-        MALLOC_MMAP_THRESHOLD_="65536",
-        MALLOC_TRIM_THRESHOLD_="65536",
+        **GIVES_BACK,
     )
     return json.loads(answer.splitlines()[-1])
 
@@ -85,15 +85,16 @@ def _peak(peer: str, class_block_size: int | None, shape: Shape) -> int:
 
     step(64, 32, 48)()  # whatever TensorFlow and its thread pools set up once
     gc.collect()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     measured = step(*shape)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts afresh
     for _ in range(STEPS):
         measured()
-    return max(_resident("VmHWM") - before, 1)
+    return max(resident("VmHWM") - before, 1)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Returns a field of this process's status, VmRSS or its peak VmHWM, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return 1024 * int(line.split()[1])

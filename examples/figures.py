@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
@@ -104,18 +104,23 @@ def draw_psi(path: Path) -> Path:
             label = "cos θ  (m = 1, softmax)" if margin == 1 else f"ψ(θ), m = {margin}"
             axes.plot(np.degrees(angles), values, label=label, color=colour, linewidth=2)
         axes.set(
-            xlabel="angle θ between the sample and the weights of its class",
             ylabel="target logit / |w||x|",
             xlim=(0, 180),
             xticks=range(0, 181, 30),
             title="The larger the margin, the smaller the angle that a target logit asks for",
         )
-        axes.xaxis.set_major_formatter("{x:.0f}°")
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False, loc="lower left")
+        _over_angles(axes)
         figure.savefig(path, dpi=110)
         plt.close(figure)
     return path
+
+
+def _over_angles(axes: Any) -> None:
+    """Finishes a panel of curves over the angle to a sample's class, in degrees."""
+    axes.set_xlabel("angle θ between the sample and the weights of its class")
+    axes.xaxis.set_major_formatter("{x:.0f}°")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="lower left")
 
 
 def draw_margins(path: Path) -> Path:
@@ -144,10 +149,7 @@ def draw_margins(path: Path) -> Path:
         end.plot(degrees[beyond], linear[beyond], color="#DDAA33", linestyle="--", linewidth=2, label='"linear"')
         end.set(xlim=(130, 180), ylim=(-1.3, -0.6), title="ArcFace, m2 = 0.5, beyond θ + m2 = 180°")
         for panel in (whole, end):
-            panel.set_xlabel("angle θ between the sample and the weights of its class")
-            panel.xaxis.set_major_formatter("{x:.0f}°")
-            panel.grid(alpha=0.25)
-            panel.legend(frameon=False, loc="lower left")
+            _over_angles(panel)
         figure.savefig(path, dpi=100)
         plt.close(figure)
     return path

@@ -14,8 +14,9 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lsoftmax_op import arrays, keras, margins, reference, torch
+    from lsoftmax_op import arrays, keras, margins, reference, scale, torch
     from lsoftmax_op.drop_in import L_softmax
+    from lsoftmax_op.kept import kept_classes
     from lsoftmax_op.library import build_info, library_path
     from lsoftmax_op.ops import (
         lsoftmax_logits,
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
         margin_softmax_loss,
         target_angles,
     )
+    from lsoftmax_op.sampling import sample_classes, sharded_sample
+    from lsoftmax_op.scale import communication
     from lsoftmax_op.schedules import LambdaSchedule
+    from lsoftmax_op.sharded import sharded_loss, sharded_top_k
 
 __version__ = "0.1.0"
 
@@ -32,20 +36,28 @@ _HOME = {
     "L_softmax": "drop_in",
     "LambdaSchedule": "schedules",
     "build_info": "library",
+    "communication": "scale",
+    "kept_classes": "kept",
     "library_path": "library",
     "lsoftmax_logits": "ops",
     "lsoftmax_loss": "ops",
     "margin_softmax_logits": "ops",
     "margin_softmax_loss": "ops",
+    "sample_classes": "sampling",
+    "sharded_loss": "sharded",
+    "sharded_sample": "sampling",
+    "sharded_top_k": "sharded",
     "target_angles": "ops",
 }
-_MODULES = ("arrays", "keras", "margins", "reference", "torch")
+_MODULES = ("arrays", "keras", "margins", "reference", "scale", "torch")
 
 __all__ = [
     "L_softmax",
     "LambdaSchedule",
     "arrays",
     "build_info",
+    "communication",
+    "kept_classes",
     "keras",
     "library_path",
     "lsoftmax_logits",
@@ -54,6 +66,11 @@ __all__ = [
     "margin_softmax_loss",
     "margins",
     "reference",
+    "sample_classes",
+    "scale",
+    "sharded_loss",
+    "sharded_sample",
+    "sharded_top_k",
     "target_angles",
     "torch",
 ]

@@ -77,6 +77,35 @@ def label_smoothing(value: object) -> float:
     return number
 
 
+def sample_rate(value: object) -> float:
+    """Returns the share of the classes that a step samples, as a float.
+
+    Raises:
+        TypeError: it is a bool or no number.
+        ValueError: it is not within (0, 1].
+    """
+    expected = "sample_rate: expected a number in (0, 1]"
+    number = real(value, expected)
+    if not 0 < number <= 1:
+        raise ValueError(f"{expected}, got {shown(value)}")
+    return number
+
+
+def gradient_filter(value: object) -> bool:
+    """Returns whether the gradients may leave out what is below rounding.
+
+    Raises:
+        TypeError: it is neither a string nor a bool.
+        ValueError: it is neither "auto" nor False.
+    """
+    expected = 'filter: expected "auto" or False'
+    if not isinstance(value, (str, bool, np.bool_)):
+        raise TypeError(f"{expected}, got {shown(value)}")
+    if value != "auto" and (isinstance(value, str) or value):
+        raise ValueError(f"{expected}, got {shown(value)}")
+    return isinstance(value, str)
+
+
 def positive_integer(value: object, name: str) -> int:
     """Returns a count as an int.
 
@@ -84,9 +113,19 @@ def positive_integer(value: object, name: str) -> int:
         TypeError: it is no integer (a bool is none).
         ValueError: it is less than 1, or too large for int64.
     """
-    expected = f"{name}: expected a positive integer"
+    return integer_from(1, value, name)
+
+
+def integer_from(least: int, value: object, name: str) -> int:
+    """Returns an integer that is at least 0, or at least 1, as an int.
+
+    Raises:
+        TypeError: it is no integer (a bool is none).
+        ValueError: it is less than `least`, or too large for int64.
+    """
+    expected = f"{name}: expected a positive integer" if least == 1 else f"{name}: expected an integer >= {least}"
     number = integer(value, expected)
-    if number < 1:
+    if number < least:
         raise ValueError(f"{expected}, got {shown(value)}")
     return number
 

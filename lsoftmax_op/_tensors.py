@@ -33,6 +33,22 @@ def batch_of(features: Any, weights: Any, labels: Any) -> Batch:
     return Batch(features, weights, labels)
 
 
+class Layer(NamedTuple):
+    """Features [N, D] and weights [D, C], checked."""
+
+    features: tf.Tensor
+    weights: tf.Tensor
+
+
+def features_and_weights(features: Any, weights: Any) -> Layer:
+    """Converts the two to tensors and checks what is known of them."""
+    features = checked_tensor("features", features, FLOATS, "[N, D]")
+    weights = checked_tensor("weights", weights, (features.dtype,), "[D, C]")
+    shapes = (tuple(tensor.shape.as_list()) for tensor in (features, weights))
+    _checks.batch_shapes(*shapes, (features.shape[0],))
+    return Layer(features, weights)
+
+
 def bias_of(bias: Any, weights: tf.Tensor, margin: Margin) -> tf.Tensor:
     """Converts a bias [C] to a tensor and checks it beside the weights and the margin."""
     _checks.bias_beside(bias, margin)
@@ -50,6 +66,13 @@ def margin_and_lambda(margin: Any, lam: Any) -> tuple[Margin, tf.Tensor]:
     if math.isinf(lam):
         margin, lam = without_psi(margin), 0.0
     return margin, tf.constant(lam, tf.float64)
+
+
+def count_of(argument: str, value: Any, least: int = 1) -> tf.Tensor:
+    """Converts an integer, or a scalar tensor of one, to an int64 scalar, and checks it if it is known."""
+    if isinstance(value, (tf.Tensor, tf.Variable)):
+        return tf.cast(checked_tensor(argument, value, INTEGERS, "[]"), tf.int64)
+    return tf.constant(_checks.integer_from(least, value, argument), tf.int64)
 
 
 def checked_tensor(argument: str, value: Any, dtypes: tuple[tf.DType, ...], shape: str) -> tf.Tensor:

@@ -34,22 +34,53 @@ def loss(
     """Returns the outputs of LsoftmaxFinish."""
     features, weights, bias = map(tf.stop_gradient, (features, weights, bias))  # an eager tape would keep every block
     geometry = ops.lsoftmax_target_geometry(features, weights, labels).geometry
-    # The lowest finite number does what -inf would, and no checker of numerics stops at it.
-    none = tf.constant([[tf.float64.min], [0.0], [tf.float64.min], [0.0], [0.0]], tf.float64)
-    sums = tf.tile(none, [1, tf.shape(features)[0]])
     of_rows = {"normalize_features": attributes["normalize_features"]}
-
-    def take_in(block: _Block, sums: tf.Tensor) -> tuple[Any, ...]:
-        products = tf.matmul(features, block.weights)
-        of_block = (block.bias, block.first_class, block.factors)
-        return (ops.lsoftmax_sums(products, labels, *of_block, terms, geometry, sums, **of_rows),)
-
-    (sums,) = _for_each_block(weights, bias, class_factors, block_size, take_in, (sums,))
+    sums = sums_of(ops, features, weights, labels, bias, class_factors, terms, geometry, block_size, **of_rows)
     depth = tf.shape(features, tf.int64)[1]
     return ops.lsoftmax_finish(sums, geometry, labels, bias, lam, terms, depth, **attributes)
 
 
-def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, normalize_features: bool, block_size: int) -> tuple[Any, ...]:
+def no_sums(features: tf.Tensor) -> tf.Tensor:
+    """Returns the sums [5, N] over no class, of features [N, D]."""
+    # The lowest finite number does what -inf would, and no checker of numerics stops at it.
+    none = tf.constant([[tf.float64.min], [0.0], [tf.float64.min], [0.0], [0.0]], tf.float64)
+    return tf.tile(none, [1, tf.shape(features)[0]])
+
+
+def sums_of(
+    ops: Any,
+    features: tf.Tensor,
+    weights: tf.Tensor,
+    labels: tf.Tensor,
+    bias: tf.Tensor,
+    class_factors: tf.Tensor,
+    terms: tf.Tensor,
+    geometry: tf.Tensor,
+    block_size: int,
+    first_class: tf.Tensor | None = None,
+    *,
+    normalize_features: bool,
+) -> tf.Tensor:
+    """Returns the sums [5, N] of LsoftmaxSums over the classes of the weights, of which `first_class` is the first."""
+
+    def take_in(block: _Block, sums: tf.Tensor) -> tuple[Any, ...]:
+        products = tf.matmul(features, block.weights)
+        inputs = (products, labels, block.bias, block.first_class, block.factors, terms, geometry, sums)
+        return (ops.lsoftmax_sums(*inputs, normalize_features=normalize_features),)
+
+    state = (no_sums(features),)
+    return _for_each_block(weights, bias, class_factors, block_size, take_in, state, first_class)[0]
+
+
+def loss_grad(
+    ops: Any,
+    state: Any,
+    upstream: tf.Tensor,
+    normalize_features: bool,
+    block_size: int,
+    geometry: tf.Tensor | None = None,
+    first_class: tf.Tensor | None = None,
+) -> tuple[Any, ...]:
     """Returns the gradients of a loss that was computed in blocks, through its products: in features, weights and bias.
 
     Args:
@@ -58,6 +89,8 @@ def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, normalize_features: boo
         upstream: [N], the upstream gradient, which the features' gradient is still to be multiplied by.
         normalize_features: whether the logits are divided by the norms of the features.
         block_size: the classes of a block.
+        geometry: [3, N], of LsoftmaxTargetGeometry; None to have it computed here, if it is needed.
+        first_class: [], int64, the global class index of the weights' first column; None for 0.
     """
     features, weights, labels, bias = map(tf.stop_gradient, (state.features, state.weights, state.labels, state.bias))
     target_grad, unit = state.target_grad, state.grad_unit
@@ -65,9 +98,9 @@ def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, normalize_features: boo
     scaled = scale_rows(features, upstream, unit)
     has_bias = bias.shape[0] != 0
     factors, terms = state.class_factors, state.terms
-    if factors.shape[0] != 0:
+    if geometry is None and factors.shape[0] != 0:
         geometry = ops.lsoftmax_target_geometry(features, weights, labels).geometry
-    else:
+    elif geometry is None:
         geometry = tf.zeros_like(state.geometry_grad)  # nobody reads it
 
     def differentiate(block: _Block, dx: tf.Tensor, dw: tf.Tensor, *db: tf.Tensor) -> tuple[Any, ...]:
@@ -76,17 +109,17 @@ def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, normalize_features: boo
         of_rows = (terms, geometry, state.normalizer_of_blocks)
         grad = ops.lsoftmax_products_grad(products, labels, *of_block, *of_rows, normalize_features=normalize_features)
         dx += tf.cast(tf.matmul(grad, block.weights, transpose_b=True), dx.dtype)
-        dw = ops.lsoftmax_set_columns(dw, tf.matmul(scaled, grad, transpose_a=True), block.first_class)
+        dw = ops.lsoftmax_set_columns(dw, tf.matmul(scaled, grad, transpose_a=True), block.first_column)
         if has_bias:
             columns = ops.lsoftmax_bias_grad(grad, labels, block.first_class, upstream, target_grad, unit)
-            db = (ops.lsoftmax_set_columns(db[0], columns[None], block.first_class),)
+            db = (ops.lsoftmax_set_columns(db[0], columns[None], block.first_column),)
         return (dx, dw, *db)
 
     empty = [tf.zeros_like(weights)]
     if has_bias:
         empty.append(tf.zeros_like(bias)[None])
     none = tf.zeros_like(features, tf.float64 if features.dtype == tf.float64 else tf.float32)
-    dx, dw, *db = _for_each_block(weights, bias, factors, block_size, differentiate, (none, *empty))
+    dx, dw, *db = _for_each_block(weights, bias, factors, block_size, differentiate, (none, *empty), first_class)
     return tf.cast(dx, features.dtype), dw, db[0][0] if has_bias else None
 
 
@@ -100,7 +133,8 @@ def scale_rows(matrix: tf.Tensor, loss_grad: tf.Tensor, grad_unit: tf.Tensor) ->
 
 @dataclass
 class _Block:
-    first_class: tf.Tensor  # [], int64
+    first_column: tf.Tensor  # [], int64, among the weights
+    first_class: tf.Tensor  # [], int64, its global class index
     weights: tf.Tensor  # [D, B]
     bias: tf.Tensor  # [B], or [0] for none
     factors: tf.Tensor  # [B], or [0] for none
@@ -113,8 +147,12 @@ def _for_each_block(
     block_size: int,
     body: Callable[..., tuple[Any, ...]],
     state: tuple[Any, ...],
+    first_class: tf.Tensor | None = None,
 ) -> tuple[Any, ...]:
-    """Returns the state after body(block, *state) has been called for one block after the other."""
+    """Returns the state after body(block, *state) has been called for one block after the other.
+
+    `first_class` is the global class index of the first of all columns, None for 0.
+    """
     depth, classes = tf.unstack(tf.shape(weights, tf.int64), num=2)
     known = weights.shape[1]
     if known is not None:
@@ -126,7 +164,8 @@ def _for_each_block(
         own_bias, own_factors = (
             tf.slice(array, [first], [width]) if array.shape[0] != 0 else array for array in (bias, factors)
         )
-        return _Block(first, own_weights, own_bias, own_factors)
+        of_all = first if first_class is None else first_class + first
+        return _Block(first, of_all, own_weights, own_bias, own_factors)
 
     def whole(first: tf.Tensor, *state: tf.Tensor) -> tuple[Any, ...]:
         return (first + block_size, *body(columns(first, block_size), *state))

@@ -22,14 +22,24 @@ def attributes_of(op: Any) -> dict[str, Any]:
     return {name: op.get_attr(name) for name in names}
 
 
-def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = None) -> tf.Tensor:
-    """Returns the terms [7], float64; [0] where there are none: of L-Softmax with labels that are not smoothed."""
+def terms(
+    margin: Margin,
+    smoothing: float = 0.0,
+    weights: tf.Tensor | None = None,
+    num_classes: int | tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Returns the terms [7], float64; [0] where there are none: of L-Softmax with labels that are not smoothed.
+
+    `num_classes` is the C that smoothed labels divide by, where `weights` are not those of all classes.
+    """
     if not has_terms(margin, smoothing):
         return tf.constant([], tf.float64)
     of_class: Any = 0.0
     if smoothing != 0 and weights is not None:
-        classes = weights.shape[1]
-        of_class = smoothing / (tf.cast(tf.shape(weights)[1], tf.float64) if classes is None else classes)
+        classes = weights.shape[1] if num_classes is None else num_classes
+        if classes is None:
+            classes = tf.shape(weights)[1]
+        of_class = smoothing / (tf.cast(classes, tf.float64) if isinstance(classes, tf.Tensor) else classes)
     numbers = (margin.m2, margin.m3, margin.scale, smoothing, of_class)
     if all(isinstance(number, float) for number in numbers):
         return tf.constant(known_terms(*numbers), tf.float64)
@@ -56,16 +66,21 @@ def plain_logits(
     """Returns the logits without the margin and without a bias, [N, C], differentiable."""
     if terms.shape[0] == 0:
         return tf.matmul(features, weights)
-    factor = Terms(*tf.unstack(terms, num=7)).scale
-    if attributes["normalize_features"]:
-        norm_sq = tf.reduce_sum(tf.square(tf.cast(features, tf.float64)), axis=1, keepdims=True)
-        factor *= _inverse_norm(norm_sq)
+    factor = tf.expand_dims(row_factor(features, terms, attributes["normalize_features"]), -1)
     logits = tf.matmul(tf.cast(tf.cast(features, tf.float64) * factor, features.dtype), weights)
     if not attributes["normalize_weights"]:
         return logits
     wide = tf.float64 if weights.dtype == tf.float64 else tf.float32
     factors = ops.lsoftmax_class_factors(weights, Twide=wide)
     return tf.cast(tf.cast(logits, wide) * factors, logits.dtype)
+
+
+def row_factor(features: tf.Tensor, terms: tf.Tensor, normalize_features: bool) -> tf.Tensor:
+    """Returns what the logits of each row are multiples of, beside the factors of the classes, [N] or [], float64."""
+    factor = Terms(*tf.unstack(terms, num=7)).scale
+    if normalize_features:
+        factor *= _inverse_norm(tf.reduce_sum(tf.square(tf.cast(features, tf.float64)), axis=1))
+    return factor
 
 
 def smoothing_of_loss(logits: tf.Tensor, labels: tf.Tensor, epsilon: Any, of_class: Any) -> tf.Tensor:

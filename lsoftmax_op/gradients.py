@@ -11,7 +11,8 @@ First order, with G = dL/d(margin logits), g_i its target entries and t(s, A, B)
                                  LsoftmaxFeaturesGrad   features: g (P W^T, completed)
                                  LsoftmaxWeightsGrad    weights:  (g X)^T P, completed
                                  LsoftmaxBiasGrad       bias:     sum of g P, completed
-                                 each handed on by LsoftmaxLossGradient, which knows what it depends on
+                                 each handed on by LsoftmaxLossGradient, which knows what it depends on;
+                                 the first two over the classes that matter, where these are few (filtering.py)
 
 LsoftmaxFeaturesGrad and LsoftmaxWeightsGrad are multilinear where nothing is normalised: their own gradients are the
 same ops again. Only LsoftmaxLogitsGrad has a gradient with new mathematics, the second derivatives of t. It is rarely
@@ -25,12 +26,13 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import blocks, formula
+from lsoftmax_op import blocks, filtering, formula
 
 
 def register(ops: Any) -> None:
     """Registers the gradients of `ops`, the module of the raw ops, with TensorFlow."""
-    for name in ("Loss", "BiasGrad", "Sums", "Finish", "ProductsGrad", "SetColumns"):
+    of_one_pass, of_blocks = ("Loss", "BiasGrad"), ("Sums", "Finish", "ProductsGrad", "SetColumns")
+    for name in (*of_one_pass, *of_blocks, "KeptClasses", "TakeColumns", "SpreadColumns"):
         tf.no_gradient(f"Lsoftmax{name}")
     gradients = _Gradients(ops)
     for name, gradient in (
@@ -177,7 +179,9 @@ class _Gradients:
         if block_size > 0:
             dx, dw, db = blocks.loss_grad(ops, state, loss_grad, margin["normalize_features"], block_size)
         else:
-            dx, dw, db = self._through_products(state, loss_grad, _unwanted(op))
+            filters = op.get_attr("filter") and filtering.looks_at(state.weights)
+            kept = filtering.keep(ops, state, margin["normalize_features"]) if filters else None
+            dx, dw, db = self._through_products(state, loss_grad, _unwanted(op), kept)
         batch = (state.features, state.weights, state.labels)
         target = (state.geometry_grad, loss_grad, state.grad_unit, state.target_weights)
         if dx is not None:
@@ -199,14 +203,19 @@ class _Gradients:
             )
         )
 
-    def _through_products(self, state: LossInputs, loss_grad: tf.Tensor, unwanted: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _through_products(
+        self, state: LossInputs, loss_grad: tf.Tensor, unwanted: tuple[Any, ...], kept: filtering.Kept | None
+    ) -> tuple[Any, ...]:
         """The loss's gradients through X W, in features (not yet times the upstream gradient), weights and bias."""
         products_grad, unit = state.whole_products_grad, state.grad_unit
+        entries, columns = (products_grad, state.weights) if kept is None else (kept.products_grad, kept.weights)
         dx = dw = db = None
         if 0 not in unwanted:
-            dx = tf.matmul(products_grad, state.weights, transpose_b=True)
+            dx = tf.matmul(entries, columns, transpose_b=True)
         if 1 not in unwanted:
-            dw = _scaled_product(state.features, loss_grad, products_grad, unit)
+            dw = scaled_product(state.features, loss_grad, entries, unit)
+            if kept is not None:
+                dw = self.ops.lsoftmax_spread_columns(dw, kept.classes, state.weights)
         if 3 not in unwanted and state.bias.shape[0] != 0:
             first_class = tf.constant(0, tf.int64)
             db = self.ops.lsoftmax_bias_grad(
@@ -251,7 +260,7 @@ class _Gradients:
         return tf.where(labels >= 0, loss, tf.zeros_like(loss))
 
 
-def _scaled_product(features: tf.Tensor, loss_grad: tf.Tensor, products_grad: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
+def scaled_product(features: tf.Tensor, loss_grad: tf.Tensor, products_grad: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
     """Features^T times diag(loss_grad unit) times products_grad: the smaller of the two is scaled."""
     depth, classes = features.shape[1], products_grad.shape[1]
     if None not in (depth, classes) and classes < depth:

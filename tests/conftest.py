@@ -284,6 +284,12 @@ def layer(request: pytest.FixtureRequest) -> object:
 
 
 @pytest.fixture
+def seeded_keras() -> None:
+    """The same weights and batches in every test."""
+    pytest.importorskip("keras").utils.set_random_seed(1)
+
+
+@pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable:
     """device(KB, multiprocessors): from now on the emulator is one with clusters; returns who tells their sizes."""
     log = tmp_path / "log"

@@ -115,6 +115,18 @@ def shifted(array, entries):
     return view
 
 
+def assert_arrays_may_lie_anywhere(state, places):
+    """Products, their gradient and the bias, each so many entries after a border of 16 bytes, change no result."""
+    expected = run(_core, ["loss"], copied(state))
+    for place in places:
+        moved = copied(state)
+        for name, entries in zip(("products", "products_grad", "bias"), place, strict=True):
+            moved[name] = shifted(state[name], entries)
+        before = moved["products"].copy()
+        assert_close(run(kernels, ["loss"], moved), expected)
+        assert moved["products"].tobytes() == before.tobytes()
+
+
 def run_kernel(tmp_path, kernel, include="", threads=64):
     """Compiles a kernel over cc/cuda/testing and runs it on two blocks of `threads`, or on one of one thread."""
     return run_program(compile_kernel(tmp_path, kernel, include, threads))

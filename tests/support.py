@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,7 +55,8 @@ WIDER_SHAPES = tuple(shape for shape in SHAPES if shape[1] > 1)
 LOGITS_TOLERANCE = {"float64": 1e-12, "float32": 2e-6}
 GRADIENT_TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 
-# The raw ops, and of each the input that its GPU kernel takes from the host's memory, if any.
+# The raw ops, and of each the input that its GPU kernel takes from the host's memory, or the output that it has there,
+# if any.
 RAW_OPS = {
     "TargetGeometry": None,
     "ClassFactors": None,
@@ -70,6 +72,9 @@ RAW_OPS = {
     "Finish": "depth",
     "ProductsGrad": "first_class",
     "SetColumns": "first_column",
+    "KeptClasses": "kept",
+    "TakeColumns": "columns",
+    "SpreadColumns": "columns",
 }
 
 
@@ -289,3 +294,12 @@ def run_python(code: str, *, check: bool = True, **environment: str) -> subproce
     if check:
         assert finished.returncode == 0, finished.stderr[-3000:]
     return finished
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on."""
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

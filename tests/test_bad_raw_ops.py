@@ -41,6 +41,9 @@ GOOD = {
         **{"loss_grad": ROWS, "target_grad": np.zeros(3), "grad_unit": ROWS},
     },
     "set_columns": {"matrix": Z, "block": Z[:, :2], "first_column": 0},
+    "kept_classes": {"products_grad": Z, "factors": FACTORS, "limits": ROWS, "most": 4},
+    "take_columns": {"matrix": Z, "columns": [3, 1]},
+    "spread_columns": {"block": Z[:, :2], "columns": [3, 1], "matrix": Z},
 }
 OF_SEVEN = r"terms: expected shape \[7\], got"
 OF_FOUR = r"class_factors: expected shape \[4\], got"
@@ -117,6 +120,25 @@ def test_and_so_is_that_of_a_margin_that_normalises(op):
         ("set_columns", {"first_column": 3}, "first_column: expected a column from 0 to 2"),
         ("set_columns", {"block": Z[:2]}, "block: expected shape"),
         ("set_columns", {"first_column": [0]}, "first_column: expected shape"),
+        ("kept_classes", {"limits": FACTORS}, "limits: expected shape"),
+        ("kept_classes", {"factors": FACTORS[1:]}, r"factors: expected shape \[4\], got"),
+        (
+            "kept_classes",
+            {"limits": tf.ones([3], tf.float64), "factors": tf.ones([4], tf.float64)},
+            "limits: expected float with arguments of float",
+        ),
+        ("kept_classes", {"most": -1}, "most"),
+        ("take_columns", {"columns": [0, 4]}, r"columns: expected values in \[0, 4\), got columns\[1\] = 4"),
+        ("take_columns", {"columns": [-1]}, r"columns\[0\] = -1"),
+        ("take_columns", {"columns": [[0]]}, "columns: expected shape"),
+        ("spread_columns", {"columns": [0, 4]}, r"columns\[1\] = 4"),
+        ("spread_columns", {"columns": [0]}, "columns: expected shape"),
+        ("spread_columns", {"block": Z[:2, :2]}, "block: expected shape"),
+        (
+            "spread_columns",
+            {"block": np.ones((3, 5), np.float32), "columns": np.zeros(0, np.int64)},
+            "columns: expected",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )

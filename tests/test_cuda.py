@@ -15,6 +15,7 @@ from cuda_support import (
     RESULTS,
     WIDE,
     assert_a_bad_label_makes_its_row_nan,
+    assert_arrays_may_lie_anywhere,
     assert_close,
     assert_loss_is_that_of_the_cpu,
     bits,
@@ -23,7 +24,6 @@ from cuda_support import (
     loss_state,
     run,
     run_kernel,
-    shifted,
 )
 from support import DTYPES, PACKAGE, RAW_OPS, ROOT, random_batch
 
@@ -239,16 +239,7 @@ def test_the_loss_in_any_order_gives_the_same_bits(monkeypatch, dtype, order):
 
 @pytest.mark.parametrize("classes", [64, 1100, 20000])
 def test_rows_and_biases_anywhere_in_memory(dtype, classes):
-    state = loss_state(3, classes, dtype)
-    expected = run(_core, ["loss"], copied(state))
-    for products, gradient, bias in ((1, 1, 0), (1, 1, 1), (0, 1, 0), (3, 0, 2)):
-        moved = copied(state)
-        moved["products"] = shifted(state["products"], products)
-        moved["products_grad"] = shifted(state["products_grad"], gradient)
-        moved["bias"] = shifted(state["bias"], bias)
-        before = moved["products"].copy()
-        assert_close(run(kernels, ["loss"], moved), expected)
-        assert moved["products"].tobytes() == before.tobytes()
+    assert_arrays_may_lie_anywhere(loss_state(3, classes, dtype), ((1, 1, 0), (1, 1, 1), (0, 1, 0), (3, 0, 2)))
 
 
 @pytest.mark.parametrize("classes", [7, 2000, 17000])

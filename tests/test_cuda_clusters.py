@@ -8,6 +8,7 @@ import pytest
 from cuda_support import (
     RESULTS,
     assert_a_bad_label_makes_its_row_nan,
+    assert_arrays_may_lie_anywhere,
     assert_close,
     assert_loss_is_that_of_the_cpu,
     bits,
@@ -17,7 +18,6 @@ from cuda_support import (
     loss_state,
     run,
     run_program,
-    shifted,
 )
 
 from lsoftmax_op import _core
@@ -92,17 +92,8 @@ def test_rows_and_biases_anywhere_in_memory(device, monkeypatch, dtype, order):
     if order:
         monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
     classes = 17_003 if dtype in ("float32", "float64") else 33_005
-    state = loss_state(3, classes, dtype)
-    expected = run(_core, ["loss"], copied(state))
     device(36, 4)
-    for products, gradient, bias in ((1, 1, 0), (0, 1, 1), (3, 0, 2)):
-        moved = copied(state)
-        moved["products"] = shifted(state["products"], products)
-        moved["products_grad"] = shifted(state["products_grad"], gradient)
-        moved["bias"] = shifted(state["bias"], bias)
-        before = moved["products"].copy()
-        assert_close(run(kernels, ["loss"], moved), expected)
-        assert moved["products"].tobytes() == before.tobytes()
+    assert_arrays_may_lie_anywhere(loss_state(3, classes, dtype), ((1, 1, 0), (0, 1, 1), (3, 0, 2)))
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -1,13 +1,12 @@
 """Replicas, in one process or in two, train as one does with the joined batch; lambda is in step on all."""
 
 import json
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 
 import numpy as np
 import pytest
-from support import run_python
+from support import free_ports, run_python
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.slow
@@ -120,14 +119,6 @@ def run_on_two_workers(code):
 
 def mirrored(replicas):
     return MIRRORED.replace("REPLICAS", str(replicas))
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ RUNNING = (
     "docs/verification.md",
     "docs/lambda.md",
     "docs/arrays.md",
+    "docs/scale.md",
     "docs/migration.md",
 )
 PAGES = (
@@ -116,6 +117,7 @@ def public(module):
         ("keras.", "keras/__init__.py"),
         ("margins.", "margins.py"),
         ("reference.", "reference.pyi"),
+        ("scale.", "scale.py"),
         ("torch.", "torch/__init__.py"),
     ],
 )

@@ -16,13 +16,9 @@ keras = pytest.importorskip("keras")
 
 from lsoftmax_op.keras import LSoftmaxClassifier, LSoftmaxDense, LSoftmaxMonitor
 
+pytestmark = pytest.mark.usefixtures("seeded_keras")
 N, D, C = 24, 6, 5
 FALLING = LambdaSchedule(gamma=0.1)
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    keras.utils.set_random_seed(1)
 
 
 @pytest.fixture

@@ -15,13 +15,9 @@ h5py = pytest.importorskip("h5py")
 
 from lsoftmax_op.keras import LSoftmaxClassifier, LSoftmaxDense
 
+pytestmark = pytest.mark.usefixtures("seeded_keras")
 N, D, F, C = 24, 6, 3, 5
 FALLING = LambdaSchedule(gamma=0.1)
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    keras.utils.set_random_seed(1)
 
 
 @pytest.fixture

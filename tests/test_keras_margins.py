@@ -18,6 +18,7 @@ keras = pytest.importorskip("keras")
 from lsoftmax_op.keras import LSoftmaxClassifier, LSoftmaxDense, LSoftmaxMonitor
 from lsoftmax_op.keras.loss import PlainLoss
 
+pytestmark = pytest.mark.usefixtures("seeded_keras")
 N, D, F, C = 24, 6, 3, 5
 MARGINS = [
     LSoftmax(3),
@@ -31,11 +32,6 @@ MARGINS = [
 ]
 NORMALISED = [CosFace(0.2, 16), ArcFace(0.3, 16)]
 every_margin = pytest.mark.parametrize("margin", MARGINS, ids=repr)
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    keras.utils.set_random_seed(1)
 
 
 @pytest.fixture

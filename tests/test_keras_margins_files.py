@@ -14,6 +14,7 @@ keras = pytest.importorskip("keras")
 
 from lsoftmax_op.keras import LSoftmaxClassifier, LSoftmaxDense
 
+pytestmark = pytest.mark.usefixtures("seeded_keras")
 N, D, F, C = 24, 6, 3, 5
 MARGINS = [
     LSoftmax(3),
@@ -24,11 +25,6 @@ MARGINS = [
     Margin(scale=3),
     Margin(m2=0.3, normalize_features=True),
 ]
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    keras.utils.set_random_seed(1)
 
 
 @pytest.fixture

@@ -59,7 +59,16 @@ void angles_of_batch(const Arguments<T>& args, const Over& over) {
 template <typename T, typename Over>
 void features_grad_of_batch(const Arguments<T>& args, const Over& over) {
   const int64_t entry = args.target_weights != nullptr ? kEntryCost : kColumnCost;
-  over_rows(args, over, entry * args.depth, row_kernels<T>().features_grad);
+  const int64_t radial = args.margin.normalize_features ? kEntryCost : 0;
+  over_rows(args, over, (entry + radial) * args.depth, row_kernels<T>().features_grad);
+}
+
+// A kernel over classes whose `passes` read every weight: ranges begin at multiples of kColumnBlock.
+template <typename T, typename Over, typename Work>
+void over_columns(const Arguments<T>& args, const Over& over, int64_t passes, const Work& work) {
+  const int64_t blocks = (args.classes + kColumnBlock - 1) / kColumnBlock;
+  over(blocks, passes * kEntryCost * args.depth * kColumnBlock,
+       [&](int64_t begin, int64_t end) { work(begin * kColumnBlock, std::min(end * kColumnBlock, args.classes)); });
 }
 
 template <typename T, typename Over>
@@ -68,7 +77,7 @@ void weights_grad_of_batch(const Arguments<T>& args, const Over& over) {
   const Groups groups = grouping.groups();
   if (args.margin.normalize_weights) {
     // A block's own labels are completed while its columns are at hand.
-    return over(args.classes, 2 * kEntryCost * args.depth, [&](int64_t begin, int64_t end) {
+    return over_columns(args, over, 2, [&](int64_t begin, int64_t end) {
       for (int64_t first = begin; first < end; first += kColumnBlock) {
         const int64_t last = std::min(first + kColumnBlock, end);
         column_kernels<T>().take_off_radial(args, first, last);
@@ -82,8 +91,7 @@ void weights_grad_of_batch(const Arguments<T>& args, const Over& over) {
 
 template <typename T, typename Over>
 void class_factors_of_batch(const Arguments<T>& args, const Over& over) {
-  over(args.classes, kEntryCost * args.depth,
-       [&](int64_t begin, int64_t end) { column_kernels<T>().class_factors(args, begin, end); });
+  over_columns(args, over, 1, [&](int64_t begin, int64_t end) { column_kernels<T>().class_factors(args, begin, end); });
 }
 
 template <typename T, typename Over>

@@ -6,16 +6,33 @@ namespace {
 
 constexpr int64_t kWide = 1024;  // classes whose sums are kept at hand
 constexpr int kRows = 8;         // of a matrix, side by side: each is a stream of its own from memory
+constexpr int64_t kAhead = 16;   // rows that are asked for before they are needed
 
 LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// sums[0 .. width) += the products of `count` rows' entries, which begin `pitch` apart
-template <int count, typename T>
-LSOFTMAX_INLINE void add_rows(const T* a, const T* b, int64_t pitch, int64_t width, double* __restrict sums) {
+// norm_sq[0 .. width) += the squares of `count` rows' entries, which begin `pitch` apart; and of a gradient, unless it
+// is none, along[0 .. width) += the products with them.
+template <int count, bool kHasGradient, typename T>
+LSOFTMAX_INLINE void add_rows(const T* w, const T* gradient, int64_t pitch, int64_t width, double* __restrict norm_sq,
+                              double* __restrict along) {
+#pragma GCC ivdep
   for (int64_t l = 0; l < width; ++l) {
-    double sum = 0;
-    for (int r = 0; r < count; ++r) sum += static_cast<double>(widen(a[r * pitch + l])) * widen(b[r * pitch + l]);
-    sums[l] += sum;
+    double squares = 0, products = 0;
+    for (int r = 0; r < count; ++r) {
+      const double x = widen(w[r * pitch + l]);
+      squares += x * x;
+      if constexpr (kHasGradient) products += x * widen(gradient[r * pitch + l]);
+    }
+    norm_sq[l] += squares;
+    if constexpr (kHasGradient) along[l] += products;
+  }
+}
+
+// Asks for `count` rows: those of a few classes are too short for the hardware's own prefetchers.
+template <int count, typename T>
+LSOFTMAX_INLINE void prefetch_rows(const T* rows, int64_t pitch, int64_t width) {
+  for (int r = 0; r < count; ++r) {
+    for (int64_t l = 0; l < width; l += 64 / sizeof(T)) __builtin_prefetch(rows + r * pitch + l, 0, 2);
   }
 }
 
@@ -39,7 +56,7 @@ void class_factors(const Arguments<T>& args, int64_t begin, int64_t end) {
     double norm_sq[kWide] = {};
     over_features(args.depth, [&](auto rows, int64_t d) {
       const T* const w = args.weights + d * pitch + first;
-      add_rows<rows.value>(w, w, pitch, width, norm_sq);
+      add_rows<rows.value, false, T>(w, nullptr, pitch, width, norm_sq, nullptr);
     });
     Real<T>* const factors = args.class_factors + first;
     for (int64_t l = 0; l < width; ++l) assign(factors[l], inverse_norm(norm_sq[l]));
@@ -53,8 +70,12 @@ void take_off_radial(const Arguments<T>& args, int64_t begin, int64_t end) {
     double along[kColumnBlock] = {}, norm_sq[kColumnBlock] = {};
     over_features(args.depth, [&](auto rows, int64_t d) {
       const T* const w = args.weights + d * pitch + first;
-      add_rows<rows.value>(w, args.weights_grad + d * pitch + first, pitch, width, along);
-      add_rows<rows.value>(w, w, pitch, width, norm_sq);
+      const T* const gradient = args.weights_grad + d * pitch + first;
+      if (d + kAhead + rows.value <= args.depth) {
+        prefetch_rows<rows.value>(w + kAhead * pitch, pitch, width);
+        prefetch_rows<rows.value>(gradient + kAhead * pitch, pitch, width);
+      }
+      add_rows<rows.value, true>(w, gradient, pitch, width, norm_sq, along);
     });
     Real<T> share[kColumnBlock];  // rounded as the gradient is, of which it is a part
     for (int64_t l = 0; l < width; ++l) assign(share[l], norm_sq[l] == 0 ? 0 : along[l] / norm_sq[l]);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/columns.h"
+#include "core/filter.h"
 #include "core/loss.h"
 #include "core/rows.h"
 
@@ -17,6 +18,8 @@ namespace lsoftmax {
   const LossKernels<T>& loss_kernels();     \
   template <typename T>                     \
   const ColumnKernels<T>& column_kernels(); \
+  template <typename T>                     \
+  const FilterKernels<T>& filter_kernels(); \
   }
 LSOFTMAX_DECLARE(baseline)
 #ifdef LSOFTMAX_X86_VARIANTS
@@ -92,11 +95,16 @@ template <typename T>
 const ColumnKernels<T>& column_kernels() {
   LSOFTMAX_CHOOSE(column_kernels)
 }
+template <typename T>
+const FilterKernels<T>& filter_kernels() {
+  LSOFTMAX_CHOOSE(filter_kernels)
+}
 
-#define LSOFTMAX_INSTANTIATE(T)                     \
-  template const RowKernels<T>& row_kernels<T>();   \
-  template const LossKernels<T>& loss_kernels<T>(); \
-  template const ColumnKernels<T>& column_kernels<T>()
+#define LSOFTMAX_INSTANTIATE(T)                         \
+  template const RowKernels<T>& row_kernels<T>();       \
+  template const LossKernels<T>& loss_kernels<T>();     \
+  template const ColumnKernels<T>& column_kernels<T>(); \
+  template const FilterKernels<T>& filter_kernels<T>()
 LSOFTMAX_INSTANTIATE(float16);
 LSOFTMAX_INSTANTIATE(bfloat16);
 LSOFTMAX_INSTANTIATE(float);

@@ -26,6 +26,12 @@ LSOFTMAX_INLINE void prefetch_column(const T* w, int64_t stride, int64_t width) 
   for (int64_t l = 0; l < width; ++l) __builtin_prefetch(w + l * stride, 0, 2);
 }
 
+// The same of a row: the rows of a class are anywhere among the samples.
+template <typename T>
+LSOFTMAX_INLINE void prefetch_row(const T* entries, int64_t width) {
+  for (int64_t l = 0; l < width; l += 64 / sizeof(T)) __builtin_prefetch(entries + l, 0, 3);
+}
+
 struct Partial {
   double dot[kLanes], features_sq[kLanes], weights_sq[kLanes];
 };
@@ -252,6 +258,9 @@ void weights_grad(const Arguments<T>& args, const Groups& groups, int64_t begin,
       if (!copied) prefetch_column(w + width * stride, stride, smaller(kTile, end - d - width));
       if (g + kAhead < groups.count) {
         prefetch_column(args.weights_grad + d * args.classes + groups.classes[g + kAhead], args.classes, width);
+        const int64_t ahead = groups.order[groups.starts[g + kAhead]] * args.depth + d;
+        prefetch_row(args.features + ahead, width);
+        if (copied) prefetch_row(args.target_weights + ahead, width);
       }
       for (int64_t l = 0; l < width; ++l) {
         T& entry = gradient[l * args.classes];

@@ -82,6 +82,23 @@ inline std::string about_bad_first(const char* argument, int64_t first, int64_t 
          std::to_string(count) + ", got " + std::to_string(first);
 }
 
+// The first of the columns that is not in [0, classes), or -1 where all are.
+inline int64_t first_bad_column(const std::vector<int64_t>& columns, int64_t classes) {
+  for (size_t k = 0; k < columns.size(); ++k) {
+    if (columns[k] < 0 || columns[k] >= classes) return static_cast<int64_t>(k);
+  }
+  return -1;
+}
+
+inline std::string about_bad_column(int64_t k, int64_t column, int64_t classes) {
+  return "columns: expected values in [0, " + std::to_string(classes) + "), got columns[" + std::to_string(k) +
+         "] = " + std::to_string(column);
+}
+
+inline std::string about_columns_on_gpu(int64_t count) {
+  return "columns: expected [0] and all columns on a GPU, got " + std::to_string(count) + " of them";
+}
+
 // Arguments whose values the host judges before a kernel runs, and its own copies of them: an array, or a variable's
 // buffer, may change between the check and the use.
 template <typename T>

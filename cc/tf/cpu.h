@@ -4,13 +4,19 @@
 
 #include <algorithm>
 
-#include "core/batch.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tf/inputs.h"
+#include "tf/ranges.h"
 
 namespace lsoftmax {
 
 struct Cpu {
+  // `over` of core/batch.h on TensorFlow's threads.
+  static auto over(tensorflow::OpKernelContext* context) {
+    auto* const pool = context->device()->tensorflow_cpu_worker_threads()->workers;
+    return lsoftmax::over(pool, pool->NumThreads());
+  }
+
   // Checks the values that only the host can judge before a kernel runs. Labels are judged where the classes are known.
   template <typename T>
   static absl::Status judge(bool knows_classes, JudgedArguments<T>* args) {
@@ -19,8 +25,7 @@ struct Cpu {
 
   template <Kernel kernel, typename T>
   static absl::Status run(tensorflow::OpKernelContext* context, Arguments<T>* args) {
-    run_on_batch<kernel>(
-        *args, [context](int64_t total, int64_t cost, const auto& work) { over(context, total, cost, work); });
+    run_on_batch<kernel>(*args, over(context));
     return absl::Status();
   }
 
@@ -35,8 +40,9 @@ struct Cpu {
     const auto* const from = static_cast<const char*>(context->input(input).data());
     auto* const to = static_cast<char*>((*tensor)->data());
     const int64_t size = (*tensor)->TotalBytes() / shape.num_elements();
-    over(context, shape.num_elements(), 1,
-         [&](int64_t begin, int64_t end) { std::copy(from + begin * size, from + end * size, to + begin * size); });
+    over(context)(shape.num_elements(), 1, [&](int64_t begin, int64_t end) {
+      std::copy(from + begin * size, from + end * size, to + begin * size);
+    });
     return absl::Status();
   }
 
@@ -45,21 +51,10 @@ struct Cpu {
                                 int64_t pitch, int64_t height) {
     const auto* const from = static_cast<const char*>(block);
     auto* const to = static_cast<char*>(rows);
-    over(context, height, width / 4, [&](int64_t begin, int64_t end) {
+    over(context)(height, width / 4, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) std::copy_n(from + i * width, width, to + i * pitch);
     });
     return absl::Status();
-  }
-
- private:
-  template <typename Work>
-  static void over(tensorflow::OpKernelContext* context, int64_t total, int64_t cost, const Work& work) {
-    if (total * cost < kThreadCost) return work(0, total);
-      // Deprecated in TensorFlow 2.21, but what replaces it is not in 2.18.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-    context->device()->tensorflow_cpu_worker_threads()->workers->ParallelFor(total, cost, work);
-#pragma GCC diagnostic pop
   }
 };
 

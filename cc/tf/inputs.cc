@@ -32,6 +32,10 @@ constexpr Array kAfter[] = {
     {"new_matrix", "[D, C]", Element::kReal},
     {"block", "[D, B]", Element::kReal},
     {"first_column", "[]", Element::kInt64},
+    {"columns", "[B] or none", Element::kInt64},
+    {"factors", "[C] or none", Element::kWide},
+    {"limits", "[N]", Element::kWide},
+    {"kept", "[B]", Element::kInt64},
 };
 
 // Of LsoftmaxLossGradient: the gradient has the shape of what it is `of`.
@@ -138,14 +142,14 @@ absl::Status read_margin(tensorflow::OpKernelConstruction* construction, Margin*
   return status_of(judge(*margin));
 }
 
-absl::Status check_wide(tensorflow::OpKernelConstruction* construction) {
+absl::Status check_wide(tensorflow::OpKernelConstruction* construction, const char* argument) {
   if (!construction->HasAttr("Twide")) return absl::Status();
   tensorflow::DataType type, wide;
   TF_RETURN_IF_ERROR(construction->GetAttr("T", &type));
   TF_RETURN_IF_ERROR(construction->GetAttr("Twide", &wide));
   const tensorflow::DataType expected = type == tensorflow::DT_DOUBLE ? type : tensorflow::DT_FLOAT;
   if (wide == expected) return absl::Status();
-  return absl::InvalidArgumentError(absl::StrCat("class_factors: expected ", tensorflow::DataTypeString(expected),
+  return absl::InvalidArgumentError(absl::StrCat(argument, ": expected ", tensorflow::DataTypeString(expected),
                                                  " with arguments of ", tensorflow::DataTypeString(type), ", got ",
                                                  tensorflow::DataTypeString(wide)));
 }

@@ -99,8 +99,8 @@ inline absl::Status check_first(const char* argument, int64_t first, int64_t cou
 // "linear_continuation" that the op has.
 absl::Status read_margin(tensorflow::OpKernelConstruction* construction, Margin* margin);
 
-// Construction: the attribute "Twide", where the op has it, is what its T is computed in.
-absl::Status check_wide(tensorflow::OpKernelConstruction* construction);
+// Construction: the attribute "Twide", where the op has it, is what its T is computed in. `argument` is of that type.
+absl::Status check_wide(tensorflow::OpKernelConstruction* construction, const char* argument = "class_factors");
 
 }  // namespace lsoftmax
 

@@ -97,6 +97,7 @@ REGISTER_OP("LsoftmaxLossWithGradient")
     .Attr("normalize_weights: bool = false")
     .Attr("linear_continuation: bool = false")
     .Attr("class_block_size: int >= 0 = 0")
+    .Attr("filter: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Twide: {float, double} = DT_FLOAT")
     .Attr("Tlabels: {int32, int64}")
@@ -119,6 +120,7 @@ target_weights: [N, D], of LsoftmaxLoss; [0] where the gradient is made block by
 normalizer_of_blocks: [3, N], of LsoftmaxFinish; [0] where LsoftmaxLoss made the gradient.
 grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish.
 class_block_size: the classes of a block; 0 where LsoftmaxLoss made the gradient.
+filter: whether the gradient may leave out classes of which every entry is below rounding; with class_block_size = 0.
 same_loss: `loss`, the same buffer.
 )doc");
 

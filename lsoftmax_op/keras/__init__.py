@@ -2,6 +2,7 @@
 
 - `LSoftmaxClassifier`: a backbone and a margin; ``fit(x, y)``, and the export is a plain softmax network
 - `LSoftmaxDense`: the layer alone, for models that take their labels as an input
+- `ShardedClassifier`: such a model whose classes are shared out among replicas, or sampled; `ShardedBackup` saves it
 - `LSoftmaxMonitor`: shows lambda and the mean angle to the own class, epoch by epoch
 
 Saved models that hold them can be loaded once this module is imported.
@@ -30,5 +31,7 @@ if keras.config.backend() != "tensorflow":
 from lsoftmax_op.keras.classifier import LSoftmaxClassifier
 from lsoftmax_op.keras.dense import LSoftmaxDense
 from lsoftmax_op.keras.monitor import LSoftmaxMonitor
+from lsoftmax_op.keras.sharded_backup import ShardedBackup
+from lsoftmax_op.keras.sharded_classifier import ShardedClassifier
 
-__all__ = ["LSoftmaxClassifier", "LSoftmaxDense", "LSoftmaxMonitor"]
+__all__ = ["LSoftmaxClassifier", "LSoftmaxDense", "LSoftmaxMonitor", "ShardedBackup", "ShardedClassifier"]

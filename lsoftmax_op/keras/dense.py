@@ -22,13 +22,13 @@ from tensorflow.python.eager import record  # whether gradients are recorded has
 from lsoftmax_op import _checks, formula, library, ops
 from lsoftmax_op._terms import without_psi
 from lsoftmax_op.keras import annealing, margin_argument, plain
+from lsoftmax_op.keras.annealed_layer import AnnealedLayer
 from lsoftmax_op.keras.labels import class_indices
-from lsoftmax_op.keras.lambda_state import LambdaState
 from lsoftmax_op.margins import Margin, margin_of
 
 
 @keras.saving.register_keras_serializable(package="lsoftmax_op")
-class LSoftmaxDense(keras.layers.Dense):
+class LSoftmaxDense(AnnealedLayer, keras.layers.Dense):
     """A dense layer that, in training, gives the logits of Large-Margin Softmax (Liu et al., ICML 2016, eq. 4 to 6).
 
     ``layer(features)`` is the plain dense layer. ``layer(features, labels)`` gives the margin logits in training and
@@ -113,37 +113,8 @@ class LSoftmaxDense(keras.layers.Dense):
         self.margin = margin_argument.checked(margin, use_bias)
         self._check_mode("dtype", self.quantization_mode)
         self._lam = annealing.checked(lam)
-        self._steps: Callable[[], Any] | None = None
         self._watcher: Callable[[tf.Tensor, tf.Tensor], None] | None = None
         self._warned = False
-
-    def build(self, input_shape: Any) -> None:
-        """Creates kernel [D, C], bias [C] and lambda []."""
-        self._lambda_state = LambdaState(annealing.initial(self._lam), self.has_schedule)
-        super().build(input_shape)
-
-    @property
-    def lam(self) -> keras.Variable:
-        """The present lambda [], float32."""
-        if not self.built:
-            raise AttributeError(f"{self.name} has no lam yet: call it first, or build it")
-        return self._lambda_state.variable
-
-    @property
-    def has_schedule(self) -> bool:
-        """Whether lambda is a function of the optimizer's step."""
-        return callable(self._lam)
-
-    def follow(self, optimizer: keras.optimizers.Optimizer) -> None:
-        """Has lambda follow the steps of an optimizer: call it before the first training step, and once.
-
-        Args:
-            optimizer: the one that trains the layer's model.
-
-        Raises:
-            TypeError: it is no Keras optimizer.
-        """
-        self._steps = annealing.steps_of(optimizer)
 
     def call(self, inputs: Any, labels: Any = None, training: bool | None = None) -> Any:
         """Computes the logits."""
@@ -262,19 +233,6 @@ class LSoftmaxDense(keras.layers.Dense):
         scale = getattr(self, "lora_alpha", self.lora_rank) / self.lora_rank
         return keras.ops.add(kernel, scale * keras.ops.matmul(self.lora_kernel_a, self.lora_kernel_b))  # float32
 
-    def _annealed(self) -> tf.Tensor:
-        """Returns lambda, having set it from the optimizer's step."""
-        if callable(self._lam):
-            if self._steps is not None:
-                self.lam.assign(annealing.at(self._lam, self._steps()))
-            else:
-                warnings.warn(
-                    f"{self.name} trains with lambda at {self._lam!r} of step 0, as it follows no optimizer: call "
-                    f"{self.name}.follow(optimizer), or add LSoftmaxMonitor() to the callbacks of fit",
-                    stacklevel=2,
-                )
-        return tf.convert_to_tensor(self.lam)
-
     def watch(self, watcher: Callable[[tf.Tensor, tf.Tensor], None] | None) -> None:
         """Has every training pass call a function with cos(theta) of its samples, and with which of them have a target.
 
@@ -322,15 +280,6 @@ class LSoftmaxDense(keras.layers.Dense):
         if lam is not None:
             self._lambda_state.restore(lam)
 
-    def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
-        """What tf.train.Checkpoint records of the layer itself; a variable would have to be in every checkpoint."""
-        return {"lam": tf.convert_to_tensor(self.lam)} if self.built and tf.executing_eagerly() else {}
-
-    def _restore_from_tensors(self, restored: dict[str, tf.Tensor]) -> None:
-        """Takes what a checkpoint recorded."""
-        if restored:
-            self._lambda_state.restore(restored["lam"])
-
     def _lookup_dependency(self, name: str, *args: Any) -> Any:
         """Finds lambda in the checkpoints of the first releases, where it was a variable among the others."""
         if name == "lam" and self.built and self.has_schedule:
@@ -348,10 +297,7 @@ class LSoftmaxDense(keras.layers.Dense):
         """Returns the arguments of the constructor; of variables, and a lambda that is no schedule, present values."""
         config = super().get_config()
         del config["activation"]
-        lam = self._lam
-        if not self.has_schedule and self.built and self.lam.numpy() != annealing.initial(lam):
-            lam = float(self.lam.numpy())
-        return {**config, "margin": margin_argument.serialize(self.margin), "lam": annealing.serialize(lam)}
+        return {**config, "margin": margin_argument.serialize(self.margin), "lam": self._lambda_of_config()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> LSoftmaxDense:

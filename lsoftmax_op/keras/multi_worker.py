@@ -33,12 +33,12 @@ def share_of_batch(rows: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas == 1:
         return tf.ones([], dtype)
-    of_all = _sum_over_replicas(rows)
+    of_all = sum_over_replicas(rows)
     equal = tf.constant(1 / replicas, dtype)
     return tf.where(of_all > 0, tf.cast(rows, dtype) / tf.cast(of_all, dtype), equal)
 
 
-def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
+def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
     """Sums a scalar that lies in the host's memory, where the strategy allows it without a collective op on devices."""
     context = tf.distribute.get_replica_context()
     if tf.__internal__.distribute.strategy_supports_no_merge_call():

@@ -12,9 +12,10 @@ from lsoftmax_op.margins import margin_of
 
 if TYPE_CHECKING:
     from lsoftmax_op.keras.classifier import LSoftmaxClassifier
+    from lsoftmax_op.keras.margin_model import MarginModel
 
 
-def embedder(classifier: LSoftmaxClassifier, wide: str) -> keras.Model:
+def embedder(classifier: MarginModel, wide: str) -> keras.Model:
     """Returns the backbone, followed by the division by the rows' norms if the margin has it.
 
     Args:
@@ -49,7 +50,7 @@ def plain_softmax(classifier: LSoftmaxClassifier, wide: str) -> keras.Model:
     return model
 
 
-def _features(classifier: LSoftmaxClassifier, inputs: Any, wide: str) -> Any:
+def _features(classifier: MarginModel, inputs: Any, wide: str) -> Any:
     features = classifier.backbone(inputs)
     unit = margin_of(classifier.head.margin).normalize_features
     return plain.unit_rows(features, wide) if unit else features

@@ -1,64 +1,14 @@
 // Who answers the calls of calls.h on the CPU: the kernels of the core over XLA's buffers, on XLA's threads.
-#include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <functional>
 #include <list>
-#include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "core/batch.h"
+#include "tf/ranges.h"
 #include "tf/xla/buffers.h"
 
 namespace lsoftmax {
 namespace {
-
-// Ranges that threads take one after the other. The caller takes part, and in the end waits for ranges that others have
-// begun, never for a thread to come: it may itself be the last one of its pool.
-class Ranges {
- public:
-  Ranges(int64_t total, int64_t count, std::function<void(int64_t, int64_t)> work)
-      : total_(total), count_(count), work_(std::move(work)) {}
-
-  void take() {
-    int64_t taken = 0;
-    for (int64_t i = next_++; i < count_; i = next_++, ++taken) {
-      work_(total_ * i / count_, total_ * (i + 1) / count_);
-    }
-    if (taken == 0) return;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    done_ += taken;
-    if (done_ == count_) all_done_.notify_all();
-  }
-
-  void wait() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    all_done_.wait(lock, [&] { return done_ == count_; });
-  }
-
- private:
-  const int64_t total_, count_;
-  const std::function<void(int64_t, int64_t)> work_;
-  std::atomic<int64_t> next_{0};
-  std::mutex mutex_;
-  std::condition_variable all_done_;
-  int64_t done_ = 0;  // guarded by mutex_
-};
-
-// `over` of core/batch.h on a pool of XLA.
-auto over(ffi::ThreadPool* pool) {
-  return [pool](int64_t total, int64_t cost, const auto& work) {
-    const int64_t threads = threads_for(total, cost, pool->num_threads());
-    if (threads < 2) return work(0, total);
-    const int64_t count = std::min(total, 4 * threads);  // a few for each, as threads come late
-    const auto ranges = std::make_shared<Ranges>(total, count, std::cref(work));
-    for (int64_t i = 1; i < threads; ++i) pool->Schedule([ranges] { ranges->take(); });
-    ranges->take();
-    ranges->wait();
-  };
-}
 
 // The data of operands for a kernel that writes `result`. XLA gives the result the buffer of the first operand; where
 // the same value is another operand, too, that one lies there as well, and is copied.
@@ -91,7 +41,7 @@ std::string run(ffi::ThreadPool* pool, const Buffers& buffers, const ffi::Dictio
   if (changes(kCall) && data_of(first) != data_of(result)) {
     std::copy_n(data_of(first), first.size_bytes(), data_of(result));
   }
-  run_on_batch<kCall.kernel, T>(args, over(pool));
+  run_on_batch<kCall.kernel, T>(args, over(pool, pool->num_threads()));
   return "";
 }
 

@@ -1,0 +1,165 @@
+"""What does a step take where few classes matter to its gradients, and what does it cost to look for them in vain?
+
+`lsoftmax_loss` with filter="auto" over filter=False, and over TensorFlow's plain softmax step. Classes come in
+clusters: those of a sample's cluster matter to it, all others are below rounding, as late in a training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.batches import SHAPES, TINY, Shape, batch, name
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+MINUTES = 5
+TRAINED = (128, 512, 100_000)
+SHARES = (0.01, 0.03, 0.1, 0.2, 0.4)  # of the classes, those that matter
+TARGETS = {0.01: (0.45, 0.6)}  # of the backward pass over that of all classes, of the step over plain softmax's
+IN_VAIN = 1.02
+STEPS = 10  # of a training, before it is measured
+
+
+def main(output: Path | None, quick: bool = False) -> None:
+    """Measures steps with and without the filter, forward passes and plain softmax, interleaved."""
+    rows = []
+    for share in (0.25,) if quick else SHARES:
+        shape = TINY if quick else TRAINED
+        harness.progress(f"{name(shape)}: {share:.0%} of the classes matter")
+        rows.append(_row(shape, share, trained(shape, share, 1 if quick else STEPS), quick))
+    for shape in [TINY] if quick else [shape for shape in SHAPES if shape[2] > 4096]:
+        harness.progress(f"{name(shape)}: all matter")
+        rows.append(_row(shape, None, batch(*shape), quick))
+    harness.report("filter", __doc__.splitlines()[0], rows, output)
+
+
+def _row(shape: Shape, share: float | None, arrays: tuple[np.ndarray, ...], quick: bool) -> dict[str, object]:
+    import tensorflow as tf
+
+    import lsoftmax_op
+    from benchmarks import peers
+
+    features, labels, weights = tf.constant(arrays[0]), tf.constant(arrays[2]), tf.Variable(arrays[1])
+    kept = int(lsoftmax_op.kept_classes(features, weights, labels, margin=peers.MARGIN, lam=peers.LAMBDA))
+    steps = {
+        "filter": peers.step(_loss("auto"), features, weights, labels),
+        "forced": forced(peers.step(_loss("auto"), features, weights, labels)),
+        "all": peers.step(_loss(False), features, weights, labels),
+        "plain": peers.step(peers.LOSSES["plain"], features, weights, labels),
+        "forward": _forward(features, weights, labels),
+    }
+    if share is None:
+        del steps["forced"]
+    seconds = harness.interleave(steps, 3 if quick else max(7, min(41, 10**11 // math.prod(shape))))
+    backward = {peer: _minus(seconds[peer], seconds["forward"]) for peer in seconds}
+    of_backward, over_plain = TARGETS.get(share, ("", ""))
+    return {
+        "N,D,C": name(shape),
+        "matter": f"{kept / shape[2]:.2%}",
+        "plain ms": harness.milliseconds(seconds["plain"]),
+        "all ms": harness.milliseconds(seconds["all"]),
+        "filter ms": harness.milliseconds(seconds["filter"]),
+        "backward, over that of all": harness.ratio(backward["filter"], backward["all"]),
+        "target": of_backward,
+        "over plain": harness.ratio(seconds["filter"], seconds["plain"]),
+        "its target": over_plain,
+        "over all": harness.ratio(seconds["filter"], seconds["all"]),
+        "quartiles": harness.spread(seconds["filter"], seconds["all"]),
+        "price's target": IN_VAIN if share is None else "",
+        "whatever they are, over all": harness.ratio(seconds["forced"], seconds["all"]) if "forced" in seconds else "",
+    }
+
+
+def _loss(filter: Any) -> Callable[..., tf.Tensor]:
+    from functools import partial
+
+    import lsoftmax_op
+    from benchmarks import peers
+
+    return partial(lsoftmax_op.lsoftmax_loss, margin=peers.MARGIN, lam=peers.LAMBDA, filter=filter)
+
+
+def forced(step: Callable[[], tuple]) -> Callable[[], tuple]:
+    """Returns a step, traced now, that leaves out what does not matter however much does."""
+    from lsoftmax_op import filtering
+
+    most, filtering.MOST = filtering.MOST, 1
+    try:
+        step()
+    finally:
+        filtering.MOST = most
+    return step
+
+
+def _forward(features: tf.Tensor, weights: tf.Variable, labels: tf.Tensor) -> Callable[[], tf.Tensor]:
+    import tensorflow as tf
+
+    loss = _loss(False)
+    return tf.function(lambda: tf.reduce_mean(loss(features, weights, labels)))
+
+
+def _minus(seconds: list[float], others: list[float]) -> list[float]:
+    return [a - b for a, b in zip(seconds, others, strict=True)]
+
+
+def clustered(shape: Shape, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns samples [N, D], the mean of every class as a column [D, C], both of length 1, and labels [N].
+
+    The classes of a cluster, so many that those of N clusters are the share, are at angles of some 50 degrees, a sample
+    and its class at some 15.
+    """
+    rows, depth, classes = shape
+    rng = np.random.default_rng(0)
+    mates = max(1, round(share * classes / rows))
+    centres = rng.standard_normal((-(-classes // mates), depth), np.float32)
+    means = np.repeat(centres, mates, axis=0)[:classes]
+    means += 0.75 * rng.standard_normal((classes, depth), np.float32)
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    rng = np.random.default_rng([1, seed])
+    labels = rng.integers(0, classes, rows)
+    samples = means[labels] + (0.25 / math.sqrt(depth)) * rng.standard_normal((rows, depth), np.float32)
+    samples /= np.linalg.norm(samples, axis=1, keepdims=True)
+    return samples, np.ascontiguousarray(means.T), labels
+
+
+def trained(shape: Shape, share: float, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns samples, weights and labels where the share of the classes, or less, matters.
+
+    Weights begin as the classes' means; their norms, which grow in a training, are raised until the share is reached.
+    Some steps of gradient descent follow, each with a batch of its own, and a last batch is returned.
+    """
+    import tensorflow as tf
+
+    import lsoftmax_op
+    from benchmarks import peers
+
+    features, weights, labels = (tf.Variable(array) for array in clustered(shape, share, seed=0))
+    norm = 10.0
+    features.assign(norm * features)  # as a backbone makes them
+    most = max(1, round(1.02 * share * shape[2]))
+    for _ in range(40):
+        kept = lsoftmax_op.kept_classes(features, weights, labels, margin=peers.MARGIN, lam=peers.LAMBDA)
+        if kept <= most:
+            break
+        weights.assign(1.2 * weights)
+    loss = _loss("auto")
+
+    @tf.function
+    def train() -> None:
+        with tf.GradientTape() as tape:
+            mean = tf.reduce_mean(loss(features, weights, labels))
+        weights.assign_sub(0.1 * tape.gradient(mean, weights))
+
+    for seed in range(1, steps + 1):
+        train()
+        samples, _, classes = clustered(shape, share, seed)
+        features.assign(norm * samples)
+        labels.assign(classes)
+    return features.numpy(), weights.numpy(), labels.numpy()

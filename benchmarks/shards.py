@@ -1,0 +1,203 @@
+"""What does a head of many classes cost in one process, and in each of two that share its classes?
+
+Each process has half of the samples, and columns of the weights with their optimizer's slots: Adam over all classes, or
+momentum over a sample of them (Partial FC). The processes meet on the loopback device and share this machine's cores,
+so that two are not meant to be faster than one. Memory is the peak during the steps, less what the process held before
+there was a head.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import harness, memory
+
+MINUTES = 3
+ROWS, MARGIN, LAMBDA = 256, 4, 5.0
+STEPS = 7
+TARGET = 0.55  # memory of one of two processes at a million classes, over that of one alone
+
+
+class Case(NamedTuple):
+    """A head."""
+
+    depth: int
+    classes: int
+    sample_rate: float
+
+
+CASES = (Case(128, 10_000, 1.0), Case(128, 100_000, 1.0), Case(128, 1_000_000, 1.0), Case(64, 10_000_000, 0.01))
+TINY = (Case(4, 12, 1.0), Case(4, 40, 0.25))
+
+
+def main(output: Path | None, quick: bool = False) -> None:
+    """Measures every head in one process and in two."""
+    rows = []
+    for case in TINY if quick else CASES:
+        alone: dict[str, Any] = {}
+        for processes in (1, 2):
+            harness.progress(f"{case.classes} classes, {processes} process{'es' if processes > 1 else ''}")
+            found = _run(case, processes)
+            alone = alone or found
+            rows.append(_row(case, processes, found, alone))
+    harness.report("shards", __doc__.splitlines()[0], rows, output)
+
+
+def _row(case: Case, processes: int, found: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
+    from lsoftmax_op import communication
+
+    taken = round(case.sample_rate * case.classes)
+    return {
+        "N,D,C": f"{ROWS},{case.depth},{case.classes}",
+        "sampled": case.sample_rate,
+        "processes": processes,
+        "ms": 1e3 * found["seconds"],
+        "MB of each": found["peak"] / 1e6,
+        "over one": found["peak"] / alone["peak"],
+        "target": TARGET if processes == 2 and case == CASES[2] else "",
+        "sent MB": sum(one.sent for one in communication(ROWS, case.depth, taken, processes)) / 1e6,
+        "loss": found["loss"],
+    }
+
+
+def _run(case: Case, processes: int) -> dict[str, Any]:
+    """Returns the median time of a step and the largest peak of the processes, and the first loss."""
+    addresses = [f"localhost:{port}" for port in _free_ports(processes)]
+
+    def worker(index: int) -> dict[str, Any]:
+        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        own = {"TF_CONFIG": json.dumps(config)} if processes > 1 else {}
+        command = (sys.executable, "-m", "benchmarks.shards", *map(str, case))
+        return json.loads(harness.child(*command, **memory.GIVES_BACK, **own).splitlines()[-1])
+
+    with ThreadPoolExecutor(processes) as pool:
+        found = list(pool.map(worker, range(processes)))
+    return {
+        "seconds": max(one["seconds"] for one in found),
+        "peak": max(one["peak"] for one in found),
+        "loss": sum(one["loss"] for one in found),
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    import socket
+
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _measure(case: Case) -> dict[str, Any]:
+    """What one process sees."""
+    import tensorflow as tf
+
+    if "TF_CONFIG" in os.environ:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        worker, workers = strategy.cluster_resolver.task_id, strategy.num_replicas_in_sync
+    else:
+        strategy, worker, workers = tf.distribute.get_strategy(), 0, 1
+    small = _step(Case(4, 12, case.sample_rate), worker, workers)
+    tf.function(lambda: strategy.run(small))()  # whatever TensorFlow and its thread pools set up once
+    before = memory.resident("VmRSS")
+    step = tf.function(strategy.run).get_concrete_function(_step(case, worker, workers))
+    loss = float(step())  # in which TensorFlow copies what it first gave its variables
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts afresh
+    seconds = []
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        step().numpy()
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": statistics.median(seconds), "peak": memory.resident("VmHWM") - before, "loss": loss}
+
+
+def _step(case: Case, worker: int, workers: int) -> Callable[[], Any]:
+    """Returns a training step of a worker, which returns the sum of its losses over N."""
+    import tensorflow as tf
+
+    import lsoftmax_op
+
+    rng = tf.random.Generator.from_seed(0)
+    own_rows = slice(worker * ROWS // workers, (worker + 1) * ROWS // workers)
+    features = rng.normal([ROWS, case.depth])[own_rows]
+    labels = rng.uniform([ROWS], maxval=case.classes, dtype=tf.int64)[own_rows]
+    first, end = (n * case.classes // workers for n in (worker, worker + 1))
+    axis = 1 if case.sample_rate == 1 else 0  # of the classes: their rows are together where some are gathered
+    head = tf.Variable(_head(case, axis, worker, workers))
+    slots = [tf.Variable(tf.zeros_like(head)) for _ in range(2 if case.sample_rate == 1 else 1)]
+    count = tf.Variable(0, dtype=tf.int64)
+    settings = {"margin": MARGIN, "lam": LAMBDA}
+
+    def with_adam() -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            shard = {"first_class": first, "num_classes": case.classes}
+            loss = tf.reduce_sum(lsoftmax_op.sharded_loss(features, head, labels, **shard, **settings)) / ROWS
+        _, gradient = tape.gradient(loss, [features, head])
+        tf.raw_ops.ResourceApplyAdam(
+            var=head.handle,
+            m=slots[0].handle,
+            v=slots[1].handle,
+            beta1_power=0.9,
+            beta2_power=0.999,
+            lr=1e-3,
+            beta1=0.9,
+            beta2=0.999,
+            epsilon=1e-7,
+            grad=gradient,
+        )
+        return loss
+
+    def with_momentum() -> tf.Tensor:
+        sampled = lsoftmax_op.sharded_sample(
+            labels,
+            first_class=first,
+            num_columns=end - first,
+            sample_rate=case.sample_rate,
+            seed=tf.stack([17, count.assign_add(1)]),
+        )
+        shard = {"first_class": sampled.first_class, "num_classes": sampled.num_classes}
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            rows = tf.transpose(tf.gather(head, sampled.columns))
+            losses = lsoftmax_op.sharded_loss(features, rows, sampled.labels, **shard, **settings)
+            loss = tf.reduce_sum(losses) / ROWS
+        _, gradient = tape.gradient(loss, [features, head])
+        tf.raw_ops.ResourceSparseApplyMomentum(
+            var=head.handle,
+            accum=slots[0].handle,
+            lr=0.1,
+            grad=gradient.values,
+            indices=gradient.indices,
+            momentum=0.9,
+        )
+        return loss
+
+    return with_adam if case.sample_rate == 1 else with_momentum
+
+
+def _head(case: Case, axis: int, worker: int, workers: int) -> Any:
+    """Returns a worker's weights: the same numbers for a class, whoever has it, of ten parts that have each a seed."""
+    import tensorflow as tf
+
+    bounds = [n * case.classes // 10 for n in range(11)]
+    parts = []
+    for n in range(worker * 10 // workers, (worker + 1) * 10 // workers):
+        width = bounds[n + 1] - bounds[n]
+        shape = [case.depth, width] if axis == 1 else [width, case.depth]
+        parts.append(0.05 * tf.random.stateless_normal(shape, [n, 1]))
+    return tf.concat(parts, axis)
+
+
+if __name__ == "__main__":
+    depth, classes, rate = sys.argv[1:]
+    print(json.dumps(_measure(Case(int(depth), int(classes), float(rate)))))

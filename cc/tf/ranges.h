@@ -1,0 +1,72 @@
+// `over` of core/batch.h on the threads of a pool that is somebody else's.
+//
+// Threads take ranges one after the other, and the caller takes part. In the end it waits for ranges that others have
+// begun, never for a thread to come: it may itself be the last one of its pool; and to wake a thread can take as long
+// as a kernel.
+#ifndef LSOFTMAX_TF_RANGES_H_
+#define LSOFTMAX_TF_RANGES_H_
+
+#include <stdint.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "core/batch.h"
+
+namespace lsoftmax {
+
+class Ranges {
+ public:
+  Ranges(int64_t total, int64_t count, std::function<void(int64_t, int64_t)> work)
+      : total_(total), count_(count), work_(std::move(work)) {}
+
+  void take() {
+    int64_t taken = 0;
+    for (int64_t i = next_++; i < count_; i = next_++, ++taken) {
+      work_(first(i), first(i + 1));
+    }
+    if (taken == 0) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    done_ += taken;
+    if (done_ == count_) all_done_.notify_all();
+  }
+
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    all_done_.wait(lock, [&] { return done_ == count_; });
+  }
+
+ private:
+  // Where range i begins: each is smaller than the one before, so that nobody waits long for the last.
+  int64_t first(int64_t i) const { return total_ - total_ * (count_ - i) * (count_ - i) / (count_ * count_); }
+
+  const int64_t total_, count_;
+  const std::function<void(int64_t, int64_t)> work_;
+  std::atomic<int64_t> next_{0};
+  std::mutex mutex_;
+  std::condition_variable all_done_;
+  int64_t done_ = 0;  // guarded by mutex_
+};
+
+// On at most `most` threads, the caller and those of the pool, which has Schedule(task).
+template <typename Pool>
+auto over(Pool* pool, int64_t most) {
+  return [pool, most](int64_t total, int64_t cost, const auto& work) {
+    const int64_t threads = threads_for(total, cost, most);
+    if (threads < 2) return work(0, total);
+    const int64_t count = std::min(total, 4 * threads);  // a few for each, as threads come late
+    const auto ranges = std::make_shared<Ranges>(total, count, std::cref(work));
+    for (int64_t i = 1; i < threads; ++i) pool->Schedule([ranges] { ranges->take(); });
+    ranges->take();
+    ranges->wait();
+  };
+}
+
+}  // namespace lsoftmax
+
+#endif  // LSOFTMAX_TF_RANGES_H_

@@ -1,0 +1,56 @@
+// The ops of tf/filter.cc in HLO, in which no size may depend on data: no class is left out.
+#include <limits>
+
+#include "tf/xla/kernel.h"
+
+namespace lsoftmax {
+namespace hlo {
+namespace {
+
+// All classes: their gradients are the dense ones, to the bit.
+absl::Status kept_classes(const Node& node) {
+  node.out("kept", ::xla::ConstantR1<int64_t>(node.context->builder(), absl::Span<const int64_t>()));
+  return absl::Status();
+}
+
+Targets columns_of(const Node& node) {
+  return targets_of(node.in("columns"), node.sizes.block(), node.sizes.classes());
+}
+
+absl::Status take_columns(const Node& node) {
+  const XlaOp matrix = node.in("matrix");
+  if (!node.has("columns")) {
+    node.out("block", matrix);
+    return absl::Status();
+  }
+  const Targets columns = columns_of(node);
+  const int64_t depth = node.sizes.depth();
+  const XlaOp here = as_columns(columns.here, columns.rows, depth);
+  const XlaOp taken = where(here, column_at(columns, matrix, depth), std::numeric_limits<double>::quiet_NaN());
+  node.out("block", ::xla::Transpose(taken, {1, 0}));
+  return absl::Status();
+}
+
+absl::Status spread_columns(const Node& node) {
+  const XlaOp block = node.in("block");
+  const int64_t depth = node.sizes.depth(), width = node.sizes.block(), classes = node.sizes.classes();
+  if (!node.has("columns")) {
+    TF_RETURN_IF_ERROR(check_first("columns", 0, width, classes));
+    node.out("new_matrix", ::xla::PadInDim(block, number(block, 0), 1, 0, classes - width));
+    return absl::Status();
+  }
+  const Targets columns = columns_of(node);
+  const XlaOp zeros = ::xla::Broadcast(number(block, 0), {width});
+  const XlaOp background = sum_over(0, where(columns.here, zeros, std::numeric_limits<double>::quiet_NaN()));
+  node.out("new_matrix", add_to_columns(columns, ::xla::Broadcast(background, {depth, classes}),
+                                        ::xla::Transpose(block, {1, 0}), depth));
+  return absl::Status();
+}
+
+LSOFTMAX_REGISTER_XLA("LsoftmaxKeptClasses", kept_classes);
+LSOFTMAX_REGISTER_XLA("LsoftmaxTakeColumns", take_columns);
+LSOFTMAX_REGISTER_XLA("LsoftmaxSpreadColumns", spread_columns);
+
+}  // namespace
+}  // namespace hlo
+}  // namespace lsoftmax

@@ -1,0 +1,107 @@
+"""The classes that matter to the gradients of the fused loss: the others are left out of its two backward products.
+
+    P_ij = dloss_i/d(X W)_ij        q_i = |dloss_i/dz_iy|, which is 1 minus the probability of the target
+
+A class matters, in a batch of N, if it is above the rounding of the gradient of some row i:
+
+    P_ij > (eps / C) q_i r_i f_j        r_i, f_j: what logits are multiples of (cc/core/margin.h), or 1
+
+The entries of a row that are left out are then at most eps q_i r_i together, |w_j| f_j = 1 where r_i and f_j are not 1:
+
+    |error of dX_i|  <=  eps |g_i| q_i max_j |w_j|              g: the upstream gradient
+    |error of dW_j|  <=  (eps / C) sum_i |g_i| q_i |x_i|        of the classes left out alone, which get 0
+
+The limit is one of the row, not of the batch: a row whose loss is 1e-9 has its own gradient to the last digits, too.
+
+    kept = KeptClasses(P, limits)                         ascending, or none: all classes
+    dX   = P[:, kept] W[:, kept]^T
+    dW   = SpreadColumns((g X)^T P[:, kept], kept)        cc/tf/filter.cc
+
+Where too many matter nothing is gathered, and both products are those of all classes, to the bit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import tensorflow as tf
+
+from lsoftmax_op import formula
+
+if TYPE_CHECKING:
+    from lsoftmax_op.gradients import LossInputs
+
+# Smaller layers are not looked at: the look would take its part of the step.
+LEAST_CLASSES = 4096
+LEAST_WEIGHTS = 2**22
+
+# The share of the classes up to which leaving out the others is faster than multiplying by them.
+MOST = 1 / 8
+
+_EPSILON = {tf.float16: 2.0**-10, tf.bfloat16: 2.0**-7, tf.float32: 2.0**-23, tf.float64: 2.0**-52}
+
+
+class Kept(NamedTuple):
+    """The classes that a batch's products are computed over."""
+
+    classes: tf.Tensor  # [K], int64, ascending; [0]: all
+    products_grad: tf.Tensor  # [N, K], or [N, C]
+    weights: tf.Tensor  # [D, K], or [D, C]
+
+
+def looks_at(weights: tf.Tensor) -> bool:
+    """Whether a layer with these weights is large enough, as far as its shape is known, to look for classes at all."""
+    depth, classes = weights.shape
+    if depth is None or classes is None:
+        return False
+    return classes >= max(LEAST_CLASSES, depth) and depth * classes >= LEAST_WEIGHTS
+
+
+def keep(ops: Any, state: LossInputs, normalize_features: bool) -> Kept:
+    """Returns what is left of products_grad and weights, and which classes these are.
+
+    Args:
+        ops: the raw ops.
+        state: the inputs of LsoftmaxLossWithGradient, of a layer that `looks_at` is True of.
+        normalize_features: whether the logits are divided by the norms of the features.
+    """
+    products_grad, weights = state.whole_products_grad, state.weights
+    classes = weights.shape[1]
+    kept = ops.lsoftmax_kept_classes(
+        products_grad,
+        state.class_factors,
+        limits(state.features, state.target_grad, state.terms, state.class_factors, classes, normalize_features),
+        most=int(MOST * classes),
+    )
+    return Kept(kept, ops.lsoftmax_take_columns(products_grad, kept), ops.lsoftmax_take_columns(weights, kept))
+
+
+def limits(
+    features: tf.Tensor,
+    target_grad: tf.Tensor,
+    terms: tf.Tensor,
+    class_factors: tf.Tensor,
+    classes: Any,
+    normalize_features: bool,
+) -> tf.Tensor:
+    """Returns (eps / C) q_i r_i, [N], in the data type of the factors of the classes.
+
+    Args:
+        features: [N, D], of the data type whose eps it is.
+        target_grad: [N], -q, in the units that products_grad has, too.
+        terms: [7], or [0] for none.
+        class_factors: [C], or [0] for none, where r is 1.
+        classes: C, a number or a float64 scalar.
+        normalize_features: whether the logits are divided by the norms of the features.
+    """
+    limit = tf.abs(target_grad) * (_EPSILON[features.dtype] / classes)
+    if class_factors.shape[0] != 0:
+        limit *= formula.row_factor(features, terms, normalize_features)
+    return tf.cast(limit, class_factors.dtype)
+
+
+def count(products_grad: tf.Tensor, class_factors: tf.Tensor, row_limits: tf.Tensor) -> tf.Tensor:
+    """Returns how many classes matter, [], int64: those that LsoftmaxKeptClasses finds, in ops that run anywhere."""
+    limit = row_limits[:, None] if class_factors.shape[0] == 0 else row_limits[:, None] * class_factors
+    below = tf.abs(tf.cast(products_grad, limit.dtype)) <= limit
+    return tf.math.count_nonzero(~tf.reduce_all(below, axis=0))

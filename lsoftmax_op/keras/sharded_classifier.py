@@ -1,0 +1,286 @@
+"""A classifier of more classes than one device holds: the classes are shared out, or sampled, or both.
+
+| call     | what it computes                                                                                    |
+|----------|-----------------------------------------------------------------------------------------------------|
+| fit      | the margin loss over the classes of all replicas (lsoftmax_op.sharded_loss), or over sampled ones      |
+| evaluate | the plain cross-entropy and accuracy, over all classes                                               |
+| predict  | the k most probable classes and their probabilities                                                  |
+| embed    | backbone(x), of length 1 where the margin normalises features                                        |
+
+The backbone is trained as Keras does it: every replica has a copy, and gradients are added up. The rows of W are not
+copied, and neither are their gradients or slots: of C classes, each of R replicas has C / R.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from lsoftmax_op import _checks
+from lsoftmax_op.keras import annealing, home_optimizer, shard_files
+from lsoftmax_op.keras.margin_model import MarginModel, Result
+from lsoftmax_op.keras.multi_worker import sum_over_replicas
+from lsoftmax_op.keras.sharded_head import ShardedHead, TopK
+from lsoftmax_op.margins import Margin
+
+
+@keras.saving.register_keras_serializable(package="lsoftmax_op")
+class ShardedClassifier(MarginModel):
+    """A backbone, and a last layer whose classes are shared out among the replicas of a strategy, or sampled.
+
+    Made in the scope of a ``tf.distribute.MirroredStrategy`` or ``MultiWorkerMirroredStrategy``, each replica keeps
+    its share of the classes, with the optimizer's slots for them, and the loss is that of all classes: R replicas train
+    as one does with the joined batch. Without a strategy there is one share. With ``sample_rate=r`` a step takes
+    the classes of its labels and at random others, r C together (Partial FC, An et al., ICCV 2021 workshops and CVPR
+    2022), and updates only them; the slots of the others stay. Both go together: each replica samples among its own::
+
+        with tf.distribute.MirroredStrategy().scope():
+            model = ShardedClassifier(backbone, 10_000_000, margin=CosFace(0.4, 64), lam=0.0, sample_rate=0.1)
+            model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+        model.fit(data, callbacks=[ShardedBackup("training")])
+
+    Labels are those of `LSoftmaxClassifier`, and so are the logs; ``accuracy`` in training counts the samples whose
+    class is the best among those that the step took. A call of the model gives the features. There is no bias.
+
+    Any optimizer of Keras that updates each number alone does (SGD, Adam, AdamW, ...), with its schedule, weight decay,
+    ``clipvalue`` and loss scale; others are refused. With sampled classes, momentum and weight decay move a class in
+    the steps that take it.
+
+    Args:
+        backbone: a model or layer that turns a batch of inputs into features [N, D], and that declares its inputs
+            (``keras.Input``), or else the model is called before the training.
+        num_classes: the number of classes C, at least one for each replica.
+        margin: the integer m from 1 (no margin) to 64, or a margin of `lsoftmax_op.margins`.
+        lam: the annealing weight lambda, as for `LSoftmaxClassifier`.
+        sample_rate: the share of the classes that a training step takes, in (0, 1]. With 1, all of them: the full loss.
+        seed: of the first rows of W and of the samples: an integer >= 0. A class begins with the same row, whoever has
+            it. The samples follow from seed and step, and are the same on resuming.
+        label_smoothing: epsilon in [0, 1), as for `LSoftmaxClassifier`; of sampled classes, over these.
+        kernel_initializer: of the last layer's kernel [D, C]: a constant, normal, uniform or variance-scaling one. Its
+            own seed is not used.
+        class_block_size: how many of its classes a replica goes through at a time, as for `sharded_loss`, in training
+            and in `evaluate`; None for all at once.
+        **kwargs: ``name``, ``dtype`` (a name or dtype policy) and ``trainable``.
+
+    Attributes:
+        backbone: the backbone.
+        head: the last layer. ``head.lam`` is the present lambda, and ``head.shards`` what this process has of the
+            classes: ``shard.classes.first``, ``shard.classes.count`` and the variable ``shard.rows`` [C_r, D].
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a value out of range, fewer classes than replicas, or a backbone whose outputs are no [N, D].
+    """
+
+    def __init__(
+        self,
+        backbone: keras.Layer,
+        num_classes: int,
+        margin: int | Margin = 4,
+        lam: float | annealing.Schedule = annealing.DEFAULT,
+        *,
+        sample_rate: float = 1.0,
+        seed: int = 0,
+        label_smoothing: float = 0.0,
+        kernel_initializer: Any = "glorot_uniform",
+        class_block_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(backbone, num_classes, label_smoothing, **kwargs)
+        self.head = ShardedHead(
+            self.num_classes,
+            margin,
+            lam,
+            sample_rate=sample_rate,
+            seed=seed,
+            kernel_initializer=kernel_initializer,
+            class_block_size=class_block_size,
+            dtype=self.dtype_policy,
+            name="head",
+        )
+        self._k = 5
+        self._build_for_known_input()
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Computes the features [N, D]."""
+        return self.backbone(inputs, training=training)
+
+    def compile(self, optimizer: Any = "rmsprop", **options: Any) -> None:
+        """Configures the training.
+
+        Args:
+            optimizer: a Keras optimizer, or its name.
+            **options: the other arguments of ``keras.Model.compile``. The loss is the model's own, "accuracy" is always
+                there, and no other metric, as those look at the probabilities of all classes.
+
+        Raises:
+            ValueError: a loss, a further metric, ``jit_compile=True``, or an optimizer that updates more than each
+                number alone.
+        """
+        metrics = options.pop("metrics", None)
+        if metrics not in (None, [], ["accuracy"]):
+            raise ValueError(f"metrics: expected none but 'accuracy', got {metrics!r}: the others want [N, C]")
+        for name in ("loss", "loss_weights", "weighted_metrics"):
+            if options.get(name) is not None:
+                raise ValueError(f"{name}: expected None, as ShardedClassifier has its own, got {options[name]!r}")
+        if options.get("jit_compile") is True:
+            raise ValueError("jit_compile: expected None or False, as XLA has no collectives of replicas, got True")
+        optimizer = keras.optimizers.get(optimizer)
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        home_optimizer.check(optimizer, replicas, self.head.samples)
+        super().compile(optimizer, **{**options, "jit_compile": False})
+        self._embedder = None
+        self.head.follow(self.optimizer)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Creates the optimizer's variables, and the function that takes a step."""
+        self.prepare_training("fit")
+        return super().make_train_function(force)
+
+    def prepare_training(self, what: str) -> None:
+        """Creates the optimizer's variables, those of the shards, too, where they are not there yet.
+
+        Args:
+            what: who asks, for the error.
+
+        Raises:
+            ValueError: the model is not compiled, or not built.
+        """
+        if not self.compiled or not self.built:
+            raise ValueError(
+                f"{what}: expected a model that is compiled and built, got one that is not: give its backbone inputs "
+                "(keras.Input), or call the model on a batch first; then compile it"
+            )
+        if not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        self.head.train_with(self.optimizer)
+
+    def _build_head(self, features: Any) -> None:
+        self.head.build(tuple(features.shape))
+
+    def _losses_and_hits(self, features: Any, labels: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.head.compute_loss(features, labels, training, self.label_smoothing)
+
+    def _further_logs(self, result: Result) -> dict[str, Any]:
+        return self.get_metrics_result()
+
+    def _descend(self, tape: tf.GradientTape, scaled: tf.Tensor) -> None:
+        weights, shard = self.trainable_weights, self.head.here()
+        *gradients, of_rows = tape.gradient(scaled, [*weights, shard.rows])
+        scaler = self.optimizer if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer) else None
+        if scaler is None:
+            shard.optimizer.apply(of_rows)
+        else:
+            gradients = self._apply_if_finite(gradients, of_rows, shard.optimizer, scaler.dynamic_scale)
+        if weights:
+            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        else:  # Keras counts no step without a gradient
+            self.optimizer.iterations.assign_add(1)
+
+    @staticmethod
+    def _apply_if_finite(gradients: list[Any], of_rows: Any, optimizer: Any, scale: Any) -> list[Any]:
+        """Updates the rows as loss scaling does, where the gradients of all replicas are finite.
+
+        Returns:
+            The gradients of the backbone; NaN if any replica's, also of rows, are not finite, so that all skip a step.
+        """
+        values = of_rows.values if isinstance(of_rows, tf.IndexedSlices) else of_rows
+        known = [tf.convert_to_tensor(gradient) for gradient in (*gradients, values) if gradient is not None]
+        is_bad = tf.reduce_any([tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in known])
+        is_finite = sum_over_replicas(tf.cast(is_bad, tf.int32)) == 0
+        values /= tf.cast(scale, values.dtype)
+        if isinstance(of_rows, tf.IndexedSlices):
+            values = tf.IndexedSlices(values, of_rows.indices, of_rows.dense_shape)
+        tf.cond(is_finite, lambda: optimizer.apply(values), lambda: None)
+
+        def poisoned(gradient: Any) -> Any:
+            return (
+                gradient
+                if gradient is None
+                else tf.where(is_finite, gradient, tf.constant(float("nan"), gradient.dtype))
+            )
+
+        return [poisoned(gradient) for gradient in gradients]
+
+    def predict(self, x: Any, *args: Any, k: int = 5, **options: Any) -> TopK:
+        """Finds the most probable classes.
+
+        Args:
+            x: inputs, as ``keras.Model.predict`` takes them.
+            *args: its further arguments.
+            k: how many classes a sample, from 1 to C.
+            **options: of ``keras.Model.predict``, such as ``batch_size``: with it grows the memory, a batch over a
+                replica's classes.
+
+        Returns:
+            ``probabilities`` [N, k], of the plain softmax over all classes, and ``classes`` [N, k], int64, the most
+            probable one first.
+
+        Raises:
+            ValueError: a `k` out of range, or a model that is not built.
+        """
+        k = _checks.positive_integer(k, "k")
+        if k > self.num_classes:
+            raise ValueError(f"k: expected at most num_classes, {self.num_classes}, got {k}")
+        if not self.built:
+            raise ValueError("predict: expected a model that is built, got one that is not: call it on a batch first")
+        if k != self._k:
+            self._k, self.predict_function = k, None
+        return TopK(*super().predict(x, *args, **options))
+
+    def predict_step(self, data: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns probabilities and classes of one batch."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return tuple(self.head.top_k(self.backbone(x, training=False), self._k))
+
+    def save_shards(self, folder: str | PathLike[str]) -> None:
+        """Saves the training, every process what it has: its classes' rows and slots; the first one the backbone.
+
+        All processes call it, with one folder that all of them see. The files get their name when all are complete: a
+        training that is killed meanwhile finds those before. What goes on from here is bit-equal.
+
+        Args:
+            folder: where to; what was saved there before is replaced.
+
+        Raises:
+            ValueError: the model is not compiled, or not built.
+        """
+        self.prepare_training("save_shards")
+        shard_files.save(self, folder)
+
+    def load_shards(self, folder: str | PathLike[str]) -> None:
+        """Takes what `save_shards` saved, by as many replicas or by others: the classes are shared out anew.
+
+        Args:
+            folder: that of `save_shards`.
+
+        Raises:
+            FileNotFoundError: nothing was saved there.
+            ValueError: the model is not compiled or built, or another one was saved: what differs is named.
+        """
+        self.prepare_training("load_shards")
+        shard_files.load(self, folder)
+
+    def export(self, *args: Any, **options: Any) -> Any:
+        """Refuses: what a process serves has all the weights. Export the backbone.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("export: expected a model with all its classes in one place; export model.backbone")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        head = self.head.get_config()
+        names = ("margin", "lam", "sample_rate", "seed", "kernel_initializer", "class_block_size")
+        return {
+            **super().get_config(),
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "num_classes": self.num_classes,
+            "label_smoothing": self.label_smoothing,
+            **{name: head[name] for name in names},
+        }

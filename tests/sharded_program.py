@@ -1,0 +1,398 @@
+"""``python tests/sharded_program.py PART REPLICAS``: what shards compute beside one replica with the joined batch.
+
+REPLICAS is the number of logical CPUs of a MirroredStrategy, or 0: the workers of TF_CONFIG. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import tensorflow as tf
+from support import KINDS, random_batch
+
+import lsoftmax_op
+from lsoftmax_op import _collectives, ops, sharded
+
+DEPTH, CLASSES = 5, 11
+SHARES = {2: ([7, 4], [6, 3]), 4: ([4, 1, 3, 3], [5, 0, 1, 4])}  # of the classes and of the samples, by replicas
+WHOLE = {"first_class": 0, "num_classes": 7}  # of a single replica
+CASES = {
+    **{f"{dtype}": {"dtype": dtype} for dtype in ("float16", "bfloat16", "float32", "float64")},
+    **{f"kind {n}": {"margin": kind, "has_bias": not kind.has_factors} for n, kind in enumerate(KINDS)},
+    "lambda": {"lam": 0.7},
+    "no margin": {"margin": 1, "has_bias": False},
+    "smoothed": {"label_smoothing": 0.2, "has_bias": False},
+    "smoothed ArcFace": {"label_smoothing": 0.2, "margin": KINDS[2], "has_bias": False},
+    "blocks": {"class_block_size": 2},
+    "blocks of ArcFace": {"class_block_size": 2, "margin": KINDS[2], "has_bias": False},
+    "blocks of float16": {"class_block_size": 2, "dtype": "float16"},
+    "equal logits": {"is_flat": True},
+}
+
+
+class Team:
+    """A strategy, and what each of its replicas has."""
+
+    def __init__(self, replicas: int) -> None:
+        if replicas:
+            (cpu,) = tf.config.list_physical_devices("CPU")
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
+            self.strategy = tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(replicas)])
+            self.own = list(range(replicas))
+        else:
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            self.own = [self.strategy.cluster_resolver.task_id]
+        self.replicas = self.strategy.num_replicas_in_sync
+        self.classes, self.samples = (np.cumsum([0, *share]) for share in SHARES[self.replicas])
+        self.rows = int(self.samples[-1])
+
+    def each(self, of_replica: Callable[[int], Any]) -> Any:
+        """Returns a value for each replica of this process, as strategy.run takes it."""
+        first = self.own[0]
+
+        def component(context: tf.distribute.InputReplicaContext | Any) -> Any:
+            return of_replica(first + context.replica_id_in_sync_group if len(self.own) > 1 else first)
+
+        return self.strategy.experimental_distribute_values_from_function(component)
+
+    def run(self, step: Callable, *arguments: Any, is_eager: bool = False) -> list[Any]:
+        """Returns what each replica of this process returns."""
+        if is_eager:
+            results = self.strategy.run(step, args=arguments)
+        else:
+            results = tf.function(lambda: self.strategy.run(step, args=arguments), autograph=False)()
+        per_part = [self.strategy.experimental_local_results(part) for part in results]
+        return [tuple(part.numpy() for part in of_replica) for of_replica in zip(*per_part, strict=True)]
+
+    def rows_of(self, replica: int) -> slice:
+        """The samples of a replica among those of all."""
+        return slice(self.samples[replica], self.samples[replica + 1])
+
+    def columns_of(self, replica: int) -> slice:
+        """The classes of a replica."""
+        return slice(self.classes[replica], self.classes[replica + 1])
+
+    def shards(self, batch: Any) -> list[Any]:
+        """Returns features, weights, labels, bias, first_class and the upstream gradient of each replica."""
+
+        def each(array: np.ndarray, of: Callable[[int], slice]) -> Any:
+            return self.each(lambda replica: tf.constant(array[..., of(replica)]))
+
+        features = self.each(lambda replica: tf.constant(batch.features[self.rows_of(replica)]))
+        weights, bias = each(batch.weights, self.columns_of), each(batch.bias, self.columns_of)
+        labels, upstream = each(batch.labels, self.rows_of), each(batch.loss_grad, self.rows_of)
+        first = self.each(lambda replica: tf.constant(self.classes[replica]))
+        return [features, weights, labels, bias, first, upstream]
+
+    def replica(self) -> int:
+        """Returns which replica the function runs as that strategy.run was given."""
+        own = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return self.own[0] if len(self.own) == 1 else int(tf.get_static_value(own))
+
+
+def joined(batch: Any, has_bias: bool, **settings: Any) -> list[np.ndarray]:
+    """Returns loss, predicted and gradients of one replica with all samples and classes."""
+    x, w, b = tf.constant(batch.features), tf.constant(batch.weights), tf.constant(batch.bias)
+    with tf.GradientTape() as tape:
+        tape.watch([x, w, b])
+        layer = ops.loss_layer(x, w, batch.labels, b if has_bias else None, **settings)
+    gradients = tape.gradient(layer.loss, [x, w, b], output_gradients=batch.loss_grad, unconnected_gradients="zero")
+    return [np.asarray(part) for part in (*layer, *gradients)]
+
+
+def errors_of(team: Team, case: dict[str, Any], is_eager: bool = False) -> dict[str, float]:
+    """Returns how far each part of a case is from one replica's, relative to its largest entry."""
+    case = dict(case)
+    has_bias, is_flat = case.pop("has_bias", True), case.pop("is_flat", False)
+    batch = random_batch((team.rows, DEPTH, CLASSES), case.pop("dtype", "float64"), seed=len(case))
+    if is_flat:
+        batch.features[:], batch.bias[:] = 0, 0
+    settings = {"margin": 4, "lam": 0.0, **case}
+    want = joined(batch, has_bias, **settings)
+
+    def step(x: Any, w: Any, y: Any, b: Any, first: Any, upstream: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch([x, w, b])
+            bias = b if has_bias else None
+            layer = sharded.sharded_layer(x, w, y, bias, first_class=first, num_classes=CLASSES, **settings)
+        gradients = tape.gradient(layer.loss, [x, w, b], output_gradients=upstream, unconnected_gradients="zero")
+        return (*layer, *gradients)
+
+    found: dict[str, float] = {}
+    for replica, got in zip(team.own, team.run(step, *team.shards(batch), is_eager=is_eager), strict=True):
+        rows, columns = team.rows_of(replica), team.columns_of(replica)
+        own = (want[0][rows], want[1][rows], want[2][rows], want[3][:, columns], want[4][columns])
+        names = ("loss", "predicted", "features_grad", "weights_grad", "bias_grad")
+        for name, one, expected, whole in zip(names, got, own, want, strict=True):
+            assert one.shape == expected.shape, (name, one.shape, expected.shape)
+            one, expected = np.asarray(one, np.float64), np.asarray(expected, np.float64)
+            error = np.abs(one - expected).max(initial=0) / max(np.abs(whole.astype(np.float64)).max(), 1e-30)
+            found[name] = max(found.get(name, 0.0), float(error))
+    return found
+
+
+def training(team: Team, steps: int = 50) -> dict[str, Any]:
+    """A backbone of one dense layer and a head, by gradient descent with momentum: weights after 50 steps."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(steps, team.rows, 3)).astype(np.float32)
+    labels = rng.integers(-1, CLASSES, (steps, team.rows))
+    start = rng.normal(size=(3, DEPTH)).astype(np.float32), rng.normal(size=(DEPTH, CLASSES)).astype(np.float32)
+    settings = {"margin": 3, "lam": 0.5}
+
+    def trained(loss_of: Callable, backbone: tf.Variable, head: tf.Variable, batches: Any, total: Callable) -> None:
+        for x, y in batches:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(loss_of(tf.tanh(x @ backbone), head, y)) / team.rows
+            of_backbone, of_head = tape.gradient(loss, [backbone, head])
+            backbone.assign_sub(0.1 * total(of_backbone))
+            head.assign_sub(0.1 * of_head)
+
+    one = [tf.Variable(array) for array in start]
+    everything = list(zip(inputs, labels, strict=True))
+    trained(lambda x, w, y: lsoftmax_op.lsoftmax_loss(x, w, y, **settings), *one, everything, lambda g: g)
+
+    backbones = {r: tf.Variable(start[0]) for r in team.own}
+    heads = {r: tf.Variable(start[1][:, team.columns_of(r)]) for r in team.own}
+
+    def step(x: tf.Tensor, y: tf.Tensor) -> None:
+        context = tf.distribute.get_replica_context()
+        replica = team.replica()
+        own = {"first_class": int(team.classes[replica]), "num_classes": CLASSES, **settings}
+
+        def loss(x: tf.Tensor, w: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+            return lsoftmax_op.sharded_loss(x, w, y, **own)
+
+        trained(loss, backbones[replica], heads[replica], [(x, y)], lambda g: context.all_reduce("SUM", g))
+
+    @tf.function
+    def distributed(x: Any, y: Any) -> None:
+        team.strategy.run(step, args=(x, y))
+
+    for x, y in everything:
+        distributed(
+            team.each(lambda r, x=x: tf.constant(x[team.rows_of(r)])),
+            team.each(lambda r, y=y: tf.constant(y[team.rows_of(r)])),
+        )
+    moved = np.abs(one[1].numpy() - start[1]).max()
+    backbone = max(np.abs(backbones[r].numpy() - one[0].numpy()).max() for r in team.own)
+    head = max(np.abs(heads[r].numpy() - one[1].numpy()[:, team.columns_of(r)]).max() for r in team.own)
+    return {"moved": float(moved), "backbone": float(backbone), "head": float(head)}
+
+
+def top_k(team: Team) -> dict[str, Any]:
+    """The largest logits, with ties, and where a shard has fewer classes than are asked for."""
+    found = {}
+    for name, k, is_flat in (("one", 1, False), ("five", 5, False), ("ties", 5, True), ("all", CLASSES, False)):
+        batch = random_batch((team.rows, DEPTH, CLASSES), "float64")
+        if is_flat:
+            batch.features[:], batch.bias[:] = 0, 0
+        want = tf.math.top_k(batch.features @ batch.weights + batch.bias, k)
+
+        def step(x: Any, w: Any, y: Any, b: Any, first: Any, upstream: Any, k: int = k) -> Any:
+            return tuple(sharded.sharded_top_k(x, w, b, first_class=first, num_classes=CLASSES, k=k))
+
+        errors = {"logits": 0.0, "classes": 0.0}
+        for replica, got in zip(team.own, team.run(step, *team.shards(batch)), strict=True):
+            for part, one, expected in zip(errors, got, want, strict=True):
+                error = np.abs(one - expected.numpy()[team.rows_of(replica)]).max(initial=0)
+                errors[part] = max(errors[part], float(error))
+        found[name] = errors
+    return found
+
+
+def complaint(team: Team, spoil: Callable, dtype: str = "float32", is_compiled: bool = False, **settings: Any) -> str:
+    """Returns the error of a step of whose arguments one replica's were spoilt."""
+    batch = random_batch((team.rows, DEPTH, CLASSES), dtype)
+    last = team.replicas - 1
+
+    def step(*arguments: Any) -> Any:
+        names = ("features", "weights", "labels", "bias", "first_class", "upstream")
+        call = {**dict(zip(names, arguments, strict=True)), "num_classes": CLASSES, "margin": 3, **settings}
+        call.pop("upstream")
+        return (lsoftmax_op.sharded_loss(**(spoil(call) if team.replica() == last else call)),)
+
+    arguments = team.shards(batch)
+    function = tf.function(
+        lambda: team.strategy.run(step, args=tuple(arguments)), autograph=False, jit_compile=is_compiled or None
+    )
+    try:
+        function()
+    except (tf.errors.InvalidArgumentError, ValueError, TypeError, NotImplementedError) as error:
+        return str(error)
+    return "no error"
+
+
+def second_order(team: Team) -> str:
+    """Returns the error of a gradient of a gradient."""
+
+    def step(x: Any, w: Any, y: Any, b: Any, first: Any, upstream: Any) -> Any:
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                loss = lsoftmax_op.sharded_loss(x, w, y, first_class=first, num_classes=CLASSES)
+            gradient = inner.gradient(loss, x)
+        return (outer.gradient(gradient, x),)
+
+    try:
+        team.run(step, *team.shards(random_batch((team.rows, DEPTH, CLASSES), "float32")))
+    except LookupError as error:
+        return str(error)
+    return "no error"
+
+
+def cross_replica(team: Team) -> str:
+    """Returns the error of a call outside of a replica's function."""
+    batch = random_batch((3, DEPTH, CLASSES), "float32")
+    try:
+        with team.strategy.scope():
+            lsoftmax_op.sharded_loss(batch.features, batch.weights, batch.labels, **WHOLE)
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
+def one_feature_more(call: dict[str, Any]) -> dict[str, Any]:
+    """A replica whose D is larger."""
+    features, weights = tf.pad(call["features"], [[0, 0], [0, 1]]), tf.pad(call["weights"], [[0, 1], [0, 0]])
+    return {**call, "features": features, "weights": weights}
+
+
+def errors(team: Team) -> dict[str, str]:
+    """What is said where replicas do not fit together."""
+
+    def of(**wrong: Any) -> Callable:
+        return lambda call: {**call, **wrong}
+
+    def in_bfloat16(call: dict[str, Any]) -> dict[str, Any]:
+        return {**call, **{name: tf.cast(call[name], tf.bfloat16) for name in ("features", "weights", "bias")}}
+
+    without_bias = {"bias": None, "margin": KINDS[1]}
+    return {
+        "num_classes": complaint(team, of(num_classes=CLASSES + 1)),
+        "depth": complaint(team, one_feature_more),
+        "dtype": complaint(team, in_bfloat16),
+        "margin": complaint(team, of(margin=4)),
+        "scale": complaint(team, of(margin=lsoftmax_op.margins.CosFace(0.35, 17)), **without_bias),
+        "lambda": complaint(team, of(lam=1.0)),
+        "smoothing": complaint(team, of(label_smoothing=0.1)),
+        "bias": complaint(team, of(bias=None)).replace("[1 ", "[0 ").replace(" 0]", " 1]"),
+        "first_class": complaint(team, lambda call: {**call, "first_class": call["first_class"] - 1}),
+        "too few": complaint(team, of(), num_classes=CLASSES + 1),
+        "label": complaint(team, lambda call: {**call, "labels": tf.fill(tf.shape(call["labels"]), 11)}),
+        "negative label": complaint(team, lambda call: {**call, "labels": tf.fill(tf.shape(call["labels"]), -2)}),
+        "no class": complaint(team, lambda call: {**call, "weights": call["weights"][:, :0], "bias": None}),
+        "compiled": complaint(team, of(), is_compiled=True),
+        "second order": second_order(team),
+        "cross-replica": cross_replica(team),
+    }
+
+
+def traffic(team: Team) -> dict[str, Any]:
+    """The bytes of the whole that each collective of a step is of: those that come, and those of `communication`."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        arrived: dict[int, list] = {replica: [] for replica in team.own}
+
+        class Counting(_collectives.Replicas):
+            def _in_turn(self, *arguments: Any, arrived: dict = arrived) -> tf.Tensor:
+                whole = super()._in_turn(*arguments)
+                arrived[team.replica()].append(whole.dtype.size * tf.size(whole))
+                return whole
+
+        def step(arrived: dict = arrived, dtype: str = dtype) -> Any:
+            replica = team.replica()
+            x, w = tf.ones([3, DEPTH], dtype), tf.ones([DEPTH, 2], dtype)
+            shard = {"first_class": 2 * replica, "num_classes": 2 * team.replicas}
+            with tf.GradientTape() as tape:
+                tape.watch([x, w])
+                loss = lsoftmax_op.sharded_loss(x, w, tf.zeros([3], tf.int64), tf.zeros([2], dtype), **shard)
+            tape.gradient(loss, [x, w])
+            return (tf.stack(arrived[replica]),)
+
+        with mock.patch.object(sharded, "Replicas", Counting):
+            ((came,), *_) = team.run(step)
+        sizes = (3 * team.replicas, DEPTH, 2 * team.replicas, team.replicas)
+        told = lsoftmax_op.communication(*sizes, dtype, bias=True)
+        times, share = {"all-gather": 1, "all-reduce": 2}, (team.replicas - 1) / team.replicas
+        found[dtype] = {
+            "came": came.tolist(),
+            "told": [round(one.sent / share / times[one.kind]) for one in told],
+        }
+    return found
+
+
+def sampling(team: Team) -> dict[str, Any]:
+    """The loss and its gradients among sampled classes, beside one replica's among the same ones."""
+    found = {}
+    for name, rate in (("a third", 1 / 3), ("all", 1.0)):
+        batch = random_batch((team.rows, DEPTH, CLASSES), "float64")
+        heads = {r: tf.constant(batch.weights[:, team.columns_of(r)].T) for r in team.own}
+
+        def step(
+            x: Any, w: Any, y: Any, b: Any, first: Any, upstream: Any, rate: float = rate, heads: dict = heads
+        ) -> Any:
+            head = heads[team.replica()]
+            of_sample = {"num_columns": head.shape[0], "sample_rate": rate, "seed": [1, 2]}
+            taken = lsoftmax_op.sharded_sample(y, first_class=first, **of_sample)
+            with tf.GradientTape() as tape:
+                tape.watch([x, head])
+                rows = tf.transpose(tf.gather(head, taken.columns))
+                shard = {"first_class": taken.first_class, "num_classes": taken.num_classes}
+                loss = lsoftmax_op.sharded_loss(x, rows, taken.labels, **shard)
+            dx, dw = tape.gradient(loss, [x, head], output_gradients=upstream)
+            return taken.columns + first, loss, dx, dw.indices, dw.values
+
+        results = team.run(step, *team.shards(batch))
+        taken = np.concatenate([columns for columns, *_ in results])
+        places = np.where(batch.labels < 0, -1, np.searchsorted(taken, batch.labels))
+        chosen = replace(batch, weights=batch.weights[:, taken], labels=places)
+        want = joined(chosen, has_bias=False, margin=4, lam=0.0)
+        loss, dx, indices, values = (np.concatenate(part) for part in list(zip(*results, strict=True))[1:])
+        found[name] = {
+            "taken": taken.tolist(),
+            "labels": sorted({*batch.labels.tolist()} - {-1}),
+            "errors": [
+                float(np.abs(got - expected).max())
+                for got, expected in ((loss, want[0]), (dx, want[2]), (values, want[3].T))
+            ],
+            "indices": indices.tolist(),
+        }
+    return found
+
+
+def everything(team: Team) -> dict[str, Any]:
+    """All that there is."""
+    found = {name: errors_of(team, case) for name, case in CASES.items()}
+    parts = {"training": training, "top k": top_k, "errors": errors, "traffic": traffic, "sampling": sampling}
+    return {
+        **found,
+        "eager": errors_of(team, CASES["float64"], is_eager=True),
+        **{name: part(team) for name, part in parts.items()},
+    }
+
+
+def summary(team: Team) -> dict[str, Any]:
+    """What is asked where starting is what takes long."""
+    cases = {name: errors_of(team, CASES[name]) for name in ("float64", "smoothed ArcFace")}
+    return {**cases, "training": training(team), "top k": top_k(team)}
+
+
+def disagreement(team: Team) -> dict[str, Any]:
+    """One worker's features are wider."""
+    return {"depth": complaint(team, one_feature_more)}
+
+
+PARTS = {"everything": everything, "summary": summary, "disagreement": disagreement}
+
+if __name__ == "__main__":
+    print(json.dumps(PARTS[sys.argv[1]](Team(int(sys.argv[2])))))

@@ -1,0 +1,125 @@
+"""ShardedClassifier on several replicas trains as one does with the joined batch, and goes on after a kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support import ROOT, free_ports
+
+pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.slow
+
+REPLICAS = (1, 2, "workers")  # 2 that share a process, and 2 processes
+
+
+def start(part, replicas, folder, **environment):
+    return subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "sharded_keras_program.py", part, str(replicas), folder],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result_of(process):
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def start_workers(part, folder, of_second=None):
+    addresses = [f"localhost:{port}" for port in free_ports(2)]
+
+    def config(index):
+        return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+
+    environments = {}, of_second or {}
+    return [start(part, 0, folder, TF_CONFIG=config(index), **more) for index, more in enumerate(environments)]
+
+
+def run(part, replicas, folder):
+    """What each process of a run prints."""
+    processes = start_workers(part, folder) if replicas == "workers" else [start(part, replicas, folder)]
+    return [result_of(process) for process in processes]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {replicas: tmp_path_factory.mktemp(str(replicas)) for replicas in REPLICAS}
+
+
+@pytest.fixture(scope="module")
+def trained(folders):
+    return {replicas: run("training", replicas, folders[replicas]) for replicas in REPLICAS}
+
+
+def tables_of(states):
+    """Rows and slots of all classes [C, D], from the shards of all processes."""
+    shards = {int(first): tables for state in states for first, tables in state["shards"].items()}
+    return [np.concatenate(parts) for parts in zip(*(shards[first] for first in sorted(shards)), strict=True)]
+
+
+def assert_same_state(got, expected, **tolerance):
+    assert len(tables_of(got)) == 3  # with the two slots of Adam
+    for one, other in zip(tables_of(got), tables_of(expected), strict=True):
+        np.testing.assert_allclose(one, other, **tolerance)
+    for state in got:
+        for one, other in zip(state["backbone"], expected[0]["backbone"], strict=True):
+            np.testing.assert_allclose(one, other, **tolerance)
+
+
+@pytest.mark.parametrize("batches", ["33 by 16", "2 by 1"])
+@pytest.mark.parametrize("replicas", REPLICAS[1:])
+def test_replicas_train_as_one(replicas, batches, trained):
+    got, (one,) = ([result[batches] for result in trained[which]] for which in (replicas, 1))
+    assert_same_state(got, [one], rtol=0, atol=1e-5)
+    firsts = sorted(int(first) for state in got for first in state["shards"])
+    assert firsts == [0, 4]
+    for state in got:
+        for name in ("loss", "accuracy", "lam"):
+            np.testing.assert_allclose(state["logs"][name], one["logs"][name], rtol=1e-5)
+        for name in ("loss", "accuracy"):
+            np.testing.assert_allclose(state["evaluated"][name], one["evaluated"][name], rtol=1e-5)
+        np.testing.assert_allclose(state["probabilities"], one["probabilities"], rtol=1e-5)
+        assert state["classes"] == one["classes"]
+
+
+@pytest.mark.parametrize(("saved_by", "loaded_by"), [(1, 2), (2, 1), (2, 3), ("workers", 1)])
+def test_files_are_cut_anew_for_other_replicas(saved_by, loaded_by, trained, folders):
+    saved = [result["33 by 16"] for result in trained[saved_by]]
+    got = run("loaded", loaded_by, folders[saved_by])
+    assert_same_state(got, saved, rtol=0, atol=0)
+    assert len(got[0]["shards"]) == loaded_by
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(got[0]["evaluated"][name], saved[0]["evaluated"][name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("replicas", REPLICAS[1:])
+def test_replicas_sample_among_their_own_classes(replicas, tmp_path):
+    got, again = run("sampled", replicas, tmp_path), run("sampled", replicas, tmp_path)
+    assert [one["again"] for one in got] == [one["again"] for one in again]
+    changed = {first: tables for one in got for first, tables in one["changed"].items()}
+    assert changed.keys() == {"0", "4"}
+    for first, label, count in (("0", 1, 2), ("4", 6, 2)):  # of 4 and of 3 classes, at a rate of 0.4
+        for table in changed[first]:
+            assert sum(table) == count
+            assert table[label - int(first)]
+    for one in got:
+        assert one["loss"][2] < one["loss"][1] < one["loss"][0]
+
+
+def test_a_worker_that_is_killed_goes_on_to_the_same_bits(tmp_path):
+    straight = run("killed", "workers", tmp_path / "straight")
+    first, second = start_workers("killed", tmp_path / "killed", of_second={"KILL_IN": "2"})
+    second.communicate(timeout=300)
+    assert second.returncode == -signal.SIGKILL
+    first.kill()  # it waits for the other
+    first.communicate()
+    resumed = run("killed", "workers", tmp_path / "killed")
+    assert [one["epochs"] for one in (*straight, *resumed)] == [[0, 1, 2, 3]] * 2 + [[2, 3]] * 2
+    assert_same_state(resumed, straight, rtol=0, atol=0)

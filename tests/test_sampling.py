@@ -1,0 +1,120 @@
+"""Sampled classes: the labels' and others, each with the same chance, none twice, the same ones for the same seed."""
+
+import math
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+
+import lsoftmax_op
+
+
+def sample(labels, classes, rate, seed=(3, 5)):
+    sampled = lsoftmax_op.sample_classes(tf.constant(labels, tf.int64), classes, rate, seed=seed)
+    return sampled.classes.numpy(), sampled.labels.numpy()
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7, 100, 1001])
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("rows", [0, 1, 5, 40])
+def test_what_is_sampled(classes, rate, rows):
+    labels = np.random.default_rng([classes, rows]).integers(-1, classes, rows)
+    for seed in range(5):
+        found, places = sample(labels, classes, rate, (0, seed))
+        assert len(found) == max(math.ceil(rate * classes), len({*labels} - {-1}))
+        assert (np.diff(found) > 0).all()
+        assert found[0] >= 0
+        assert found[-1] < classes
+        np.testing.assert_array_equal(np.where(labels < 0, -1, found[places]), labels)
+        assert (places[labels < 0] == -1).all()
+
+
+def test_all_of_them_are_the_full_loss_to_the_bit():
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(6, 5)).astype("f"), rng.normal(size=(5, 9)).astype("f")
+    labels = rng.integers(-1, 9, 6)
+    found, places = sample(labels, 9, 1.0)
+    loss = lsoftmax_op.lsoftmax_loss(x, tf.gather(w, found, axis=1), places)
+    np.testing.assert_array_equal(loss, lsoftmax_op.lsoftmax_loss(x, w, labels))
+
+
+@pytest.mark.parametrize("labels", [[], [0, 1, 2, 3], [9, 4, 4]])
+@pytest.mark.parametrize("rate", [0.2, 0.45, 0.8])
+def test_each_other_class_has_the_same_chance(labels, rate):
+    classes, draws = 21, 2000
+
+    @tf.function
+    def count():
+        total = tf.zeros(classes, tf.int64)
+        for n in tf.range(draws):
+            sampled = lsoftmax_op.sample_classes(tf.constant(labels, tf.int64), classes, rate, seed=tf.stack([11, n]))
+            total += tf.scatter_nd(sampled.classes[:, None], tf.ones_like(sampled.classes), [classes])
+        return total
+
+    total = count().numpy()
+    own = sorted({*labels})
+    assert (total[own] == draws).all()
+    others = np.delete(total, own)
+    chance = (math.ceil(rate * classes) - len(own)) / len(others)
+    assert others.sum() == round(chance * len(others)) * draws
+    # Each count is binomial, so that this has the mean of chi-square with len(others) degrees of freedom.
+    deviation = np.square(others - draws * chance).sum() / (draws * chance * (1 - chance))
+    assert 0 < deviation < len(others) + 4 * math.sqrt(2 * len(others))
+
+
+def test_the_same_seed_samples_the_same_and_another_does_not():
+    labels = [3, 500, -1]
+    first, again, other = (sample(labels, 1000, 0.05, seed)[0] for seed in ((1, 2), (1, 2), (1, 3)))
+    np.testing.assert_array_equal(first, again)
+    assert len({*first} & {*other}) < 20
+
+    @tf.function
+    def in_a_graph(seed):
+        return lsoftmax_op.sample_classes(labels, 1000, 0.05, seed=seed).classes
+
+    np.testing.assert_array_equal(in_a_graph(tf.constant([1, 2])), first)
+
+
+@pytest.mark.parametrize(("rows", "known"), [(4, 10), (11, None), (None, None)])
+def test_how_many_is_known_when_no_label_can_make_it_more(rows, known):
+    @tf.function(input_signature=[tf.TensorSpec([rows], tf.int32)])
+    def classes(labels):
+        sampled = lsoftmax_op.sample_classes(labels, 100, 0.1, seed=[0, 0])
+        assert sampled.classes.shape == [known]
+        assert sampled.labels.shape == [rows]
+        return sampled.classes
+
+    assert classes(tf.range(rows or 20)).shape == [max(10, rows or 20)]
+
+
+def test_only_sampled_rows_have_a_gradient():
+    head = tf.Variable(np.random.default_rng(0).normal(size=(50, 4)))
+    features, labels = tf.ones([3, 4], tf.float64), [7, 7, 30]
+    sampled = lsoftmax_op.sample_classes(labels, 50, 0.2, seed=[1, 1])
+    with tf.GradientTape() as tape:
+        loss = lsoftmax_op.lsoftmax_loss(features, tf.transpose(tf.gather(head, sampled.classes)), sampled.labels)
+    gradient = tape.gradient(loss, head)
+    assert isinstance(gradient, tf.IndexedSlices)
+    np.testing.assert_array_equal(gradient.indices, sampled.classes)
+    assert gradient.values.shape == [10, 4]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"sample_rate": 0}, ValueError, r"sample_rate: expected a number in \(0, 1\], got 0"),
+        ({"sample_rate": 1.5}, ValueError, r"sample_rate: expected a number in \(0, 1\], got 1.5"),
+        ({"sample_rate": "all"}, TypeError, r"sample_rate: expected a number in \(0, 1\], got 'all'"),
+        ({"num_classes": 0}, ValueError, "num_classes: expected a positive integer, got 0"),
+        ({"seed": 3}, ValueError, r"seed: expected shape \[2\], got \(\)"),
+        ({"seed": [1, 2, 3]}, ValueError, r"seed: expected shape \[2\], got \(3,\)"),
+        ({"labels": [0.5]}, TypeError, "labels: expected int32 or int64, got float32"),
+        ({"labels": [-2]}, tf.errors.InvalidArgumentError, r"labels: expected values in \[0, 10\), or -1"),
+        ({"labels": [3, 10]}, tf.errors.InvalidArgumentError, r"labels: expected values in \[0, 10\), or -1"),
+    ],
+)
+def test_bad_input(wrong, error, message):
+    call = {"labels": [1], "num_classes": 10, "sample_rate": 0.5, "seed": [0, 0], **wrong}
+    with pytest.raises(error, match=message):
+        lsoftmax_op.sample_classes(**call)
