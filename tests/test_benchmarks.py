@@ -72,6 +72,19 @@ def test_steps_in_pytorch():
     check_step(steps[torch_peers.METRIC_LEARNING], torch_peers.MARGIN, 0.0, 1e-4)
 
 
+def test_steps_of_the_linear_layer_in_pytorch():
+    pytest.importorskip("torch")
+    from benchmarks import torch_linear_peers
+
+    steps = torch_linear_peers.steps(*SHAPE)
+    for name in ("plain", "no margin", "L-Softmax", "L-Softmax, logits", "ArcFace"):
+        loss, features_grad, weight_grad = (np.asarray(part) for part in steps[name]())
+        plain = name in ("plain", "no margin")
+        margin = torch_linear_peers.MARGINS[name.partition(",")[0]] if not plain else 1
+        lam = torch_linear_peers.LAMBDA if "L-Softmax" in name else 0.0
+        check_step(lambda found=(loss, features_grad, weight_grad.T): found, margin, lam, 1e-4)
+
+
 def mean_margin_loss(margin, features, weights, labels):
     """Returns the mean loss of ArcFace(0.5, 64) or CosFace(0.35, 64) and its gradients, by the papers' angles."""
     n, rows = len(labels), np.arange(len(labels))

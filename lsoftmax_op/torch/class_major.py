@@ -43,9 +43,8 @@ class ClassMajorLayer(Layer):
         with library.device():
             self._classes = self.labels.long().clamp(0, self.classes - 1)  # without a target any, as nothing is added
             self._first = _first_of_its_kind(self._classes)
-            places = torch.where(
-                self.labels == self._classes, self._first, torch.where(self.labels == -1, -1, self.rows)
-            )
+            # Of a label that is no class, where nobody looks, the kernels that see all classes make the row NaN.
+            places = torch.where(self.labels == self._classes, self._first, -1)
             columns = self.weights.T.index_select(0, self._classes).T
             self._targets = Layer(library, self.features, columns, places, None, self.margin, self.lam)
 
