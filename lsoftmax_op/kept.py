@@ -27,7 +27,7 @@ def kept_classes(
     """Counts the classes that matter to the gradients of a batch's loss, to watch it while training.
 
     The others are below the rounding of every sample's gradient: ``filter`` of `lsoftmax_loss` says when. As many are
-    what ``filter="auto"`` keeps, of whatever layer, where they are at most an eighth of the classes. It takes the time
+    what ``filter="auto"`` keeps, of whatever layer, where they are at most a quarter of the classes. It takes the time
     of a loss without its gradients, so count now and then::
 
         share = lsoftmax_op.kept_classes(features, weights, labels, margin=4, lam=lam) / weights.shape[1]

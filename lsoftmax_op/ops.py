@@ -156,7 +156,7 @@ def lsoftmax_loss(
             ``eps / C sum(|g| (1 - p) |x|)``; an optimizer that divides by a gradient's size, as Adam does above its
             epsilon, can tell. Classes are left out on the CPU, not under XLA; of layers of 4 million weights and more
             (D <= C, C >= 4096) whose shape is known; not with smoothed labels or `class_block_size`. Elsewhere, and
-            where more than an eighth of the classes matter, the gradients are those of False, to the bit.
+            where more than a quarter of the classes matter, the gradients are those of False, to the bit.
             `kept_classes` counts those that matter.
         name: a name for the ops.
 
@@ -214,7 +214,8 @@ def margin_softmax_loss(
         lam: the annealing weight lambda >= 0, as for `lsoftmax_logits`.
         label_smoothing: as for `lsoftmax_loss`.
         class_block_size: as for `lsoftmax_loss`.
-        filter: as for `lsoftmax_loss`. What a margin normalises has the norm 1 in the bounds, times its scale.
+        filter: as for `lsoftmax_loss`. In the bounds a norm that the margin divides by is 1, all is times its scale,
+            and the gradient in what is normalised is meant times its own norm.
         name: a name for the ops.
 
     Returns:
