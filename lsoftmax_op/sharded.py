@@ -315,46 +315,49 @@ class _Shard:
             own_upstream: [N_r], the upstream gradient of this replica's losses.
             own_rows: takes this replica's rows out of those of all.
         """
-        ops, (features, weights, _) = self.ops, self.batch
+        ops, (features, weights, labels) = self.ops, self.batch
         upstream, unit = replicas.rows(own_upstream), state.grad_unit
-        dx, dw, db = self._through_products(state, upstream)
+        if self.block_size is None:
+            known = (*self._of_products(self.geometry), state.normalizer)
+            grad = ops.lsoftmax_products_grad(self.products, *known, **self.normalize_features)
+            dx = tf.matmul(grad, weights, transpose_b=True)
+        else:
+            dx, dw, db = self._through_blocks(state, upstream)
         batch, none_of_loss = (features, weights, self.columns), (none(dx.dtype), none(tf.float32), none(dx.dtype))
         dx = ops.lsoftmax_features_grad(dx, *batch, state.geometry_grad, *none_of_loss, **self.normalize_features)
-        normalize_weights = self.attributes["normalize_weights"]
-        of_loss = (state.geometry_grad, upstream, unit, none(dw.dtype))
-        dw = ops.lsoftmax_weights_grad(dw, *batch, *of_loss, normalize_weights=normalize_weights)
         # Halves are added up in float32: among many replicas, each addition in their own type would round once more.
         wide = tf.float64 if dx.dtype == tf.float64 else tf.float32
         scale = tf.cast(own_upstream, wide)
         if dx.dtype == tf.float16:
             scale *= own_rows(unit)
-        own_dx = own_rows(replicas.sum(tf.cast(dx, wide))) * scale[:, None]
-        return tf.cast(own_dx, dx.dtype), dw, db
+        own_dx = tf.cast(own_rows(replicas.sum(tf.cast(dx, wide))) * scale[:, None], dx.dtype)
+        # The weights' gradient next, while that sum is on its way. And an optimizer that had it before this use of the
+        # weights has ended would copy them first.
+        with tf.control_dependencies([dx]):
+            if self.block_size is None:
+                dw, db = scaled_product(features, upstream, grad, unit), self.bias
+                if self.has_bias:
+                    of_loss = (upstream, state.target_grad, unit)
+                    db = ops.lsoftmax_bias_grad(grad, labels, self.first_class, *of_loss)
+            of_loss = (state.geometry_grad, upstream, unit, none(dw.dtype))
+            normalize_weights = self.attributes["normalize_weights"]
+            dw = ops.lsoftmax_weights_grad(dw, *batch, *of_loss, normalize_weights=normalize_weights)
+        return own_dx, dw, db
 
-    def _through_products(self, state: Any, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _through_blocks(self, state: Any, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns the gradients through X W_r: in features, not yet times the upstream gradient, weights and bias."""
-        ops, (features, weights, labels) = self.ops, self.batch
-        if self.block_size is not None:
-            inputs = LossInputs(
-                *self.batch,
-                bias=self.bias,
-                terms=self.terms,
-                class_factors=self.factors,
-                target_grad=state.target_grad,
-                normalizer_of_blocks=state.normalizer,
-                grad_unit=state.grad_unit,
-            )
-            at = (self.block_size, self.geometry, self.first_class)
-            dx, dw, db = blocks.loss_grad(ops, inputs, upstream, self.attributes["normalize_features"], *at)
-            return dx, dw, self.bias if db is None else db
-        known = (*self._of_products(self.geometry), state.normalizer)
-        grad = ops.lsoftmax_products_grad(self.products, *known, **self.normalize_features)
-        dx = tf.matmul(grad, weights, transpose_b=True)
-        dw = scaled_product(features, upstream, grad, state.grad_unit)
-        if not self.has_bias:
-            return dx, dw, self.bias
-        of_loss = (upstream, state.target_grad, state.grad_unit)
-        return dx, dw, ops.lsoftmax_bias_grad(grad, labels, self.first_class, *of_loss)
+        inputs = LossInputs(
+            *self.batch,
+            bias=self.bias,
+            terms=self.terms,
+            class_factors=self.factors,
+            target_grad=state.target_grad,
+            normalizer_of_blocks=state.normalizer,
+            grad_unit=state.grad_unit,
+        )
+        at = (self.attributes["normalize_features"], self.block_size, self.geometry, self.first_class)
+        dx, dw, db = blocks.loss_grad(self.ops, inputs, upstream, *at)
+        return dx, dw, self.bias if db is None else db
 
 
 def _merged(sums: tf.Tensor) -> tf.Tensor:
