@@ -138,7 +138,24 @@ def killed(strategy: tf.distribute.Strategy, folder: str) -> dict[str, Any]:
     return {**state_of(model), "epochs": epochs}
 
 
-PARTS = {"training": training, "loaded": loaded, "sampled": sampled, "killed": killed}
+def scaled(strategy: tf.distribute.Strategy, folder: str) -> dict[str, Any]:
+    """Takes three steps with a scaled loss; in the second a single sample, of one replica, is infinite."""
+    import keras
+
+    with strategy.scope():
+        inner = keras.optimizers.Adam(0.01)
+        optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0)
+    model = model_of(strategy, optimizer, sample_rate=0.9)
+    x = np.random.default_rng(1).normal(size=(4, DEPTH)).astype("float32")
+    found: dict[str, Any] = {}
+    for step in range(3):
+        x[3, 0] = np.inf if step == 1 else 0
+        model.fit(x, np.arange(4), batch_size=4, verbose=0)
+        found[f"after {step}"] = state_of(model)
+    return {**found, "scale": model.optimizer.dynamic_scale.numpy(), "steps": inner.iterations.numpy()}
+
+
+PARTS = {"training": training, "loaded": loaded, "sampled": sampled, "killed": killed, "scaled": scaled}
 
 if __name__ == "__main__":
     part, replicas, folder = sys.argv[1:]

@@ -113,6 +113,15 @@ def test_replicas_sample_among_their_own_classes(replicas, tmp_path):
         assert one["loss"][2] < one["loss"][1] < one["loss"][0]
 
 
+def test_all_replicas_skip_a_step_of_which_one_has_gradients_that_are_not_finite(tmp_path):
+    (got,) = run("scaled", 2, tmp_path)
+    assert got["after 0"] == got["after 1"]
+    assert got["scale"] == 4
+    assert got["steps"] == 2
+    for before, after in zip(tables_of([got["after 1"]]), tables_of([got["after 2"]]), strict=True):
+        assert (before != after).any()
+
+
 def test_a_worker_that_is_killed_goes_on_to_the_same_bits(tmp_path):
     straight = run("killed", "workers", tmp_path / "straight")
     first, second = start_workers("killed", tmp_path / "killed", of_second={"KILL_IN": "2"})

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-BLOCK = 4096
+BLOCK = 2**16
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class Range(NamedTuple):
     """Consecutive classes."""
 
     first: int
-    count: int
+    size: int
 
 
 def ranges(num_classes: int, shards: int) -> list[Range]:
@@ -93,10 +93,10 @@ def first_rows(initializer: Any, classes: Range, num_classes: int, depth: int, d
         seed: that of the model.
 
     Returns:
-        [count, D], for the same class the same row however the classes are shared out.
+        [size, D], for the same class the same row however the classes are shared out.
     """
-    rows = np.empty([classes.count, depth], tf.as_dtype(dtype).as_numpy_dtype)
-    end = classes.first + classes.count
+    rows = np.empty([classes.size, depth], tf.as_dtype(dtype).as_numpy_dtype)
+    end = classes.first + classes.size
     for block in range(classes.first // BLOCK, -(-end // BLOCK)):
         first, last = block * BLOCK, min((block + 1) * BLOCK, num_classes)
         drawn = np.asarray(_of_block(initializer, num_classes, last - first, depth, dtype, seed, block))

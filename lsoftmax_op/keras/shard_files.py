@@ -50,7 +50,7 @@ def save(model: ShardedClassifier, folder: str | PathLike[str], **notes: int) ->
         part = folder / name / f"from-{shard.classes.first}"
         part.mkdir(parents=True, exist_ok=True)
         for number, variable in enumerate(_tables(shard)):
-            _write(part / f"{number}.npy", lambda file, variable=variable: np.save(file, variable.numpy()))
+            _write(part / f"{number}.npy", functools.partial(np.save, arr=variable.numpy()))
     shared = [variable.numpy() for variable in _shared(model)]
     is_first = shards[0].classes.first == 0
     if is_first:
@@ -145,11 +145,11 @@ def _description(model: ShardedClassifier) -> dict[str, Any]:
 
 
 def _rows(checkpoint: Path, number: int, classes: Range, saved: list[Range], variable: tf.Variable) -> np.ndarray:
-    """Returns an array of some classes [count, D], from the files of the shards that have had them."""
+    """Returns an array of some classes [size, D], from the files of the shards that have had them."""
     rows = np.empty(variable.shape, _numpy_type(variable))
-    end = classes.first + classes.count
+    end = classes.first + classes.size
     for part in saved:
-        first, last = max(part.first, classes.first), min(part.first + part.count, end)
+        first, last = max(part.first, classes.first), min(part.first + part.size, end)
         if first < last:
             array = np.load(checkpoint / f"from-{part.first}" / f"{number}.npy", mmap_mode="r").view(rows.dtype)
             rows[first - classes.first : last - classes.first] = array[first - part.first : last - part.first]
@@ -184,4 +184,5 @@ def _counter(strategy: tf.distribute.Strategy) -> Callable[[], Any]:
     def count() -> Any:
         return strategy.run(sum_over_replicas, args=(tf.constant(1),))
 
-    return count
+    counter: Callable[[], Any] = count
+    return counter

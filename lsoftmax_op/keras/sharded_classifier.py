@@ -13,6 +13,8 @@ copied, and neither are their gradients or slots: of C classes, each of R replic
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -68,7 +70,7 @@ class ShardedClassifier(MarginModel):
     Attributes:
         backbone: the backbone.
         head: the last layer. ``head.lam`` is the present lambda, and ``head.shards`` what this process has of the
-            classes: ``shard.classes.first``, ``shard.classes.count`` and the variable ``shard.rows`` [C_r, D].
+            classes: ``shard.classes.first``, ``shard.classes.size`` and the variable ``shard.rows`` [C_r, D].
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -129,8 +131,7 @@ class ShardedClassifier(MarginModel):
         if options.get("jit_compile") is True:
             raise ValueError("jit_compile: expected None or False, as XLA has no collectives of replicas, got True")
         optimizer = keras.optimizers.get(optimizer)
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        home_optimizer.check(optimizer, replicas, self.head.samples)
+        home_optimizer.check(optimizer, self.head.samples)
         super().compile(optimizer, **{**options, "jit_compile": False})
         self._embedder = None
         self.head.follow(self.optimizer)
@@ -147,12 +148,17 @@ class ShardedClassifier(MarginModel):
             what: who asks, for the error.
 
         Raises:
-            ValueError: the model is not compiled, or not built.
+            ValueError: the model is not compiled, or not built; or accumulated gradients of a backbone that has none.
         """
         if not self.compiled or not self.built:
             raise ValueError(
                 f"{what}: expected a model that is compiled and built, got one that is not: give its backbone inputs "
                 "(keras.Input), or call the model on a batch first; then compile it"
+            )
+        if not self.trainable_variables and self.optimizer.gradient_accumulation_steps:
+            raise ValueError(
+                "optimizer: expected one without gradient_accumulation_steps where the backbone has nothing to train, "
+                f"got {self.optimizer.gradient_accumulation_steps}"
             )
         if not self.optimizer.built:
             with self.distribute_strategy.scope():
@@ -160,42 +166,46 @@ class ShardedClassifier(MarginModel):
         self.head.train_with(self.optimizer)
 
     def _build_head(self, features: Any) -> None:
-        self.head.build(tuple(features.shape))
+        with self.distribute_strategy.scope():  # a first call may be outside of it
+            self.head.build(tuple(features.shape))
 
     def _losses_and_hits(self, features: Any, labels: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        return self.head.compute_loss(features, labels, training, self.label_smoothing)
+        losses, hits = self.head.compute_loss(features, labels, training, self.label_smoothing)
+        return losses, hits
 
     def _further_logs(self, result: Result) -> dict[str, Any]:
-        return self.get_metrics_result()
+        logs: dict[str, Any] = self.get_metrics_result()
+        return logs
 
     def _descend(self, tape: tf.GradientTape, scaled: tf.Tensor) -> None:
         weights, shard = self.trainable_weights, self.head.here()
-        *gradients, of_rows = tape.gradient(scaled, [*weights, shard.rows])
+        taken, shard.taken = shard.taken, None
+        *gradients, of_rows = tape.gradient(scaled, [*weights, taken.rows])
         scaler = self.optimizer if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer) else None
         if scaler is None:
-            shard.optimizer.apply(of_rows)
+            shard.optimizer.apply(of_rows, taken)
         else:
-            gradients = self._apply_if_finite(gradients, of_rows, shard.optimizer, scaler.dynamic_scale)
+            apply = functools.partial(shard.optimizer.apply, taken=taken)
+            gradients = self._apply_if_finite(gradients, of_rows, apply, scaler.dynamic_scale)
         if weights:
             self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
         else:  # Keras counts no step without a gradient
             self.optimizer.iterations.assign_add(1)
 
     @staticmethod
-    def _apply_if_finite(gradients: list[Any], of_rows: Any, optimizer: Any, scale: Any) -> list[Any]:
+    def _apply_if_finite(
+        gradients: list[Any], of_rows: tf.Tensor, apply: Callable[[tf.Tensor], None], scale: Any
+    ) -> list[Any]:
         """Updates the rows as loss scaling does, where the gradients of all replicas are finite.
 
         Returns:
             The gradients of the backbone; NaN if any replica's, also of rows, are not finite, so that all skip a step.
         """
-        values = of_rows.values if isinstance(of_rows, tf.IndexedSlices) else of_rows
-        known = [tf.convert_to_tensor(gradient) for gradient in (*gradients, values) if gradient is not None]
+        known = [tf.convert_to_tensor(gradient) for gradient in (*gradients, of_rows) if gradient is not None]
         is_bad = tf.reduce_any([tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in known])
         is_finite = sum_over_replicas(tf.cast(is_bad, tf.int32)) == 0
-        values /= tf.cast(scale, values.dtype)
-        if isinstance(of_rows, tf.IndexedSlices):
-            values = tf.IndexedSlices(values, of_rows.indices, of_rows.dense_shape)
-        tf.cond(is_finite, lambda: optimizer.apply(values), lambda: None)
+        of_rows /= tf.cast(scale, of_rows.dtype)
+        tf.cond(is_finite, lambda: apply(of_rows), lambda: None)
 
         def poisoned(gradient: Any) -> Any:
             return (

@@ -18,7 +18,7 @@ from lsoftmax_op import _checks
 from lsoftmax_op._terms import without_psi
 from lsoftmax_op.keras import annealing, class_shard, margin_argument
 from lsoftmax_op.keras.annealed_layer import AnnealedLayer
-from lsoftmax_op.keras.home_optimizer import HomeOptimizer
+from lsoftmax_op.keras.home_optimizer import HomeOptimizer, Taken
 from lsoftmax_op.margins import Margin, margin_of
 from lsoftmax_op.sampling import sharded_sample
 from lsoftmax_op.sharded import sharded_layer, sharded_top_k
@@ -39,13 +39,16 @@ class ClassShard:
     Attributes:
         classes: which, the first one and how many.
         rows: a variable [C_r, D], their rows of W.
-        optimizer: what updates them; None before the training.
+        optimizer: the `HomeOptimizer` that updates them; None before the training.
+        taken: the rows that the loss of this step is computed with, for its gradient.
     """
 
+    optimizer: Any = None
+    taken: Any = None
+    _trained_by: keras.optimizers.Optimizer | None = None
+
     def __init__(self, classes: class_shard.Range, rows: tf.Variable, device: str | None) -> None:
-        self.classes, self.rows, self.optimizer = classes, rows, None
-        self._device, self._trained_by = device, None
-        self.optimizer: HomeOptimizer | None
+        self.classes, self.rows, self._device = classes, rows, device
 
     def train_with(self, optimizer: keras.optimizers.Optimizer, sampled: bool) -> None:
         """Makes the slots of an optimizer, unless it is the one that the classes are trained by already."""
@@ -105,7 +108,8 @@ class ShardedHead(AnnealedLayer):
     @property
     def shards(self) -> tuple[ClassShard, ...]:
         """The classes of each replica of this process."""
-        return self._shards()
+        shards: tuple[ClassShard, ...] = self._shards()
+        return shards
 
     def build(self, input_shape: Any) -> None:
         """Creates the rows of this process' replicas, and lambda []."""
@@ -128,8 +132,12 @@ class ShardedHead(AnnealedLayer):
 
     def train_with(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Makes the slots of an optimizer, of all shards of this process, once."""
-        for shard in self.shards:
-            class_shard.without_scopes(lambda shard=shard: shard.train_with(optimizer, self.samples))
+
+        def train_all() -> None:
+            for shard in self.shards:
+                shard.train_with(optimizer, self.samples)
+
+        class_shard.without_scopes(train_all)
 
     def compute_loss(
         self, features: Any, labels: tf.Tensor, training: bool, label_smoothing: float
@@ -148,19 +156,23 @@ class ShardedHead(AnnealedLayer):
         """
         shard = self.here()
         first, count = shard.classes.first, self.units
-        labels, rows = tf.cast(labels, tf.int64), shard.rows
+        labels = tf.cast(labels, tf.int64)
         if training and self.samples:
             sampled = sharded_sample(
                 labels,
                 first_class=first,
-                num_columns=shard.classes.count,
+                num_columns=shard.classes.size,
                 sample_rate=self.sample_rate,
                 seed=tf.stack([tf.constant(self.seed, tf.int64), shard.optimizer.steps]),
             )
-            rows = tf.gather(rows, sampled.columns)
+            taken = Taken(tf.gather(shard.rows, sampled.columns), sampled.columns)
             labels, first, count = sampled.labels, sampled.first_class, sampled.num_classes
+        else:
+            taken = Taken(tf.convert_to_tensor(shard.rows), None)
+        if training:
+            shard.taken = taken
         layer = sharded_layer(
-            *self._layer(features, rows),
+            *self._layer(features, taken.rows),
             labels,
             None,
             first_class=first,
@@ -175,12 +187,23 @@ class ShardedHead(AnnealedLayer):
     def top_k(self, features: Any, k: int) -> TopK:
         """Returns the most probable classes of this replica's samples [N_r, D], and their probabilities."""
         shard = self.here()
-        place = {"first_class": shard.classes.first, "num_classes": self.units}
-        layer = self._layer(features, shard.rows)
-        logits, classes = sharded_top_k(*layer, None, **place, k=k, margin=self.margin)
-        # The loss of the best class is what its logarithm is below 0.
-        nothing = {"lam": 0.0, "class_block_size": self.class_block_size, "margin": self._plain_margin}
-        best = sharded_layer(*layer, classes[:, 0], None, **place, **nothing).loss
+        first, count = shard.classes.first, self.units
+        features, columns = self._layer(features, shard.rows)
+        logits, classes = sharded_top_k(
+            features, columns, first_class=first, num_classes=count, k=k, margin=self.margin
+        )
+        # The loss of the most probable class is how far the logarithm of its probability is below 0.
+        best = sharded_layer(
+            features,
+            columns,
+            classes[:, 0],
+            None,
+            first_class=first,
+            num_classes=count,
+            margin=self._plain_margin,
+            lam=0.0,
+            class_block_size=self.class_block_size,
+        ).loss
         wide = tf.float64 if best.dtype == tf.float64 else tf.float32
         logits, best = tf.cast(logits, wide), tf.cast(best, wide)
         return TopK(tf.exp(logits - logits[:, :1] - best[:, None]), classes)
@@ -197,9 +220,14 @@ class ShardedHead(AnnealedLayer):
     def save_own_variables(self, store: Any) -> None:
         """Refuses: Keras' files are written by one process, which has not all the rows."""
         raise NotImplementedError(
-            f"{self.name}: Keras' files cannot hold classes that are shared out: use model.save_shards(folder), or "
-            "the callback ShardedBackup"
+            f"{self.name}: expected files of classes that are shared out, which model.save_shards(folder) and the "
+            "callback ShardedBackup write, got Keras' or TensorFlow's"
         )
+
+    def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
+        """Refuses: so do tf.train.Checkpoint and tf.saved_model.save."""
+        self.save_own_variables(None)
+        return {}
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
