@@ -75,12 +75,12 @@ class _Gradients:
         self, op: Any, features_grad: tf.Tensor, weights_grad: tf.Tensor, geometry_grad: tf.Tensor
     ) -> list[Any]:
         unwanted = _unwanted(op)
-        no_loss = _no_loss(op.inputs[0].dtype)
+        target, classes = (*op.inputs, geometry_grad, *_no_loss(op.inputs[0].dtype)), _range_of(op)
         for_features, for_weights = None, None
         if 0 not in unwanted:
-            for_features = self.ops.lsoftmax_features_grad(features_grad, *op.inputs, geometry_grad, *no_loss)
+            for_features = self.ops.lsoftmax_features_grad(features_grad, *target, **classes)
         if 1 not in unwanted:
-            for_weights = self.ops.lsoftmax_weights_grad(weights_grad, *op.inputs, geometry_grad, *no_loss)
+            for_weights = self.ops.lsoftmax_weights_grad(weights_grad, *target, **classes)
         return [for_features, for_weights, None]
 
     def of_class_factors(self, op: Any, upstream: tf.Tensor) -> tf.Tensor:
@@ -93,21 +93,21 @@ class _Gradients:
         # f = h (base + g_s w_y + 2 g_A x)
         _refuse_normalised(op, "normalize_features")
         base, features, weights, labels, geometry_grad, loss_grad, unit, _ = op.inputs
-        no_loss = _no_loss(features.dtype)
+        no_loss, classes = _no_loss(features.dtype), _range_of(op)
         for_loss_grad = None
         if loss_grad.shape[0] != 0:
-            own = self.ops.lsoftmax_features_grad(base, features, weights, labels, geometry_grad, *no_loss)
+            own = self.ops.lsoftmax_features_grad(base, features, weights, labels, geometry_grad, *no_loss, **classes)
             for_loss_grad = _of_loss_grad(_inner(upstream, own, axis=1), loss_grad, unit)
             h = _upstream(loss_grad, unit)[:, None]
             upstream = tf.cast(tf.cast(upstream, h.dtype) * h, upstream.dtype)
-        has_target = tf.cast(labels >= 0, tf.float64)
+        has_target = tf.cast(_targets(op, labels, weights)[0], tf.float64)
         g_s, g_A, _ = tf.unstack(geometry_grad * has_target, num=3)
         nothing = tf.zeros_like(g_s)
         for_features = tf.cast(2 * g_A, features.dtype)[:, None] * upstream
         for_weights = self.ops.lsoftmax_weights_grad(
-            tf.zeros_like(weights), upstream, weights, labels, tf.stack([g_s, nothing, nothing]), *no_loss
+            tf.zeros_like(weights), upstream, weights, labels, tf.stack([g_s, nothing, nothing]), *no_loss, **classes
         )
-        along_w = self.ops.lsoftmax_target_geometry(upstream, weights, labels).geometry[0]
+        along_w = self.ops.lsoftmax_target_geometry(upstream, weights, labels, **classes).geometry[0]
         along_x = _inner(upstream, features, axis=1) * has_target
         for_geometry = tf.stack([along_w, 2 * along_x, nothing])
         return [upstream, for_features, for_weights, None, for_geometry, for_loss_grad, None, None]
@@ -116,10 +116,10 @@ class _Gradients:
         # f[:, y] = base[:, y] + sum of h (g_s x + 2 g_B w_y)
         _refuse_normalised(op, "normalize_weights")
         _, features, weights, labels, geometry_grad, loss_grad, unit, _ = op.inputs
-        no_loss = _no_loss(features.dtype)
-        has_target = tf.cast(labels >= 0, tf.float64)
-        columns = tf.maximum(labels, 0)
-        along_x = self.ops.lsoftmax_target_geometry(features, upstream, labels).geometry[0]
+        no_loss, classes = _no_loss(features.dtype), _range_of(op)
+        here, columns = _targets(op, labels, weights)
+        has_target = tf.cast(here, tf.float64)
+        along_x = self.ops.lsoftmax_target_geometry(features, upstream, labels, **classes).geometry[0]
         along_w = has_target * _inner(tf.gather(upstream, columns, axis=1), tf.gather(weights, columns, axis=1), axis=0)
         nothing = tf.zeros_like(along_x)
         for_geometry = tf.stack([along_x, nothing, 2 * along_w])
@@ -131,10 +131,10 @@ class _Gradients:
             geometry_grad, for_geometry = h * geometry_grad, h * for_geometry
         g_s, _, g_B = tf.unstack(geometry_grad, num=3)
         for_features = self.ops.lsoftmax_features_grad(
-            tf.zeros_like(features), features, upstream, labels, tf.stack([g_s, nothing, nothing]), *no_loss
+            tf.zeros_like(features), features, upstream, labels, tf.stack([g_s, nothing, nothing]), *no_loss, **classes
         )
         for_weights = self.ops.lsoftmax_weights_grad(
-            tf.zeros_like(weights), features, upstream, labels, tf.stack([nothing, nothing, g_B]), *no_loss
+            tf.zeros_like(weights), features, upstream, labels, tf.stack([nothing, nothing, g_B]), *no_loss, **classes
         )
         return [upstream, for_features, for_weights, None, for_geometry, for_loss_grad, None, None]
 
@@ -259,6 +259,21 @@ def _scaled_product(features: tf.Tensor, loss_grad: tf.Tensor, products_grad: tf
     else:
         features = blocks.scale_rows(features, loss_grad, unit)
     return tf.matmul(features, products_grad, transpose_a=True)
+
+
+def _range_of(op: Any) -> dict[str, int]:
+    """The attributes of an op that say which of all classes its weights are."""
+    return {name: op.get_attr(name) for name in ("first_class", "num_classes")}
+
+
+def _targets(op: Any, labels: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Whether each row's target is one of the op's classes, and which column of the weights it then is; else 0."""
+    classes = _range_of(op)
+    if classes["num_classes"] == 0:
+        return labels >= 0, tf.maximum(labels, 0)
+    columns = tf.cast(labels, tf.int64) - classes["first_class"]
+    here = (columns >= 0) & (columns < tf.shape(weights, tf.int64)[1])
+    return here, tf.where(here, columns, 0)
 
 
 def _refuse_normalised(op: Any, attribute: str) -> None:

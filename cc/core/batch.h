@@ -64,7 +64,7 @@ void features_grad_of_batch(const Arguments<T>& args, const Over& over) {
 
 template <typename T, typename Over>
 void weights_grad_of_batch(const Arguments<T>& args, const Over& over) {
-  const RowGrouping grouping(args.labels, args.rows);
+  const RowGrouping grouping(args);
   const Groups groups = grouping.groups();
   if (args.margin.normalize_weights) {
     // A block's own labels are completed while its columns are at hand.

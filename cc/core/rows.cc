@@ -79,17 +79,17 @@ void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
       const int64_t pitch = copied ? args.depth : kTile;
       if (few) transpose_tile(args.weights + d * args.classes, args.classes, width, of_classes);
       for (int64_t r = 0; r < block; ++r) {
-        const int64_t y = label_of(args.labels, first + r);
+        const int64_t c = column_of(args, first + r);
         T* const column = columns + r * pitch;
-        if (y < 0) {
+        if (c < 0) {
           for (int64_t l = 0; l < width; ++l) assign(column[l], 0);
           continue;
         }
         if (few) {
-          gather_column(of_classes + y * kTile, 1, width, column);
+          gather_column(of_classes + c * kTile, 1, width, column);
           continue;
         }
-        const T* w = args.weights + d * args.classes + y;
+        const T* w = args.weights + d * args.classes + c;
         prefetch_column(w + width * args.classes, args.classes, smaller(kTile, args.depth - d - width));
         if (width == kTile) {
           gather_column(w, args.classes, kTile, column);
@@ -98,7 +98,7 @@ void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
         }
       }
       for (int64_t r = 0; r < block; ++r) {
-        if (label_of(args.labels, first + r) < 0) continue;
+        if (column_of(args, first + r) < 0) continue;
         const T* x = args.features + (first + r) * args.depth + d;
         if (width == kTile) {
           accumulate(x, columns + r * pitch, kTile, sums[r]);
@@ -157,7 +157,7 @@ LSOFTMAX_INLINE void add_row(const T* __restrict x, const T* __restrict w, int64
   }
 }
 
-// The same without a target.
+// The same without a target at hand.
 template <typename T>
 LSOFTMAX_INLINE void scale_row(const T* __restrict x, double along_x, double scale, int64_t width,
                                T* __restrict gradient) {
@@ -175,7 +175,7 @@ LSOFTMAX_INLINE void features_grad_of_copies(const Arguments<T>& args, int64_t b
     const double scale = loss_grad_of(args, i), radial = radial_part(args, i);
     const T* const x = args.features + i * args.depth;
     T* const gradient = args.features_grad + i * args.depth;
-    if (label_of(args.labels, i) < 0) {
+    if (column_of(args, i) < 0) {
       scale_row(x, -scale * radial, scale, args.depth, gradient);
     } else {
       const Geometry<double> grad = geometry_grad_of(args, i);
@@ -195,15 +195,15 @@ void features_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
     for (int64_t d = 0; d < args.depth; d += kTile) {
       const int64_t width = smaller(kTile, args.depth - d);
       for (int64_t i = first; i < last; ++i) {
-        const int64_t y = label_of(args.labels, i);
+        const int64_t c = column_of(args, i);
         const Geometry<double> grad = geometry_grad_of(args, i);
         const double scale = loss_grad_of(args, i);
         T* gradient = args.features_grad + i * args.depth + d;
         const T* x = args.features + i * args.depth + d;
-        if (y < 0) scale_row(x, -scale * radial[i - first], scale, width, gradient);
+        if (c < 0) scale_row(x, -scale * radial[i - first], scale, width, gradient);
         const double along_x = 2 * grad.features_sq - radial[i - first];
-        if (y < 0 || (grad.dot == 0 && along_x == 0 && scale == 1)) continue;
-        const T* w = args.weights + d * args.classes + y;
+        if (c < 0 || (grad.dot == 0 && along_x == 0 && scale == 1)) continue;
+        const T* w = args.weights + d * args.classes + c;
         prefetch_column(w + width * args.classes, args.classes, smaller(kTile, args.depth - d - width));
         if (width == kTile) {
           add_row(x, w, args.classes, scale * grad.dot, scale * along_x, scale, kTile, gradient);

@@ -32,7 +32,9 @@ bool are_near(int64_t rows, int64_t classes) {
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kBlock)
     geometry_chunk_per_block(Arguments<T> args, const int64_t* order, int64_t chunks, LabelOrder ranked) {
-  if (blockIdx.x >= chunks) return rank_rows(args.labels, args.rows, args.classes, blockIdx.x - chunks, ranked);
+  if (blockIdx.x >= chunks) {
+    return rank_rows({args.labels, args.range.first, args.classes}, args.rows, blockIdx.x - chunks, ranked);
+  }
   using Group = LanesOfTile<kVector>;
   constexpr int kRows = kPlaces / Group::kGroups, kPad = sizeof(T) < 4 ? 4 / sizeof(T) : 1;  // against bank conflicts
   __shared__ T turned[kTileDepth][kPlaces + kPad];
@@ -43,14 +45,14 @@ __global__ void __launch_bounds__(kBlock)
     if (begin + place >= args.rows) return static_cast<int64_t>(-1);
     return order != nullptr ? order[begin + place] : begin + place;
   };
-  const auto column_of = [&](int64_t row) { return row < 0 ? -1 : ordered_label(args.labels, row, args.classes); };
-  const int64_t column = column_of(row_at(lane));
+  const auto column_at = [&](int64_t row) { return row < 0 ? kNone : column_of(args, row); };
+  const int64_t column = column_at(row_at(lane));
   int64_t rows[kRows], columns[kRows];
   Geometry<double> sums[kRows] = {};
 #pragma unroll
   for (int n = 0; n < kRows; ++n) {
     rows[n] = row_at(group.index + n * Group::kGroups);
-    columns[n] = column_of(rows[n]);
+    columns[n] = column_at(rows[n]);
   }
   for (int64_t first = 0; first < args.depth; first += kTileDepth) {
     T weights[kTileDepth / kWarps] = {};
@@ -98,7 +100,7 @@ __global__ void __launch_bounds__(kBlock)
     const auto sum_up = [](double value) { return sum_in_lanes(value, Group::kLanes); };
     const Geometry<double> sum = {sum_up(sums[n].dot), sum_up(sums[n].features_sq), sum_up(sums[n].weights_sq)};
     if (group.lane > 0 || rows[n] < 0) continue;
-    const bool good = is_good_label(label_of(args.labels, rows[n]), args.classes);
+    const bool good = is_good_label(label_of(args.labels, rows[n]), all_classes(args));
     store(args.geometry, args.rows, rows[n], good ? sum : Geometry<double>{NAN, NAN, NAN});
   }
 }

@@ -62,6 +62,12 @@ ShapeHandle shape_of(const Array& array, InferenceContext* context, const Dimens
   return context->MakeShape(sizes);
 }
 
+// An attribute, where the op has it.
+template <typename Value>
+absl::Status read_if_any(tensorflow::OpKernelConstruction* construction, const char* name, Value* value) {
+  return construction->HasAttr(name) ? construction->GetAttr(name, value) : absl::Status();
+}
+
 bool may_be_none(const Array& array, InferenceContext* context, ShapeHandle shape) {
   if (!array.may_be_none || !context->RankKnown(shape) || context->Rank(shape) != 1) return false;
   const DimensionHandle size = context->Dim(shape, 0);
@@ -128,14 +134,16 @@ absl::Status infer_shapes(InferenceContext* context) {
 }
 
 absl::Status read_margin(tensorflow::OpKernelConstruction* construction, Margin* margin) {
-  const auto read = [construction](const char* name, auto* value) {
-    return construction->HasAttr(name) ? construction->GetAttr(name, value) : absl::Status();
-  };
-  TF_RETURN_IF_ERROR(read("margin", &margin->m));
-  TF_RETURN_IF_ERROR(read("normalize_features", &margin->normalize_features));
-  TF_RETURN_IF_ERROR(read("normalize_weights", &margin->normalize_weights));
-  TF_RETURN_IF_ERROR(read("linear_continuation", &margin->linear));
+  TF_RETURN_IF_ERROR(read_if_any(construction, "margin", &margin->m));
+  TF_RETURN_IF_ERROR(read_if_any(construction, "normalize_features", &margin->normalize_features));
+  TF_RETURN_IF_ERROR(read_if_any(construction, "normalize_weights", &margin->normalize_weights));
+  TF_RETURN_IF_ERROR(read_if_any(construction, "linear_continuation", &margin->linear));
   return status_of(judge(*margin));
+}
+
+absl::Status read_range(tensorflow::OpKernelConstruction* construction, ClassRange* range) {
+  TF_RETURN_IF_ERROR(read_if_any(construction, "first_class", &range->first));
+  return read_if_any(construction, "num_classes", &range->count);
 }
 
 absl::Status check_wide(tensorflow::OpKernelConstruction* construction) {

@@ -99,6 +99,9 @@ inline absl::Status check_first(const char* argument, int64_t first, int64_t cou
 // "linear_continuation" that the op has.
 absl::Status read_margin(tensorflow::OpKernelConstruction* construction, Margin* margin);
 
+// Construction: the attributes "first_class" and "num_classes", where the op has them.
+absl::Status read_range(tensorflow::OpKernelConstruction* construction, ClassRange* range);
+
 // Construction: the attribute "Twide", where the op has it, is what its T is computed in.
 absl::Status check_wide(tensorflow::OpKernelConstruction* construction);
 

@@ -82,6 +82,11 @@ inline std::string read_margin(const ffi::Dictionary& attributes, Margin* margin
   return judge(*margin);
 }
 
+// The range of a call's classes.
+inline ClassRange range_of(const ffi::Dictionary& attributes) {
+  return {attribute_in<int64_t>(attributes, "first_class", 0), attribute_in<int64_t>(attributes, "num_classes", 0)};
+}
+
 inline char* data_of(Any buffer) { return static_cast<char*>(buffer.untyped_data()); }
 
 inline bool overlap(Any one, Any other) {
@@ -150,7 +155,8 @@ struct Buffers {
     args->rows = sizes.rows();
     args->depth = sizes.depth();
     args->classes = std::max<int64_t>(0, sizes.classes());
-    return "";
+    if (takes_range(kCall.kernel)) args->range = range_of(attributes);
+    return judge(args->range, args->classes);
   }
 };
 

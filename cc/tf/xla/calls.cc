@@ -94,11 +94,15 @@ bool goes_in_place(const Call& call, const Answers& answers, const std::vector<X
   return call.in_place && !(is_shared && answers.workspace_of != nullptr);
 }
 
-// The margin as the call's attributes; of its flags those that are set.
-std::string attributes_of(const Margin& margin) {
-  return absl::StrCat("margin = ", margin.m, " : i64", margin.normalize_features ? ", normalize_features = true" : "",
-                      margin.normalize_weights ? ", normalize_weights = true" : "",
-                      margin.linear ? ", linear_continuation = true" : "");
+// The margin, and of classes that are not all their range, as the call's attributes; of flags those that are set.
+std::string attributes_of(const Node& node) {
+  const Margin& margin = node.margin;
+  const ClassRange& range = node.range;
+  return absl::StrCat(
+      "margin = ", margin.m, " : i64", margin.normalize_features ? ", normalize_features = true" : "",
+      margin.normalize_weights ? ", normalize_weights = true" : "", margin.linear ? ", linear_continuation = true" : "",
+      range.count > 0 ? absl::StrCat(", first_class = ", range.first, " : i64, num_classes = ", range.count, " : i64")
+                      : "");
 }
 
 // The results of a call, by its own order.
@@ -120,7 +124,7 @@ std::vector<XlaOp> results_of(const Node& node, const Call& what, const Given& g
   }
   const XlaOp all =
       call(absl::StrCat(what.handler, "_", ::xla::PrimitiveType_Name(node.real())), operands, shapes,
-           absl::StrCat("{", attributes_of(node.margin), attributes, "}"), goes_in_place(what, answers, operands));
+           absl::StrCat("{", attributes_of(node), attributes, "}"), goes_in_place(what, answers, operands));
   std::vector<XlaOp> results;
   for (size_t i = 0; i < count; ++i) results.push_back(::xla::GetTupleElement(all, i));
   return results;

@@ -83,6 +83,17 @@ Targets targets_of(XlaOp labels, int64_t rows, int64_t classes) {
   return targets_of(labels, rows, classes, number(labels, 0));
 }
 
+Targets targets_of(XlaOp labels, int64_t rows, int64_t classes, const ClassRange& range) {
+  if (range.count == 0) return targets_of(labels, rows, classes);
+  XlaBuilder* const builder = labels.builder();
+  const XlaOp wide = ::xla::ConvertElementType(labels, ::xla::S64);
+  const XlaOp one_of_all =
+      ::xla::And(::xla::Ge(wide, number(wide, 0)), ::xla::Lt(wide, ::xla::ConstantR0<int64_t>(builder, range.count)));
+  Targets targets = targets_of(labels, rows, classes, ::xla::ConstantR0<int64_t>(builder, range.first));
+  targets.bad = ::xla::Not(::xla::Or(one_of_all, targets.none));
+  return targets;
+}
+
 Targets targets_of(XlaOp labels, int64_t rows, int64_t classes, XlaOp first_class) {
   const XlaOp wide = ::xla::ConvertElementType(labels, ::xla::S64);
   const XlaOp place = wide - ::xla::ConvertElementType(first_class, ::xla::S64);

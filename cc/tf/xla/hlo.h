@@ -6,6 +6,7 @@
 
 #include <array>
 
+#include "core/arguments.h"
 #include "tensorflow/compiler/tf2xla/xla_op_kernel.h"
 
 namespace lsoftmax {
@@ -46,15 +47,17 @@ XlaOp first_true(XlaOp matrix, int64_t rows, int64_t columns);
 // a [N, K] times b [K, D] in full precision, whatever the device would rather do.
 XlaOp exact_product(XlaOp a, XlaOp b);
 
-// Where the labels [N] of a batch point among `classes` classes, of which the first is class `first_class`.
+// Where the labels [N] of a batch point among `classes` classes, of which the first is class `first_class`. Of a block
+// whose first class is an operand nobody tells how many classes there are: `bad` is any label that is not in it.
 struct Targets {
   int64_t rows, classes;
   XlaOp column;  // [N], S32, in [0, classes); 0 where it is not here
   XlaOp here;    // [N], PRED: one of these classes
   XlaOp none;    // [N], PRED: -1
-  XlaOp bad;     // [N], PRED: neither
+  XlaOp bad;     // [N], PRED: neither -1 nor one of all classes
 };
 Targets targets_of(XlaOp labels, int64_t rows, int64_t classes);
+Targets targets_of(XlaOp labels, int64_t rows, int64_t classes, const ClassRange& range);
 Targets targets_of(XlaOp labels, int64_t rows, int64_t classes, XlaOp first_class);
 
 // PRED: `count` columns from `first` [], S64, on are among `width`.
