@@ -30,12 +30,14 @@ def loss(
     class_factors: tf.Tensor,
     attributes: dict[str, Any],
     block_size: int,
+    class_major: bool = False,
 ) -> Any:
     """Returns the outputs of LsoftmaxFinish."""
     features, weights, bias = map(tf.stop_gradient, (features, weights, bias))  # an eager tape would keep every block
-    geometry = ops.lsoftmax_target_geometry(features, weights, labels).geometry
-    of_rows = {"normalize_features": attributes["normalize_features"]}
-    sums = sums_of(ops, features, weights, labels, bias, class_factors, terms, geometry, block_size, **of_rows)
+    geometry = ops.lsoftmax_target_geometry(features, weights, labels, class_major=class_major).geometry
+    layer = (features, weights, labels, bias, class_factors, terms, geometry)
+    layout = {"normalize_features": attributes["normalize_features"], "class_major": class_major}
+    sums = sums_of(ops, *layer, block_size, **layout)
     depth = tf.shape(features, tf.int64)[1]
     return ops.lsoftmax_finish(sums, geometry, labels, bias, lam, terms, depth, **attributes)
 
@@ -60,16 +62,17 @@ def sums_of(
     first_class: tf.Tensor | None = None,
     *,
     normalize_features: bool,
+    class_major: bool,
 ) -> tf.Tensor:
     """Returns the sums [5, N] of LsoftmaxSums over the classes of the weights, of which `first_class` is the first."""
 
     def take_in(block: _Block, sums: tf.Tensor) -> tuple[Any, ...]:
-        products = tf.matmul(features, block.weights)
+        products = tf.matmul(features, block.weights, transpose_b=class_major)
         inputs = (products, labels, block.bias, block.first_class, block.factors, terms, geometry, sums)
         return (ops.lsoftmax_sums(*inputs, normalize_features=normalize_features),)
 
     state = (no_sums(features),)
-    return _for_each_block(weights, bias, class_factors, block_size, take_in, state, first_class)[0]
+    return _for_each_block(weights, bias, class_factors, block_size, class_major, take_in, state, first_class)[0]
 
 
 def loss_grad(
@@ -78,6 +81,7 @@ def loss_grad(
     upstream: tf.Tensor,
     normalize_features: bool,
     block_size: int,
+    class_major: bool,
     geometry: tf.Tensor | None = None,
     first_class: tf.Tensor | None = None,
 ) -> tuple[Any, ...]:
@@ -89,6 +93,7 @@ def loss_grad(
         upstream: [N], the upstream gradient, which the features' gradient is still to be multiplied by.
         normalize_features: whether the logits are divided by the norms of the features.
         block_size: the classes of a block.
+        class_major: whether the weights are [C, D], and so their gradient.
         geometry: [3, N], of LsoftmaxTargetGeometry; None to have it computed here, if it is needed.
         first_class: [], int64, the global class index of the weights' first column; None for 0.
     """
@@ -99,17 +104,18 @@ def loss_grad(
     has_bias = bias.shape[0] != 0
     factors, terms = state.class_factors, state.terms
     if geometry is None and factors.shape[0] != 0:
-        geometry = ops.lsoftmax_target_geometry(features, weights, labels).geometry
+        geometry = ops.lsoftmax_target_geometry(features, weights, labels, class_major=class_major).geometry
     elif geometry is None:
         geometry = tf.zeros_like(state.geometry_grad)  # nobody reads it
 
     def differentiate(block: _Block, dx: tf.Tensor, dw: tf.Tensor, *db: tf.Tensor) -> tuple[Any, ...]:
-        products = tf.matmul(features, block.weights)
+        products = tf.matmul(features, block.weights, transpose_b=class_major)
         of_block = (block.bias, block.first_class, block.factors)
         of_rows = (terms, geometry, state.normalizer_of_blocks)
         grad = ops.lsoftmax_products_grad(products, labels, *of_block, *of_rows, normalize_features=normalize_features)
-        dx += tf.cast(tf.matmul(grad, block.weights, transpose_b=True), dx.dtype)
-        dw = ops.lsoftmax_set_columns(dw, tf.matmul(scaled, grad, transpose_a=True), block.first_column)
+        dx += tf.cast(tf.matmul(grad, block.weights, transpose_b=not class_major), dx.dtype)
+        own = tf.matmul(*((grad, scaled) if class_major else (scaled, grad)), transpose_a=True)
+        dw = ops.lsoftmax_set_columns(dw, own, block.first_column, class_major=class_major)
         if has_bias:
             columns = ops.lsoftmax_bias_grad(grad, labels, block.first_class, upstream, target_grad, unit)
             db = (ops.lsoftmax_set_columns(db[0], columns[None], block.first_column),)
@@ -119,7 +125,9 @@ def loss_grad(
     if has_bias:
         empty.append(tf.zeros_like(bias)[None])
     none = tf.zeros_like(features, tf.float64 if features.dtype == tf.float64 else tf.float32)
-    dx, dw, *db = _for_each_block(weights, bias, factors, block_size, differentiate, (none, *empty), first_class)
+    dx, dw, *db = _for_each_block(
+        weights, bias, factors, block_size, class_major, differentiate, (none, *empty), first_class
+    )
     return tf.cast(dx, features.dtype), dw, db[0][0] if has_bias else None
 
 
@@ -135,7 +143,7 @@ def scale_rows(matrix: tf.Tensor, loss_grad: tf.Tensor, grad_unit: tf.Tensor) ->
 class _Block:
     first_column: tf.Tensor  # [], int64, among the weights
     first_class: tf.Tensor  # [], int64, its global class index
-    weights: tf.Tensor  # [D, B]
+    weights: tf.Tensor  # [D, B], or [B, D] if they are class-major
     bias: tf.Tensor  # [B], or [0] for none
     factors: tf.Tensor  # [B], or [0] for none
 
@@ -145,6 +153,7 @@ def _for_each_block(
     bias: tf.Tensor,
     factors: tf.Tensor,
     block_size: int,
+    class_major: bool,
     body: Callable[..., tuple[Any, ...]],
     state: tuple[Any, ...],
     first_class: tf.Tensor | None = None,
@@ -153,14 +162,18 @@ def _for_each_block(
 
     `first_class` is the global class index of the first of all columns, None for 0.
     """
-    depth, classes = tf.unstack(tf.shape(weights, tf.int64), num=2)
-    known = weights.shape[1]
+    of_classes = 0 if class_major else 1
+    size = tf.shape(weights, tf.int64)
+    classes, known = size[of_classes], weights.shape[of_classes]
     if known is not None:
         block_size = min(block_size, known)
 
     def columns(first: tf.Tensor, width: int | tf.Tensor) -> _Block:
-        own_weights = tf.slice(weights, tf.stack([tf.zeros_like(first), first]), tf.stack([depth, width]))
-        own_weights = tf.ensure_shape(own_weights, [weights.shape[0], width if isinstance(width, int) else None])
+        begin, extent = [tf.zeros_like(first)] * 2, [size[0], size[1]]
+        begin[of_classes], extent[of_classes] = first, tf.cast(width, tf.int64)
+        shape = weights.shape.as_list()
+        shape[of_classes] = width if isinstance(width, int) else None
+        own_weights = tf.ensure_shape(tf.slice(weights, tf.stack(begin), tf.stack(extent)), shape)
         own_bias, own_factors = (
             tf.slice(array, [first], [width]) if array.shape[0] != 0 else array for array in (bias, factors)
         )

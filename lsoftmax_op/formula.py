@@ -26,6 +26,7 @@ def terms(
     margin: Margin,
     smoothing: float = 0.0,
     weights: tf.Tensor | None = None,
+    class_major: bool = False,
     num_classes: int | tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Returns the terms [7], float64; [0] where there are none: of L-Softmax with labels that are not smoothed.
@@ -36,9 +37,10 @@ def terms(
         return tf.constant([], tf.float64)
     of_class: Any = 0.0
     if smoothing != 0 and weights is not None:
-        classes = weights.shape[1] if num_classes is None else num_classes
+        dim = _class_dimension(class_major)
+        classes = weights.shape[dim] if num_classes is None else num_classes
         if classes is None:
-            classes = tf.shape(weights)[1]
+            classes = tf.shape(weights)[dim]
         of_class = smoothing / (tf.cast(classes, tf.float64) if isinstance(classes, tf.Tensor) else classes)
     numbers = (margin.m2, margin.m3, margin.scale, smoothing, of_class)
     if all(isinstance(number, float) for number in numbers):
@@ -52,26 +54,38 @@ def terms(
     return tf.stop_gradient(tf.stack(Terms(shift, tf.cos(shift), tf.sin(shift), offset, scale, smoothing, of_class)))
 
 
-def class_factors(ops: Any, margin: Margin, weights: tf.Tensor) -> tf.Tensor:
+def _class_dimension(class_major: bool) -> int:
+    """Returns which dimension of the weights is that of the classes."""
+    return 0 if class_major else 1
+
+
+def class_factors(ops: Any, margin: Margin, weights: tf.Tensor, class_major: bool = False) -> tf.Tensor:
     """Returns what the logits of each class are multiples of, [C], in the type they are computed in; [0] for none."""
     wide = tf.float64 if weights.dtype == tf.float64 else tf.float32
     if margin.normalize_weights:
-        return ops.lsoftmax_class_factors(weights, Twide=wide)
-    return tf.ones(tf.shape(weights)[1:], wide) if margin.has_factors else tf.constant([], wide)
+        return ops.lsoftmax_class_factors(weights, Twide=wide, class_major=class_major)
+    dim = _class_dimension(class_major)
+    return tf.ones(tf.shape(weights)[dim : dim + 1], wide) if margin.has_factors else tf.constant([], wide)
 
 
 def plain_logits(
-    ops: Any, features: tf.Tensor, weights: tf.Tensor, terms: tf.Tensor, attributes: dict[str, Any]
+    ops: Any,
+    features: tf.Tensor,
+    weights: tf.Tensor,
+    terms: tf.Tensor,
+    attributes: dict[str, Any],
+    class_major: bool = False,
 ) -> tf.Tensor:
     """Returns the logits without the margin and without a bias, [N, C], differentiable."""
     if terms.shape[0] == 0:
-        return tf.matmul(features, weights)
+        return tf.matmul(features, weights, transpose_b=class_major)
     factor = tf.expand_dims(row_factor(features, terms, attributes["normalize_features"]), -1)
-    logits = tf.matmul(tf.cast(tf.cast(features, tf.float64) * factor, features.dtype), weights)
+    scaled = tf.cast(tf.cast(features, tf.float64) * factor, features.dtype)
+    logits = tf.matmul(scaled, weights, transpose_b=class_major)
     if not attributes["normalize_weights"]:
         return logits
     wide = tf.float64 if weights.dtype == tf.float64 else tf.float32
-    factors = ops.lsoftmax_class_factors(weights, Twide=wide)
+    factors = ops.lsoftmax_class_factors(weights, Twide=wide, class_major=class_major)
     return tf.cast(tf.cast(logits, wide) * factors, logits.dtype)
 
 

@@ -188,6 +188,11 @@ def test_calls_that_we_did_not_write(name):
     if XLA_CALLS_ARE_CUDA and name in ("lsoftmax_loss_F32", "lsoftmax_weights_grad_F32", "lsoftmax_sums_F32"):
         with pytest.raises(tf.errors.OpError, match="workspace: expected .* bytes, got 1"):
             call(operands, results, workspace=1)
+    if name in ("lsoftmax_features_grad_F32", "lsoftmax_weights_grad_F32"):
+        for first, count in ((1, 4), (-1, 9), (2**62, 2**62 + 3), (0, -1)):
+            message = f"first_class, num_classes: expected .* got {first} and {count}"
+            with pytest.raises(tf.errors.OpError, match=message):
+                call(operands, results, f"{{first_class = {first} : i64, num_classes = {count} : i64}}")
     if name == "lsoftmax_loss_F32":
         other_attributes = {
             "{margin = 65 : i64}": "margin: expected an integer from 1 to 64, got 65",

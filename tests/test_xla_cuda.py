@@ -9,10 +9,12 @@ from support import PACKAGE, ROOT, XLA_CALLS_ARE_CUDA, XLA_CUDA_ON_CPU, run_pyth
 
 import lsoftmax_op
 
+XLA_TESTS = ["test_xla.py", "test_xla_calls.py", "test_xla_margins.py", "test_class_range.py", "test_raw_ops.py"]
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(XLA_CALLS_ARE_CUDA, reason="this is that process")
-@pytest.mark.parametrize("file", ["test_xla.py", "test_xla_calls.py", "test_xla_margins.py", "test_raw_ops.py"])
+@pytest.mark.parametrize("file", XLA_TESTS)
 def test_the_handlers_of_the_gpu(file):
     """The tests of XLA in a process whose XLA makes on the CPU the calls that it makes on a GPU."""
     if not XLA_CUDA_ON_CPU.exists():

@@ -12,7 +12,7 @@
 
 namespace lsoftmax {
 
-// Class indices [N], 32 or 64 bits wide. -1 means "no target in this row".
+// Global class indices [N], 32 or 64 bits wide. -1 means "no target in this row".
 struct Labels {
   const void* data = nullptr;
   bool wide = false;  // int64 where true, int32 where false
@@ -22,14 +22,20 @@ LSOFTMAX_INLINE int64_t label_of(const Labels& labels, int64_t row) {
   return labels.wide ? static_cast<const int64_t*>(labels.data)[row] : static_cast<const int32_t*>(labels.data)[row];
 }
 
+// Which of all classes are at hand: C of them, from global class index `first` on.
+struct ClassRange {
+  int64_t first = 0;
+  int64_t count = 0;  // of all classes; 0: those at hand are all, or it is not told
+};
+
 // X(TYPE, NAME, SHAPE): every array, with N = rows, D = depth, C = classes. An array that may be none may be null, too.
 #define LSOFTMAX_FOR_EACH_ARRAY(X)                                                                                  \
   X(const T*, features, "[N, D]")                                                                                   \
-  X(const T*, weights, "[D, C > 0]")                                                                                \
-  X(const T*, products, "[N, C]") /* X W; may be the same array as products_grad */                                 \
-  X(T*, products_grad, "[N, C]")  /* the loss's derivative in them */                                               \
+  X(const T*, weights, "[D, C > 0]") /* [C, D] if class_major, and so their gradient */                             \
+  X(const T*, products, "[N, C]")    /* X W; may be the same array as products_grad */                              \
+  X(T*, products_grad, "[N, C]")     /* the loss's derivative in them */                                            \
   X(T*, logits, "[N, C]")                                                                                           \
-  X(Labels, labels, "[N]") /* each -1 or in [0, C) */                                                               \
+  X(Labels, labels, "[N]") /* each -1 or one of all classes */                                                      \
   X(const T*, bias, "[C] or none")                                                                                  \
   X(const double*, lam, "[]")               /* lambda >= 0 */                                                       \
   X(const double*, terms, "[7] or none")    /* Terms of margin.h; none: 0, 1, 0, 0, 1, 0, 0 */                      \
@@ -53,13 +59,12 @@ LSOFTMAX_INLINE int64_t label_of(const Labels& labels, int64_t row) {
 
 template <typename T>
 struct Arguments {
-  int64_t rows = 0;     // N, samples
-  int64_t depth = 0;    // D, features of a sample
-  int64_t classes = 0;  // C
+  int64_t rows = 0;          // N, samples
+  int64_t depth = 0;         // D, features of a sample
+  int64_t classes = 0;       // C
+  ClassRange range;          // where those C are among all
+  bool class_major = false;  // whether weights and weights_grad are [C, D], a row a class
   Margin margin;
-
-  // Where only the classes first_class .. first_class + C - 1 of more are at hand, labels are global class indices.
-  int64_t first_class = 0;
 
 #define LSOFTMAX_DECLARE(TYPE, NAME, SHAPE) TYPE NAME = {};
   LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_DECLARE)
@@ -67,6 +72,16 @@ struct Arguments {
 
   void* workspace = nullptr;  // of CUDA kernels, see kernels.h
 };
+
+// How far apart the entries of neighbouring features, and of neighbouring classes, lie in weights and their gradient.
+template <typename T>
+LSOFTMAX_INLINE int64_t feature_stride(const Arguments<T>& args) {
+  return args.class_major ? 1 : args.classes;
+}
+template <typename T>
+LSOFTMAX_INLINE int64_t class_stride(const Arguments<T>& args) {
+  return args.class_major ? args.depth : 1;
+}
 
 // X(KERNEL): those of rows.h, loss.h and columns.h; geometry and loss in one; and in one the three gradients that
 // complete those of the products: features_grad, weights_grad and, unless it is null, bias_grad.

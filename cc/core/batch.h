@@ -73,7 +73,7 @@ void over_columns(const Arguments<T>& args, const Over& over, int64_t passes, co
 
 template <typename T, typename Over>
 void weights_grad_of_batch(const Arguments<T>& args, const Over& over) {
-  const RowGrouping grouping(args.labels, args.rows);
+  const RowGrouping grouping(args);
   const Groups groups = grouping.groups();
   if (args.margin.normalize_weights) {
     // A block's own labels are completed while its columns are at hand.
@@ -83,6 +83,12 @@ void weights_grad_of_batch(const Arguments<T>& args, const Over& over) {
         column_kernels<T>().take_off_radial(args, first, last);
         row_kernels<T>().weights_grad(args, groups.of(first, last), 0, args.depth);
       }
+    });
+  }
+  if (args.class_major) {
+    const int64_t rows_of_class = args.rows / std::max<int64_t>(1, groups.count) + 1;
+    return over(groups.count, kEntryCost * args.depth * rows_of_class, [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; ++g) row_kernels<T>().weights_grad(args, groups.at(g), 0, args.depth);
     });
   }
   over(args.depth, kColumnCost * args.rows,

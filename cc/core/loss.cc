@@ -136,8 +136,8 @@ LSOFTMAX_INLINE double total(const Logits<T, kClasses>& z, int64_t begin, int64_
 template <typename T, Classes kClasses>
 LSOFTMAX_INLINE Sums<double> sum_row(const Arguments<T>& args, int64_t row, Real<T>* kept) {
   const Logits<T, kClasses> z(args, row);
-  const int64_t y = label_of(args.labels, row) - args.first_class;
-  const bool has_target = 0 <= y && y < args.classes;
+  const int64_t y = column_of(args, row);
+  const bool has_target = y >= 0;
   const int64_t before = has_target ? y : args.classes, after = has_target ? y + 1 : args.classes;
 
   const Real<T> max_before = largest(z, 0, before), max_after = largest(z, after, args.classes);
@@ -152,7 +152,7 @@ LSOFTMAX_INLINE Sums<double> sum_row(const Arguments<T>& args, int64_t row, Real
     if (place == before) place = has_target && z[y] == max ? y : place_of(z, after, args.classes, max);
     sums.predicted = place < args.classes ? static_cast<double>(place) : 0;  // of NaNs, the first
   }
-  sums.predicted += static_cast<double>(args.first_class);
+  sums.predicted += static_cast<double>(args.range.first);
   if (args.terms != nullptr && terms_of(args.terms).smoothing != 0) {
     sums.total = total(z, 0, before) + total(z, after, args.classes);
   }
@@ -168,11 +168,11 @@ LSOFTMAX_INLINE Sums<double> sum_row(const Arguments<T>& args, int64_t row, Real
 template <typename T, Classes kClasses>
 LSOFTMAX_INLINE void differentiate_row(const Arguments<T>& args, int64_t row, const Normalizer<double>& normalizer) {
   T* const gradient = args.products_grad + row * args.classes;
-  const int64_t label = label_of(args.labels, row), y = label - args.first_class;
+  const int64_t y = column_of(args, row);
   const Logits<T, kClasses> z(args, row);
   const Real<T> max = static_cast<Real<T>>(normalizer.max), scale = static_cast<Real<T>>(normalizer.scale);
   const Real<T> addend = static_cast<Real<T>>(normalizer.addend);
-  if (label < 0) {
+  if (y == kNone) {
     for (int64_t c = 0; c < args.classes; ++c) assign(gradient[c], 0);
     return;
   }
@@ -181,7 +181,7 @@ LSOFTMAX_INLINE void differentiate_row(const Arguments<T>& args, int64_t row, co
     const Real<T> derivative = (exponential(z[c] - max) * scale + addend) * z.factor(c);
     assign(gradient[c], kClasses == Classes::kFactors ? fitted<T>(derivative) : derivative);
   }
-  if (0 <= y && y < args.classes) assign(gradient[y], 0);
+  if (y >= 0) assign(gradient[y], 0);
 }
 
 // The same from the exponentials exp(z[c] - max), which are in the gradient's place.
@@ -263,12 +263,11 @@ void bias_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
     const int64_t width = smaller(kBlock, end - first);
     for (int64_t l = 0; l < width; ++l) sum[l] = 0;
     for (int64_t i = 0; i < args.rows; ++i) {
-      const int64_t y = label_of(args.labels, i) - args.first_class;
+      const int64_t y = column_of(args, i);
       const double grad = loss_grad_of(args, i);
       const T* const row = args.products_grad + i * args.classes + first;
       for (int64_t l = 0; l < width; ++l) sum[l] += grad * widen(row[l]);
-      if (label_of(args.labels, i) >= 0 && first <= y && y < first + width)
-        sum[y - first] += grad * args.target_grad[i];
+      if (first <= y && y < first + width) sum[y - first] += grad * args.target_grad[i];
     }
     for (int64_t l = 0; l < width; ++l) assign(args.bias_grad[first + l], sum[l]);
   }

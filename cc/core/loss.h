@@ -24,17 +24,17 @@ struct LossKernels {
 
   // The same in two passes, for products that exist a block of classes at a time.
   //
-  // Rows [begin, end), from products, bias or class_factors, labels, first_class, margin, terms, geometry: takes these
+  // Rows [begin, end), from products, bias or class_factors, labels, range, margin, terms, geometry: takes these
   // classes into the row's sums, which begin as those of no class.
   void (*sums)(const Arguments<T>&, int64_t begin, int64_t end);
   // Rows [begin, end), from sums, geometry, bias (of all classes), labels, lambda, margin, terms, depth: loss,
   // normalizer, geometry_grad, target_grad and predicted.
   void (*finish)(const Arguments<T>&, int64_t begin, int64_t end);
-  // Rows [begin, end), from products, bias or class_factors, labels, first_class, margin, terms, geometry, normalizer:
+  // Rows [begin, end), from products, bias or class_factors, labels, range, margin, terms, geometry, normalizer:
   // products_grad.
   void (*products_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Classes [begin, end), from products_grad, target_grad, loss_grad, grad_unit, labels, first_class: bias_grad.
+  // Classes [begin, end), from products_grad, target_grad, loss_grad, grad_unit, labels, range: bias_grad.
   void (*bias_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 };
 

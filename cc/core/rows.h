@@ -16,8 +16,8 @@ namespace lsoftmax {
 
 template <typename T>
 struct RowKernels {
-  // Rows [begin, end): geometry, and target_weights if not null, from features, weights, labels. A row without a target
-  // gets zeros.
+  // Rows [begin, end): geometry, and target_weights if not null, from features, weights, labels, range. A row without a
+  // target gets zeros, and so does one whose target is not among the classes at hand.
   void (*geometry)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // Rows [begin, end): replaces the target entry of logits, from geometry, labels, lambda, margin.
@@ -33,11 +33,11 @@ struct RowKernels {
   void (*angles)(const Arguments<T>&, int64_t begin, int64_t end);
 
   // Rows [begin, end): features_grad = loss_grad (features_grad + geometry_grad_s w_y + 2 geometry_grad_A x), without a
-  // target loss_grad features_grad; here and below with loss_grad times grad_unit. If the margin divides by the
+  // target at hand loss_grad features_grad; here and below with loss_grad times grad_unit. If the margin divides by the
   // features' norms, the part of the features_grad that came in along x is taken off first.
   void (*features_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Feature dimensions [begin, end): weights_grad[:, y] += sum over the rows of class y of
+  // Feature dimensions [begin, end), of these groups: weights_grad[:, y] += sum over the rows of class y of
   // loss_grad (geometry_grad_s x + 2 geometry_grad_B w_y). One addition an entry, however often a class occurs.
   void (*weights_grad)(const Arguments<T>&, const Groups&, int64_t begin, int64_t end);
 };

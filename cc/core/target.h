@@ -10,6 +10,25 @@
 
 namespace lsoftmax {
 
+// Where a label is among `classes` classes that begin at class `first`: its column, or one of these.
+constexpr int64_t kNone = -1;       // there is no target
+constexpr int64_t kElsewhere = -2;  // the target is another class than these
+
+LSOFTMAX_INLINE int64_t column_of(int64_t label, int64_t first, int64_t classes) {
+  if (label < 0) return kNone;
+  return first <= label && label - first < classes ? label - first : kElsewhere;
+}
+template <typename T>
+LSOFTMAX_INLINE int64_t column_of(const Arguments<T>& args, int64_t row) {
+  return column_of(label_of(args.labels, row), args.range.first, args.classes);
+}
+
+// How many classes there are, as far as the arguments tell.
+template <typename T>
+LSOFTMAX_INLINE int64_t all_classes(const Arguments<T>& args) {
+  return args.range.count > 0 ? args.range.count : args.classes;
+}
+
 template <typename T>
 LSOFTMAX_INLINE Geometry<double> geometry_of(const Arguments<T>& args, int64_t row) {
   return {args.geometry[row], args.geometry[args.rows + row], args.geometry[2 * args.rows + row]};

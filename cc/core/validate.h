@@ -10,6 +10,7 @@
 
 #include "core/arguments.h"
 #include "core/margin.h"
+#include "core/target.h"
 
 namespace lsoftmax {
 
@@ -47,6 +48,15 @@ inline std::string about_bad_lambda(double lambda) {
 
 inline std::string about_bad_margin(int64_t margin) {
   return "margin: expected an integer from 1 to " + std::to_string(kMaxMargin) + ", got " + std::to_string(margin);
+}
+
+// What is wrong with the place of `classes` classes among all; empty if nothing is.
+inline std::string judge(const ClassRange& range, int64_t classes) {
+  if (range.first == 0 && range.count == 0) return "";
+  if (range.count >= 0 && is_good_first(range.first, classes, range.count)) return "";
+  return "first_class, num_classes: expected first_class >= 0 and first_class + " + std::to_string(classes) +
+         " <= num_classes for weights of " + std::to_string(classes) + " classes, got " + std::to_string(range.first) +
+         " and " + std::to_string(range.count);
 }
 
 // What is wrong with a margin; empty if nothing is.
@@ -106,7 +116,8 @@ struct JudgedArguments : Arguments<T> {
   std::vector<int64_t> own_labels;
   double own_lam = 0;
 
-  // What is wrong with the labels, each -1 or in [0, classes), and with lambda, if they are there; empty if nothing is.
+  // What is wrong with the labels, each -1 or one of all classes, and with lambda, if they are there; empty if nothing
+  // is.
   std::string judge() {
     const std::string wrong = this->labels.data == nullptr ? "" : judge_labels();
     return wrong.empty() && this->lam != nullptr ? judge_lam() : wrong;
@@ -115,8 +126,8 @@ struct JudgedArguments : Arguments<T> {
     own_labels.resize(this->rows);
     for (int64_t i = 0; i < this->rows; ++i) own_labels[i] = label_of(this->labels, i);
     this->labels = {own_labels.data(), true};
-    const int64_t row = first_bad_label(this->labels, this->rows, this->classes);
-    return row < 0 ? "" : about_bad_label(this->labels, row, this->classes);
+    const int64_t classes = all_classes(*this), row = first_bad_label(this->labels, this->rows, classes);
+    return row < 0 ? "" : about_bad_label(this->labels, row, classes);
   }
   std::string judge_lam() {
     own_lam = *this->lam;

@@ -31,14 +31,13 @@ __device__ void sum_columns(const Arguments<T>& args, int64_t block) {
       const bool is_row = row < args.rows;
       entries[n] = is_row ? widen(args.products_grad[row * args.classes + column]) : 0;
       scales[n] = is_row ? static_cast<Real>(loss_grad_of(args, row)) : 1;
-      targets[n] = is_row ? label_of(args.labels, row) : -1;
+      targets[n] = is_row ? column_of(args, row) : kNone;
     }
     Real part = 0;
 #pragma unroll
     for (int n = 0; n < kInFlight<T>; ++n) {
       part += scales[n] * entries[n];
-      const bool is_target = targets[n] >= args.first_class && targets[n] - args.first_class == column;
-      if (is_target) sum += scales[n] * args.target_grad[first + n * kRowsAtOnce];
+      if (targets[n] == column) sum += scales[n] * args.target_grad[first + n * kRowsAtOnce];
     }
     sum += part;
   }

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kMaxBlock)
     const Total total = total_in_block({logits.sum(m), logits.place_of(m)});
     const double total_of_logits = is_smoothed<kClasses>(args) ? sum_in_block(logits.total()) : 0;
     Sums<double>& sums = own.sums[turn & 1];
-    if (group.thread == 0) sums = sums_of(span, m, total, args.first_class, total_of_logits);
+    if (group.thread == 0) sums = sums_of(span, m, total, args.range.first, total_of_logits);
     if (cluster.blocks > 1) cluster.sync();
     if (group.thread < kWarp) {
       __syncwarp();

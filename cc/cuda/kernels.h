@@ -9,9 +9,9 @@
 // Several kernels read the rows in the order of their labels (label_order.cuh). Each makes it for itself in its
 // workspace; or `geometry` leaves it in args.label_order, if that is not null, and the others take it from there.
 //
-// Values that only the device knows are judged there: a label that is neither -1 nor in [0, classes) makes its row NaN,
-// a lambda that is negative or NaN makes every row NaN, in `logits` as in `logits_grad`, `loss` and `finish`: the loss,
-// its gradient and geometry_grad. `predicted` stays a class.
+// Values that only the device knows are judged there: a label that is neither -1 nor one of all classes makes its row
+// NaN, a lambda that is negative or NaN makes every row NaN, in `logits` as in `logits_grad`, `loss` and `finish`: the
+// loss, its gradient and geometry_grad. `predicted` stays a class.
 #ifndef LSOFTMAX_CUDA_KERNELS_H_
 #define LSOFTMAX_CUDA_KERNELS_H_
 

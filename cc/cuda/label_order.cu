@@ -4,9 +4,8 @@ namespace lsoftmax {
 namespace cuda {
 namespace {
 
-__global__ void __launch_bounds__(kBlock)
-    rank_rows_per_block(Labels labels, int64_t rows, int64_t classes, LabelOrder ranked) {
-  rank_rows(labels, rows, classes, blockIdx.x, ranked);
+__global__ void __launch_bounds__(kBlock) rank_rows_per_block(OrderedLabels labels, int64_t rows, LabelOrder ranked) {
+  rank_rows(labels, rows, blockIdx.x, ranked);
 }
 
 constexpr int64_t kWays = 8;
@@ -34,8 +33,7 @@ __global__ void __launch_bounds__(kBlock)
 
 }  // namespace
 
-Status fill(const LabelOrder& order, const Labels& labels, int64_t rows, int64_t classes, void* workspace,
-            Stream stream) {
+Status fill(const LabelOrder& order, const OrderedLabels& labels, int64_t rows, void* workspace, Stream stream) {
   int64_t* const scratch = static_cast<int64_t*>(workspace) + 2 * rows;
   LabelOrder from = order, to = {scratch, scratch + rows};
   const auto swap = [&from, &to] {
@@ -45,8 +43,7 @@ Status fill(const LabelOrder& order, const Labels& labels, int64_t rows, int64_t
   };
   const int64_t tile = rows > kFewRows ? kRankedTile : kFewRows;
   for (int64_t run = tile; run < rows; run *= kWays) swap();  // so that the last merge ends in `order`
-  Status status =
-      launch(rank_rows_per_block, ceil_div(rows, kRankedByBlock), 1, kBlock, stream, labels, rows, classes, from);
+  Status status = launch(rank_rows_per_block, ceil_div(rows, kRankedByBlock), 1, kBlock, stream, labels, rows, from);
   for (int64_t run = tile; run < rows && status == 0; run *= kWays) {
     status = launch(merge_row_per_thread, ceil_div(rows, kBlock), 1, kBlock, stream, from, rows, run, to);
     swap();

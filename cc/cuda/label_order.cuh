@@ -14,7 +14,7 @@
 
 #include "core/arguments.h"
 #include "core/inline.h"
-#include "core/validate.h"
+#include "core/target.h"
 #include "cuda/device.cuh"
 
 namespace lsoftmax {
@@ -26,8 +26,8 @@ constexpr int64_t kRankedTile = 1024;  // rows of a batch of more
 constexpr int kRankedByBlock = 32;     // rows
 static_assert(kRankedTile % kRankedByBlock == 0, "a block ranks rows of one tile");
 
-// In device memory: labels [rows] ascending, and the row that each came from, ascending among equals. A label that is
-// -1 or out of range stands as -1, before all others.
+// In device memory: labels [rows] ascending, counted from the first class at hand, and the row that each came from,
+// ascending among equals. A label that is none of the classes at hand stands as -1, before all others.
 struct LabelOrder {
   int64_t* labels;
   int64_t* rows;
@@ -42,13 +42,18 @@ LabelOrder label_order_of(const Arguments<T>& args) {
   return {memory, memory + args.rows};
 }
 
+// Whose order it is: that of labels among the classes at hand.
+struct OrderedLabels {
+  Labels labels;
+  int64_t first, classes;
+};
+
 // Launches what fills `order`, with the second half of the workspace as scratch.
-Status fill(const LabelOrder& order, const Labels& labels, int64_t rows, int64_t classes, void* workspace,
-            Stream stream);
+Status fill(const LabelOrder& order, const OrderedLabels& labels, int64_t rows, void* workspace, Stream stream);
 
 template <typename T>
 Status fill(const LabelOrder& order, const Arguments<T>& args, Stream stream) {
-  return fill(order, args.labels, args.rows, args.classes, args.workspace, stream);
+  return fill(order, {args.labels, args.range.first, args.classes}, args.rows, args.workspace, stream);
 }
 
 // The first place in [begin, end) of the ascending `labels` that holds more than `label` (or, of lower_bound, no
@@ -71,14 +76,13 @@ LSOFTMAX_INLINE int64_t lower_bound(const int64_t* labels, int64_t begin, int64_
 #if defined(__CUDACC__) || defined(LSOFTMAX_CUDA_ON_CPU)
 
 // The label of a row of the batch as it stands in the order.
-__device__ inline int64_t ordered_label(const Labels& labels, int64_t row, int64_t classes) {
-  const int64_t y = label_of(labels, row);
-  return is_good_label(y, classes) ? y : -1;
+__device__ inline int64_t ordered_label(const OrderedLabels& of, int64_t row) {
+  const int64_t column = column_of(label_of(of.labels, row), of.first, of.classes);
+  return column >= 0 ? column : -1;
 }
 
 // Puts the rows kRankedByBlock block, ... into the order of their tile, by kBlock threads, several a row.
-__device__ inline void rank_rows(const Labels& labels, int64_t rows, int64_t classes, int64_t block,
-                                 const LabelOrder& ranked) {
+__device__ inline void rank_rows(const OrderedLabels& labels, int64_t rows, int64_t block, const LabelOrder& ranked) {
   constexpr int kStage = 1024, kThreads = kBlock / kRankedByBlock;
   __shared__ int64_t stage[kStage];
   const int thread = static_cast<int>(threadIdx.x), part = thread % kThreads;
@@ -86,11 +90,11 @@ __device__ inline void rank_rows(const Labels& labels, int64_t rows, int64_t cla
   const int64_t tile = rows > kFewRows ? kRankedTile : kFewRows;
   const int64_t begin = block * kRankedByBlock / tile * tile;
   const int64_t end = begin + tile < rows ? begin + tile : rows;
-  const int64_t label = row < end ? ordered_label(labels, row, classes) : 0;
+  const int64_t label = row < end ? ordered_label(labels, row) : 0;
   int before = 0;
   for (int64_t first = begin; first < end; first += kStage) {
     const int count = end - first < kStage ? static_cast<int>(end - first) : kStage;
-    for (int n = thread; n < count; n += kBlock) stage[n] = ordered_label(labels, first + n, classes);
+    for (int n = thread; n < count; n += kBlock) stage[n] = ordered_label(labels, first + n);
     __syncthreads();
     const int64_t earlier = row - first < count ? row - first : count;  // of equals, earlier rows come first
     int n = part;

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kGroupsBlock, kGroupsBlocks<T, kClasses>)
   }
   const Total total = total_in_lanes({held.sum(span, base_of(m)), place}, lanes);
   if (group.thread == 0)
-    sums[of_block] = sums_of(span, m, total, args.first_class, smoothed ? totals_of_logits[of_block] : 0);
+    sums[of_block] = sums_of(span, m, total, args.range.first, smoothed ? totals_of_logits[of_block] : 0);
   __syncthreads();
   if (finishes) {
     const auto work = [&] {
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_per_block(const __grid_con
   }
   const Total total = total_in_block({held.sum(span, base_of(m)), place});
   if (threadIdx.x == 0) {
-    const Sums<double> sums = sums_of(span, m, total, args.first_class, smoothed ? total_of_logits : 0);
+    const Sums<double> sums = sums_of(span, m, total, args.range.first, smoothed ? total_of_logits : 0);
     held.stand_aside(aside, [&] { normalizer = finish<kClasses>(args, target, blockIdx.x, args.classes, sums); });
   }
   __syncthreads();
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kMaxBlock) loss_row_in_shared(const __grid_con
   if (threadIdx.x == 0) {
     const TargetLogit<double> target = target_logit_of<kClasses>(args, blockIdx.x);
     normalizer = finish<kClasses>(args, target, blockIdx.x, args.classes,
-                                  sums_of(span, m, total, args.first_class, total_of_logits));
+                                  sums_of(span, m, total, args.range.first, total_of_logits));
   }
   __syncthreads();
   row.differentiate(normalizer);
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kBlock)
   const Real<T> m = largest_in_block(own.largest());
   const Total total = total_in_block({own.sum(m), own.place_of(m)});
   const double total_of_logits = is_smoothed<kClasses>(args) ? sum_in_block(own.total()) : 0;
-  if (threadIdx.x == 0) parts[blockIdx.x] = sums_of(part, m, total, args.first_class, total_of_logits);
+  if (threadIdx.x == 0) parts[blockIdx.x] = sums_of(part, m, total, args.range.first, total_of_logits);
 }
 
 // Takes the row's parts into its sums, or where `anew` into those of no class.

@@ -217,8 +217,8 @@ struct Span {
     gradient = opaque(gradient);
     wide_classes = factors != nullptr ? place_in_vector(factors) == 0 : place_in_vector(bias) == 0;
     wide_gradient = place_in_vector(gradient) == 0;
-    const int64_t label = label_of(args.labels, row);
-    const int64_t place = label >= args.first_class ? label - args.first_class - first : INT64_MAX;
+    const int64_t column = column_of(args, row);
+    const int64_t place = column >= 0 ? column - first : INT64_MAX;
     target = -before <= place && place < end() + after ? static_cast<int>(place) : kNowhere;
   }
 };

@@ -19,9 +19,9 @@ namespace lsoftmax {
 // Arguments<T> before its data type is known.
 struct Call {
   std::string dtype;
-  int64_t rows = 0, depth = 0, classes = 0, first_class = 0;
+  int64_t rows = 0, depth = 0, classes = 0, first_class = 0, num_classes = 0;
   Margin margin;
-  bool wide_labels = false;
+  bool wide_labels = false, class_major = false;
   uintptr_t workspace = 0;
 #define LSOFTMAX_DECLARE(TYPE, NAME, SHAPE) uintptr_t NAME = 0;
   LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_DECLARE)
@@ -34,7 +34,8 @@ struct Call {
     args.depth = depth;
     args.classes = classes;
     args.margin = margin;
-    args.first_class = first_class;
+    args.range = {first_class, num_classes};
+    args.class_major = class_major;
     args.workspace = reinterpret_cast<void*>(workspace);
 #define LSOFTMAX_SET(TYPE, NAME, SHAPE) point(&args.NAME, reinterpret_cast<void*>(NAME));
     LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_SET)
@@ -68,6 +69,8 @@ void define_kernels(pybind11::module_& module) {
       .def_readwrite("depth", &Call::depth)
       .def_readwrite("classes", &Call::classes)
       .def_readwrite("first_class", &Call::first_class)
+      .def_readwrite("num_classes", &Call::num_classes)
+      .def_readwrite("class_major", &Call::class_major)
       .def_property(
           "margin", [](const Call& call) { return call.margin.m; }, [](Call& call, int m) { call.margin.m = m; })
       .def_property(

@@ -47,12 +47,23 @@ std::vector<Array> own_arrays(Context* context) {
   return {{"gradient", shape, Element::kReal}, {"same_gradient", shape, Element::kReal}};
 }
 
-template <typename Visit>
-void for_each_array(const std::vector<Array>& own, const Visit& visit) {
-  for (const Array& array : kBefore) visit(array);
-  for (const Array& array : kArrays) visit(array);
-  for (const Array& array : kAfter) visit(array);
-  for (const Array& array : own) visit(array);
+template <typename Context>
+bool is_class_major(Context* context) {
+  bool class_major = false;
+  return context->GetAttr("class_major", &class_major).ok() && class_major;
+}
+
+// visit(array) for each that the op may have, in the layout of its weights.
+template <typename Context, typename Visit>
+void for_each_array(Context* context, const Visit& visit) {
+  const bool class_major = is_class_major(context);
+  const auto visit_all = [&](const auto& arrays) {
+    for (const Array& array : arrays) visit(array.in_layout(class_major));
+  };
+  visit_all(kBefore);
+  visit_all(kArrays);
+  visit_all(kAfter);
+  visit_all(own_arrays(context));
 }
 
 using Dimensions = std::array<DimensionHandle, kLetters.size()>;  // what the letters of the shapes stand for
@@ -66,6 +77,12 @@ ShapeHandle shape_of(const Array& array, InferenceContext* context, const Dimens
   return context->MakeShape(sizes);
 }
 
+// An attribute, where the op has it.
+template <typename Value>
+absl::Status read_if_any(tensorflow::OpKernelConstruction* construction, const char* name, Value* value) {
+  return construction->HasAttr(name) ? construction->GetAttr(name, value) : absl::Status();
+}
+
 bool may_be_none(const Array& array, InferenceContext* context, ShapeHandle shape) {
   if (!array.may_be_none || !context->RankKnown(shape) || context->Rank(shape) != 1) return false;
   const DimensionHandle size = context->Dim(shape, 0);
@@ -74,8 +91,9 @@ bool may_be_none(const Array& array, InferenceContext* context, ShapeHandle shap
 
 }  // namespace
 
-Signature::Signature(const tensorflow::OpKernel& kernel, tensorflow::OpKernelConstruction* construction) {
-  for_each_array(own_arrays(construction), [&](const Array& array) {
+Signature::Signature(const tensorflow::OpKernel& kernel, tensorflow::OpKernelConstruction* construction)
+    : class_major_(is_class_major(construction)) {
+  for_each_array(construction, [&](const Array& array) {
     int begin = 0, end = 0;
     const int number = number_of(array.name);
     if (kernel.InputRange(array.name, &begin, &end).ok()) inputs_.push_back({array, number, begin, -1});
@@ -101,11 +119,10 @@ TensorShape shape_in(const Array& array, const Sizes& sizes) {
 }
 
 absl::Status infer_shapes(InferenceContext* context) {
-  const std::vector<Array> own = own_arrays(context);
   Dimensions known;
   for (DimensionHandle& size : known) size = context->UnknownDim();
   absl::Status status;
-  for_each_array(own, [&](const Array& array) {
+  for_each_array(context, [&](const Array& array) {
     std::vector<ShapeHandle> inputs;
     if (!status.ok() || !context->input(array.name, &inputs).ok() || may_be_none(array, context, inputs[0])) return;
     const ShapeHandle expected = shape_of(array, context, known);
@@ -118,13 +135,13 @@ absl::Status infer_shapes(InferenceContext* context) {
     for (int d = 0; d < array.rank; ++d) {
       if (array.sizes[d] < 0) known[-1 - array.sizes[d]] = context->Dim(merged, d);
     }
-    if (!array.may_be_empty && context->Value(context->Dim(merged, array.rank - 1)) == 0) {
+    if (!array.may_be_empty && context->Value(context->Dim(merged, array.class_dimension())) == 0) {
       status = absl::InvalidArgumentError(
           absl::StrCat(array.name, ": expected at least one class, got shape ", context->DebugString(merged)));
     }
   });
   TF_RETURN_IF_ERROR(status);
-  for_each_array(own, [&](const Array& array) {
+  for_each_array(context, [&](const Array& array) {
     context->set_output(array.name, {shape_of(array, context, known)})
         .IgnoreError();  // that there is none of this name
   });
@@ -132,14 +149,16 @@ absl::Status infer_shapes(InferenceContext* context) {
 }
 
 absl::Status read_margin(tensorflow::OpKernelConstruction* construction, Margin* margin) {
-  const auto read = [construction](const char* name, auto* value) {
-    return construction->HasAttr(name) ? construction->GetAttr(name, value) : absl::Status();
-  };
-  TF_RETURN_IF_ERROR(read("margin", &margin->m));
-  TF_RETURN_IF_ERROR(read("normalize_features", &margin->normalize_features));
-  TF_RETURN_IF_ERROR(read("normalize_weights", &margin->normalize_weights));
-  TF_RETURN_IF_ERROR(read("linear_continuation", &margin->linear));
+  TF_RETURN_IF_ERROR(read_if_any(construction, "margin", &margin->m));
+  TF_RETURN_IF_ERROR(read_if_any(construction, "normalize_features", &margin->normalize_features));
+  TF_RETURN_IF_ERROR(read_if_any(construction, "normalize_weights", &margin->normalize_weights));
+  TF_RETURN_IF_ERROR(read_if_any(construction, "linear_continuation", &margin->linear));
   return status_of(judge(*margin));
+}
+
+absl::Status read_range(tensorflow::OpKernelConstruction* construction, ClassRange* range) {
+  TF_RETURN_IF_ERROR(read_if_any(construction, "first_class", &range->first));
+  return read_if_any(construction, "num_classes", &range->count);
 }
 
 absl::Status check_wide(tensorflow::OpKernelConstruction* construction, const char* argument) {

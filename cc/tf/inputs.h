@@ -56,6 +56,9 @@ class Signature {
   int input(const char* name) const { return find(inputs_, name); }
   int output(const char* name) const { return find(outputs_, name); }
 
+  // The attribute "class_major", where the op has it: its weights are [C, D].
+  bool class_major() const { return class_major_; }
+
   const std::vector<Place>& inputs() const { return inputs_; }
   const std::vector<Place>& outputs() const { return outputs_; }
 
@@ -78,6 +81,7 @@ class Signature {
   static int find(const std::vector<Place>& places, const char* name);
 
   std::vector<Place> inputs_, outputs_;
+  bool class_major_;
 };
 
 // The shape that an array has in a batch of these sizes.
@@ -98,6 +102,9 @@ inline absl::Status check_first(const char* argument, int64_t first, int64_t cou
 // Construction: those of the attributes "margin", in [1, kMaxMargin], "normalize_features", "normalize_weights" and
 // "linear_continuation" that the op has.
 absl::Status read_margin(tensorflow::OpKernelConstruction* construction, Margin* margin);
+
+// Construction: the attributes "first_class" and "num_classes", where the op has them.
+absl::Status read_range(tensorflow::OpKernelConstruction* construction, ClassRange* range);
 
 // Construction: the attribute "Twide", where the op has it, is what its T is computed in. `argument` is of that type.
 absl::Status check_wide(tensorflow::OpKernelConstruction* construction, const char* argument = "class_factors");

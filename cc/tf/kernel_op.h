@@ -31,12 +31,15 @@ class KernelOp : public OpKernel {
         depth_(signature_.input("depth")) {
     OP_REQUIRES_OK(construction, check_wide(construction));
     OP_REQUIRES_OK(construction, read_margin(construction, &margin_));
+    OP_REQUIRES_OK(construction, read_range(construction, &range_));
   }
 
   void Compute(OpKernelContext* context) override {
     JudgedArguments<Core<T>> args;
     Sizes sizes;
     args.margin = margin_;
+    args.range = range_;
+    args.class_major = signature_.class_major();
     OP_REQUIRES_OK(context, read_inputs(context, &sizes, &args));
     OP_REQUIRES_OK(context, make_outputs(context, sizes, &args));
     OP_REQUIRES_OK(context, Backend::template run<kernel>(context, &args));
@@ -48,6 +51,7 @@ class KernelOp : public OpKernel {
     args->rows = sizes->rows();
     args->depth = sizes->depth();
     args->classes = std::max<int64_t>(0, sizes->classes());
+    TF_RETURN_IF_ERROR(status_of(lsoftmax::judge(args->range, args->classes)));
     for (const Signature::Place& place : signature_.inputs()) {
       if (place.number < 0) continue;
       const Tensor& input = context->input(place.index);
@@ -59,8 +63,8 @@ class KernelOp : public OpKernel {
     TF_RETURN_IF_ERROR(status_of(lsoftmax::judge(args->margin, terms, factors, args->bias != nullptr)));
     if (depth_ >= 0) args->depth = *data_of<int64_t>(context->input(depth_));
     if (first_class_ >= 0) {
-      args->first_class = *data_of<int64_t>(context->input(first_class_));
-      return check_first("first_class", args->first_class, args->classes, std::numeric_limits<int64_t>::max());
+      args->range.first = *data_of<int64_t>(context->input(first_class_));
+      return check_first("first_class", args->range.first, args->classes, std::numeric_limits<int64_t>::max());
     }
     return Backend::judge(/*knows_classes=*/sizes->classes() >= 0, args);
   }
@@ -85,6 +89,7 @@ class KernelOp : public OpKernel {
   const Signature signature_;
   const int taken_input_, taking_output_, first_class_, depth_;
   Margin margin_;
+  ClassRange range_;
 };
 
 }  // namespace lsoftmax

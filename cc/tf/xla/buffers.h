@@ -82,6 +82,11 @@ inline std::string read_margin(const ffi::Dictionary& attributes, Margin* margin
   return judge(*margin);
 }
 
+// The range of a call's classes.
+inline ClassRange range_of(const ffi::Dictionary& attributes) {
+  return {attribute_in<int64_t>(attributes, "first_class", 0), attribute_in<int64_t>(attributes, "num_classes", 0)};
+}
+
 inline char* data_of(Any buffer) { return static_cast<char*>(buffer.untyped_data()); }
 
 inline bool overlap(Any one, Any other) {
@@ -129,9 +134,10 @@ struct Buffers {
   template <const Call& kCall, typename T, typename Place>
   std::string fill(const ffi::Dictionary& attributes, const Place& place, Arguments<T>* args) const {
     Sizes sizes;
+    args->class_major = attribute_in(attributes, "class_major", false);
     for (size_t i = 0; i < count_of(kCall.operands); ++i) {
       const int number = number_of(kCall.operands[i]);
-      const std::string wrong = misfit<T>(kArrays[number], operands[i], &sizes);
+      const std::string wrong = misfit<T>(kArrays[number].in_layout(args->class_major), operands[i], &sizes);
       if (!wrong.empty()) return wrong;
       void* const data = i == 0 ? data_of(operands[i]) : place(operands[i]);
       lsoftmax::take<T>(args, number, data, operands[i].element_count(), operands[i].element_type() == ffi::S64);
@@ -143,14 +149,15 @@ struct Buffers {
     if (!bad.empty()) return bad;
     for (size_t i = 0; i < count_of(kCall.results); ++i) {
       const int number = number_of(kCall.results[i]);
-      const std::string wrong = misfit<T>(kArrays[number], results[i], &sizes);
+      const std::string wrong = misfit<T>(kArrays[number].in_layout(args->class_major), results[i], &sizes);
       if (!wrong.empty()) return wrong;
       point<T>(args, number, results[i].element_count() > 0 ? data_of(results[i]) : nullptr);
     }
     args->rows = sizes.rows();
     args->depth = sizes.depth();
     args->classes = std::max<int64_t>(0, sizes.classes());
-    return "";
+    if (takes_range(kCall.kernel)) args->range = range_of(attributes);
+    return judge(args->range, args->classes);
   }
 };
 

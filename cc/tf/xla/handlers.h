@@ -22,6 +22,11 @@ struct Call {
   bool in_place = true;  // the first result takes the first operand's buffer; if they are one array, it is changed
 };
 
+// Whether a kernel may have a range of the classes alone: the attributes first_class and num_classes of its call.
+constexpr bool takes_range(Kernel kernel) {
+  return kernel == Kernel::geometry || kernel == Kernel::features_grad || kernel == Kernel::weights_grad;
+}
+
 inline constexpr Call kGeometryCall = {
     "lsoftmax_geometry", Kernel::geometry, "features", {"features", "weights", "labels"}, {"geometry"}, false};
 inline constexpr Call kClassFactorsCall = {

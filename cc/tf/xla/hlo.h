@@ -6,6 +6,7 @@
 
 #include <array>
 
+#include "core/arguments.h"
 #include "tensorflow/compiler/tf2xla/xla_op_kernel.h"
 
 namespace lsoftmax {
@@ -46,15 +47,17 @@ XlaOp first_true(XlaOp matrix, int64_t rows, int64_t columns);
 // a [N, K] times b [K, D] in full precision, whatever the device would rather do.
 XlaOp exact_product(XlaOp a, XlaOp b);
 
-// Where the labels [N] of a batch point among `classes` classes, of which the first is class `first_class`.
+// Where the labels [N] of a batch point among `classes` classes, of which the first is class `first_class`. Of a block
+// whose first class is an operand nobody tells how many classes there are: `bad` is any label that is not in it.
 struct Targets {
   int64_t rows, classes;
   XlaOp column;  // [N], S32, in [0, classes); 0 where it is not here
   XlaOp here;    // [N], PRED: one of these classes
   XlaOp none;    // [N], PRED: -1
-  XlaOp bad;     // [N], PRED: neither
+  XlaOp bad;     // [N], PRED: neither -1 nor one of all classes
 };
 Targets targets_of(XlaOp labels, int64_t rows, int64_t classes);
+Targets targets_of(XlaOp labels, int64_t rows, int64_t classes, const ClassRange& range);
 Targets targets_of(XlaOp labels, int64_t rows, int64_t classes, XlaOp first_class);
 
 // PRED: `count` columns from `first` [], S64, on are among `width`.
@@ -64,13 +67,13 @@ XlaOp is_first(XlaOp first, int64_t count, int64_t width);
 XlaOp is_target(const Targets& targets);
 
 // At each row's target: the entry of a matrix [N, classes], of a vector [classes], the column of weights [D, classes]
-// as a row of [N, D]; 0 where it is not here.
+// (or, class-major, the row of weights [classes, D]) as a row of [N, D]; 0 where it is not here.
 XlaOp entry_at(const Targets& targets, XlaOp matrix);
 XlaOp element_at(const Targets& targets, XlaOp vector);
-XlaOp column_at(const Targets& targets, XlaOp weights, int64_t depth);
+XlaOp column_at(const Targets& targets, XlaOp weights, int64_t depth, bool class_major);
 
-// weights [D, classes] with `rows` [N, D] added, each to the column of its target. In one order on every device.
-XlaOp add_to_columns(const Targets& targets, XlaOp weights, XlaOp rows, int64_t depth);
+// Such weights with `rows` [N, D] added, each to the column, or row, of its target. In one order on every device.
+XlaOp add_to_columns(const Targets& targets, XlaOp weights, XlaOp rows, int64_t depth, bool class_major);
 
 }  // namespace lsoftmax
 

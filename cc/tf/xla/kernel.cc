@@ -1,5 +1,6 @@
 #include "tf/xla/kernel.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "tensorflow/compiler/tf2xla/type_util.h"
@@ -8,6 +9,7 @@ namespace lsoftmax {
 
 absl::Status Node::check() {
   TF_RETURN_IF_ERROR(signature_->check([this](int input) { return shape_of(input); }, &sizes));
+  TF_RETURN_IF_ERROR(status_of(judge(range, std::max<int64_t>(0, sizes.classes()))));
   const auto given = [this](const char* name) { return Given{signature_->input(name) >= 0, has(name)}; };
   return status_of(judge(margin, given("terms"), given("class_factors"), has("bias")));
 }
@@ -20,7 +22,7 @@ tensorflow::TensorShape Node::shape_of(int input) const {
 #pragma GCC diagnostic pop
 }
 
-Targets Node::targets() const { return targets_of(in("labels"), sizes.rows(), sizes.classes()); }
+Targets Node::targets() const { return targets_of(in("labels"), sizes.rows(), sizes.classes(), range); }
 
 Targets Node::targets_of_block() const {
   return lsoftmax::targets_of(in("labels"), sizes.rows(), sizes.classes(), in("first_class"));
@@ -48,6 +50,10 @@ XlaOp Node::plain_logits(const Targets& targets, XlaOp products, XlaOp geometry)
   const Rows of_target = row_factor<Rows>(margin, terms, row_of(geometry, 1, targets.rows));
   const XlaOp of_row = where(Rows(targets.none), terms.scale, of_target);
   return ::xla::Mul(::xla::Mul(wide, to_type_of(wide, of_row), kByRow), in("class_factors"), {1});
+}
+
+XlaOp Node::target_weights(const Targets& targets) const {
+  return column_at(targets, in("weights"), sizes.depth(), class_major());
 }
 
 XlaOp Node::target_bias(const Targets& targets) const {

@@ -13,8 +13,9 @@ namespace lsoftmax {
 // An op in hand: its inputs and outputs by their names. The inputs have been checked, as tf/inputs.h does everywhere.
 class Node {
  public:
-  Node(tensorflow::XlaOpKernelContext* context, const Signature* signature, const Margin& margin, bool on_gpu)
-      : margin(margin), on_gpu(on_gpu), context(context), signature_(signature) {}
+  Node(tensorflow::XlaOpKernelContext* context, const Signature* signature, const Margin& margin,
+       const ClassRange& range, bool on_gpu)
+      : margin(margin), range(range), on_gpu(on_gpu), context(context), signature_(signature) {}
   absl::Status check();
 
   // An input; and whether it is there: the op may have none of this name, and it may be none.
@@ -26,8 +27,9 @@ class Node {
   std::optional<XlaOp> in_if_any(const char* name) const { return has(name) ? std::optional(in(name)) : std::nullopt; }
   void out(const char* name, XlaOp value) const { context->SetOutput(signature_->output(name), value); }
   const Signature& signature() const { return *signature_; }
+  bool class_major() const { return signature_->class_major(); }
 
-  // Where the labels point, among all classes; or among those from the input "first_class" on.
+  // Where the labels point, among the classes at hand; or among those from the input "first_class" on.
   Targets targets() const;
   Targets targets_of_block() const;
 
@@ -42,6 +44,9 @@ class Node {
   // [3, N].
   XlaOp plain_logits(const Targets& targets, XlaOp products, XlaOp geometry) const;
 
+  // The weights of each row's target, [N, D]; 0 where it is not here.
+  XlaOp target_weights(const Targets& targets) const;
+
   // The bias of each row's target, [N], F64.
   XlaOp target_bias(const Targets& targets) const;
 
@@ -55,6 +60,7 @@ class Node {
   XlaOp constant(double value) const { return ::xla::ConstantR0<double>(context->builder(), value); }
 
   const Margin margin;
+  const ClassRange range;
   const bool on_gpu;
   Sizes sizes;
   tensorflow::XlaOpKernelContext* const context;
@@ -74,10 +80,11 @@ class XlaKernel : public tensorflow::XlaOpKernel {
         on_gpu_(construction->device_type() == tensorflow::DeviceType("XLA_GPU_JIT")) {
     OP_REQUIRES_OK(construction, check_wide(construction));
     OP_REQUIRES_OK(construction, read_margin(construction, &margin_));
+    OP_REQUIRES_OK(construction, read_range(construction, &range_));
   }
 
   void Compile(tensorflow::XlaOpKernelContext* context) override {
-    Node node(context, &signature_, margin_, on_gpu_);
+    Node node(context, &signature_, margin_, range_, on_gpu_);
     OP_REQUIRES_OK(context, node.check());
     OP_REQUIRES_OK(context, kCompile(node));
   }
@@ -86,6 +93,7 @@ class XlaKernel : public tensorflow::XlaOpKernel {
   const Signature signature_;
   const bool on_gpu_;
   Margin margin_;
+  ClassRange range_;
 };
 
 }  // namespace lsoftmax
