@@ -59,6 +59,7 @@ def agree(
     labels: tf.Tensor | None,
     first_class: tf.Tensor,
     num_classes: tf.Tensor,
+    class_major: bool,
     **same: Any,
 ) -> Shards:
     """Returns what each replica has, once they are known to fit together.
@@ -66,10 +67,11 @@ def agree(
     Args:
         replicas: those of the step. Their next collective waits for the judgement.
         features: [N_r, D], this replica's samples.
-        weights: [D, C_r], this replica's classes.
+        weights: [D, C_r], or [C_r, D], this replica's classes.
         labels: [N_r], or None.
         first_class: [], int64, the global class index of the first column.
         num_classes: [], int64, C of all replicas.
+        class_major: whether the weights are [C_r, D].
         same: further numbers that must be the same everywhere, by name.
 
     Raises:
@@ -77,6 +79,8 @@ def agree(
             classes, or a label is none of them.
     """
     depth, classes = tf.unstack(tf.shape(weights, tf.int64), num=2)
+    if class_major:
+        depth, classes = classes, depth
     same = {
         "num_classes": num_classes,
         "features.dtype": FLOATS.index(features.dtype),

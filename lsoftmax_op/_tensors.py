@@ -35,18 +35,18 @@ def batch_of(features: Any, weights: Any, labels: Any, *, class_major: bool = Fa
 
 
 class Layer(NamedTuple):
-    """Features [N, D] and weights [D, C], checked."""
+    """Features [N, D] and weights [D, C] (or [C, D], if they are class-major), checked."""
 
     features: tf.Tensor
     weights: tf.Tensor
 
 
-def features_and_weights(features: Any, weights: Any) -> Layer:
+def features_and_weights(features: Any, weights: Any, *, class_major: bool = False) -> Layer:
     """Converts the two to tensors and checks what is known of them."""
     features = checked_tensor("features", features, FLOATS, "[N, D]")
-    weights = checked_tensor("weights", weights, (features.dtype,), "[D, C]")
+    weights = checked_tensor("weights", weights, (features.dtype,), _checks.layout(class_major))
     of_features, of_weights = (tuple(tensor.shape.as_list()) for tensor in (features, weights))
-    _checks.batch_shapes(of_features, of_weights, of_features[:1])
+    _checks.batch_shapes(of_features, of_weights, of_features[:1], class_major=class_major)
     return Layer(features, weights)
 
 

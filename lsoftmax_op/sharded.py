@@ -45,6 +45,7 @@ def sharded_loss(
     lam: float | TensorLike = 0.0,
     label_smoothing: float = 0.0,
     class_block_size: int | None = None,
+    class_major: bool = False,
     name: str | None = None,
 ) -> tf.Tensor:
     """Computes the loss of a layer whose classes are shared out among the replicas, one number for each own sample.
@@ -80,6 +81,7 @@ def sharded_loss(
         lam: the annealing weight lambda >= 0, as for `lsoftmax_logits`.
         label_smoothing: as for `lsoftmax_loss`; its C is `num_classes`.
         class_block_size: as for `lsoftmax_loss`, of this replica's classes; replicas may differ in it.
+        class_major: whether the weights are [C_r, D], a row for every class, and so their gradient.
         name: a name for the ops.
 
     Returns:
@@ -107,6 +109,7 @@ def sharded_loss(
             lam=lam,
             label_smoothing=label_smoothing,
             class_block_size=class_block_size,
+            class_major=class_major,
         ).loss
 
 
@@ -122,16 +125,18 @@ def sharded_layer(
     lam: float | TensorLike,
     label_smoothing: float = 0.0,
     class_block_size: int | None = None,
+    class_major: bool = False,
 ) -> LossLayer:
     """Returns the loss [N_r] of this replica's samples and the global class index of each one's largest plain logit."""
     asked: dict[str, Any] = {"margin": margin, "lam": lam}
-    asked |= {"label_smoothing": label_smoothing, "class_block_size": class_block_size}
+    asked |= {"label_smoothing": label_smoothing, "class_block_size": class_block_size, "class_major": class_major}
     margin, lam = margin_and_lambda(margin, lam)
     label_smoothing = _checks.label_smoothing(label_smoothing)
     if class_block_size is not None:
         class_block_size = _checks.positive_integer(class_block_size, "class_block_size")
-    own = batch_of(features, weights, labels)
-    bias = none(own.weights.dtype) if bias is None else bias_of(bias, own.weights, margin)
+    class_major = _checks.flag(class_major, "class_major")
+    own = batch_of(features, weights, labels, class_major=class_major)
+    bias = none(own.weights.dtype) if bias is None else bias_of(bias, own.weights, margin, class_major=class_major)
     first_class, num_classes = count_of("first_class", first_class, least=0), count_of("num_classes", num_classes)
     replicas = Replicas("sharded_loss")
     shards = _agreement.agree(
@@ -139,6 +144,7 @@ def sharded_layer(
         *own,
         first_class,
         num_classes,
+        class_major,
         **_agreement.of_margin(margin),
         lam=lam,
         label_smoothing=label_smoothing,
@@ -152,7 +158,8 @@ def sharded_layer(
         tf.stop_gradient(own.weights),
         replicas.rows(tf.cast(own.labels, tf.int64)),
     )
-    shard = _Shard(joined, tf.stop_gradient(bias), first_class, num_classes, margin, label_smoothing, class_block_size)
+    settings = (margin, label_smoothing, class_block_size, class_major)
+    shard = _Shard(joined, tf.stop_gradient(bias), first_class, num_classes, *settings)
     state = shard.loss(replicas, lam)
 
     def own_rows(rows: tf.Tensor) -> tf.Tensor:
@@ -188,6 +195,7 @@ def sharded_top_k(
     num_classes: int | TensorLike,
     k: int,
     margin: Margin | int = 1,
+    class_major: bool = False,
     name: str | None = None,
 ) -> TopK:
     """Finds the classes with the largest plain logits, among those of all replicas, of this replica's own samples.
@@ -203,6 +211,7 @@ def sharded_top_k(
         num_classes: C, of all replicas.
         k: how many classes to find, from 1 to C; the same on every replica.
         margin: one of `lsoftmax_op.margins`, for what it normalises and scales; an integer does neither.
+        class_major: whether the weights are [C_r, D].
         name: a name for the ops.
 
     Returns:
@@ -214,18 +223,21 @@ def sharded_top_k(
     with tf.name_scope(name or "sharded_top_k"):
         k = _checks.positive_integer(k, "k")
         margin, _ = margin_and_lambda(margin, 0.0)
-        own = features_and_weights(features, weights)
-        bias = None if bias is None else tf.stop_gradient(bias_of(bias, own.weights, margin))
+        class_major = _checks.flag(class_major, "class_major")
+        own = features_and_weights(features, weights, class_major=class_major)
+        if bias is not None:
+            bias = tf.stop_gradient(bias_of(bias, own.weights, margin, class_major=class_major))
         first_class, num_classes = count_of("first_class", first_class, least=0), count_of("num_classes", num_classes)
         known = tf.get_static_value(num_classes)
         if known is not None and k > known:
             raise ValueError(f"k: expected at most the {known} of num_classes, got {k}")
         replicas = Replicas("sharded_top_k")
         same = {"k": k, **_agreement.of_margin(margin), "bias": bias is not None}
-        shards = _agreement.agree(replicas, *own, None, first_class, num_classes, **same)
+        shards = _agreement.agree(replicas, *own, None, first_class, num_classes, class_major, **same)
         joined, weights = replicas.rows(own.features), tf.stop_gradient(own.weights)
         terms, attributes = formula.terms(margin), _terms.attributes(margin)
-        logits = tf.stop_gradient(formula.plain_logits(library.load(), joined, weights, terms, attributes))
+        logits = formula.plain_logits(library.load(), joined, weights, terms, attributes, class_major)
+        logits = tf.stop_gradient(logits)
         if bias is not None:
             logits = tf.nn.bias_add(logits, bias)
         best, columns = tf.math.top_k(logits, tf.minimum(k, tf.shape(logits)[1]))
@@ -260,16 +272,18 @@ class _Shard:
         margin: Margin,
         label_smoothing: float,
         block_size: int | None,
+        class_major: bool,
     ) -> None:
         self.ops = library.load()
         self.batch, self.bias, self.first_class, self.block_size = batch, bias, first_class, block_size
         self.has_bias, self.smooths = bias.shape[0] != 0, label_smoothing != 0
         self.attributes = _terms.attributes(margin)
         self.normalize_features = {"normalize_features": self.attributes["normalize_features"]}
-        self.terms = formula.terms(margin, label_smoothing, batch.weights, num_classes)
-        self.factors = formula.class_factors(self.ops, margin, batch.weights)
+        self.class_major = class_major
+        self.terms = formula.terms(margin, label_smoothing, batch.weights, class_major, num_classes)
+        self.factors = formula.class_factors(self.ops, margin, batch.weights, class_major)
         place = batch.labels - first_class
-        self.is_here = (place >= 0) & (place < tf.shape(batch.weights, tf.int64)[1])
+        self.is_here = (place >= 0) & (place < tf.shape(batch.weights, tf.int64)[0 if class_major else 1])
         self.columns = tf.where(self.is_here, place, -1)  # of the labels, among these classes; -1 for elsewhere or none
 
     def loss(self, replicas: Replicas, lam: tf.Tensor) -> Any:
@@ -278,12 +292,13 @@ class _Shard:
         geometry, bias = self._of_targets(replicas)
         self.geometry = geometry
         if self.block_size is None:
-            self.products = tf.matmul(features, weights)
+            self.products = tf.matmul(features, weights, transpose_b=self.class_major)
             no_sums = blocks.no_sums(features)
             sums = ops.lsoftmax_sums(self.products, *self._of_products(geometry), no_sums, **self.normalize_features)
         else:
             of_classes = (self.bias, self.factors, self.terms, geometry, self.block_size, self.first_class)
-            sums = blocks.sums_of(ops, *self.batch, *of_classes, **self.normalize_features)
+            layout = {**self.normalize_features, "class_major": self.class_major}
+            sums = blocks.sums_of(ops, *self.batch, *of_classes, **layout)
         sums = _merged(replicas.stacked(sums if self.smooths else sums[:4]))
         if self.has_bias:  # that of each row's target is all that LsoftmaxFinish reads
             labels = tf.where(labels >= 0, tf.range(tf.size(labels, tf.int64)), -1)
@@ -293,7 +308,8 @@ class _Shard:
     def _of_targets(self, replicas: Replicas) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the geometry [3, N] of all rows, and the bias [N] of their targets, or [0]."""
         features, weights, _ = self.batch
-        known = self.ops.lsoftmax_target_geometry(features, weights, self.columns).geometry
+        layout = {"class_major": self.class_major}
+        known = self.ops.lsoftmax_target_geometry(features, weights, self.columns, **layout).geometry
         if not self.has_bias:
             return replicas.sum(known), self.bias
         bias = tf.cast(tf.gather(self.bias, tf.maximum(self.columns, 0)), tf.float64)
@@ -321,11 +337,13 @@ class _Shard:
         if self.block_size is None:
             known = (*self._of_products(self.geometry), state.normalizer)
             grad = ops.lsoftmax_products_grad(self.products, *known, **self.normalize_features)
-            dx = tf.matmul(grad, weights, transpose_b=True)
+            dx = tf.matmul(grad, weights, transpose_b=not self.class_major)
         else:
             dx, dw, db = self._through_blocks(state, upstream, self.block_size)
         batch, none_of_loss = (features, weights, self.columns), (none(dx.dtype), none(tf.float32), none(dx.dtype))
-        dx = ops.lsoftmax_features_grad(dx, *batch, state.geometry_grad, *none_of_loss, **self.normalize_features)
+        layout = {"class_major": self.class_major}
+        of_features = {**self.normalize_features, **layout}
+        dx = ops.lsoftmax_features_grad(dx, *batch, state.geometry_grad, *none_of_loss, **of_features)
         # Halves are added up in float32: among many replicas, each addition in their own type would round once more.
         wide = tf.float64 if dx.dtype == tf.float64 else tf.float32
         scale = tf.cast(own_upstream, wide)
@@ -336,12 +354,12 @@ class _Shard:
         # weights has ended would copy them first.
         with tf.control_dependencies([dx]):
             if self.block_size is None:
-                dw, db = scaled_product(features, upstream, grad, unit), self.bias
+                dw, db = scaled_product(features, upstream, grad, unit, self.class_major), self.bias
                 if self.has_bias:
                     db = ops.lsoftmax_bias_grad(grad, labels, self.first_class, upstream, state.target_grad, unit)
             of_loss = (state.geometry_grad, upstream, unit, none(dw.dtype))
             normalize_weights = self.attributes["normalize_weights"]
-            dw = ops.lsoftmax_weights_grad(dw, *batch, *of_loss, normalize_weights=normalize_weights)
+            dw = ops.lsoftmax_weights_grad(dw, *batch, *of_loss, normalize_weights=normalize_weights, **layout)
         return own_dx, dw, db
 
     def _through_blocks(self, state: Any, upstream: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -356,7 +374,7 @@ class _Shard:
             grad_unit=state.grad_unit,
         )
         normalize_features = self.attributes["normalize_features"]
-        at = (size, self.geometry, self.first_class)
+        at = (size, self.class_major, self.geometry, self.first_class)
         dx, dw, db = blocks.loss_grad(self.ops, inputs, upstream, normalize_features, *at)
         return dx, dw, self.bias if db is None else db
 

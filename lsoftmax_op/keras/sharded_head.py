@@ -181,6 +181,7 @@ class ShardedHead(AnnealedLayer):
             lam=self._annealed() if training else 0.0,
             label_smoothing=label_smoothing,
             class_block_size=self.class_block_size,
+            class_major=True,
         )
         return layer.loss, layer.predicted == labels
 
@@ -188,18 +189,16 @@ class ShardedHead(AnnealedLayer):
         """Returns the most probable classes of this replica's samples [N_r, D], and their probabilities."""
         shard = self.here()
         first, count = shard.classes.first, self.units
-        features, columns = self._layer(features, shard.rows)
-        logits, classes = sharded_top_k(
-            features, columns, first_class=first, num_classes=count, k=k, margin=self.margin
-        )
+        features, rows = self._layer(features, shard.rows)
+        place = {"first_class": first, "num_classes": count, "class_major": True}
+        logits, classes = sharded_top_k(features, rows, **place, k=k, margin=self.margin)
         # The loss of the most probable class is how far the logarithm of its probability is below 0.
         best = sharded_layer(
             features,
-            columns,
+            rows,
             classes[:, 0],
             None,
-            first_class=first,
-            num_classes=count,
+            **place,
             margin=self._plain_margin,
             lam=0.0,
             class_block_size=self.class_block_size,
@@ -213,9 +212,8 @@ class ShardedHead(AnnealedLayer):
         return without_psi(margin_of(self.margin))
 
     def _layer(self, features: Any, rows: Any) -> tuple[Any, Any]:
-        """Returns features [N, D] and the columns [D, K] of rows [K, D], in the compute dtype."""
-        columns = tf.transpose(tf.cast(rows, self.compute_dtype))
-        return keras.ops.cast(features, self.compute_dtype), columns
+        """Returns features [N, D] and rows [K, D] in the compute dtype."""
+        return keras.ops.cast(features, self.compute_dtype), tf.cast(rows, self.compute_dtype)
 
     def save_own_variables(self, store: Any) -> None:
         """Refuses: Keras' files are written by one process, which has not all the rows."""
