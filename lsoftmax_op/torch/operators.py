@@ -8,8 +8,7 @@ The gradients on the right are differentiated, where somebody asks for that, as 
 PyTorch's own operators (formula.py).
 
 A margin is spelled as its attributes, in their order: an operator takes tensors, numbers, flags and strings. With
-`class_major` W and dW are [C, D]. The gradient of a bias that is None, and one that nobody wants,
-has shape [0].
+`class_major` W and dW are [C, D]. The gradient of a bias that is None, and one that nobody wants, has shape [0].
 """
 
 from __future__ import annotations
@@ -184,7 +183,8 @@ def _for_inputs(layer: tuple[Any, ...], gradients: tuple[Any, Any, Any]) -> tupl
 def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:6])
     ctx.set_materialize_grads(False)
-    ctx.numbers, ctx.inputs = inputs[6:], len(inputs)
+    ctx.numbers = tuple(value for value in inputs[6:] if not isinstance(value, torch.Tensor))
+    ctx.inputs = len(inputs)
 
 
 def _of_logits_grad(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
@@ -192,7 +192,7 @@ def _of_logits_grad(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
 
 
 def _of_loss_grad(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-    return _second_derivatives(ctx, formula.loss, ctx.numbers[: -len(_STATE) - 2], upstream)
+    return _second_derivatives(ctx, formula.loss, ctx.numbers[:-2], upstream)  # what was wanted is none of its
 
 
 def _second_derivatives(
