@@ -48,9 +48,8 @@ myst_heading_anchors = 4
 default_role = "py:obj"
 highlight_language = "text"  # what shows no language is a formula or an output
 autodoc_member_order = "bysource"
-autodoc_mock_imports = (
-    [] if importlib.util.find_spec("torch") else ["torch"]
-)  # it is large, and no page computes with it
+# PyTorch is large, and nothing here computes with it.
+autodoc_mock_imports = [] if importlib.util.find_spec("torch") else ["torch"]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 napoleon_custom_sections = [

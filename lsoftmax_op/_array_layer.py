@@ -138,8 +138,10 @@ class Layer:
         self.run("geometry_and_loss", products=products, **state, **shared)
         return state
 
-    def loss_gradients(self, grad: Any, state: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Returns the derivatives of sum(grad * loss) in features, weights and bias, None for no bias.
+    def loss_gradients(
+        self, grad: Any, state: dict[str, Any], of_features: bool = True, of_weights: bool = True
+    ) -> tuple[Any, Any, Any]:
+        """Returns the derivatives of sum(grad * loss) in features, weights and bias; None of what is not wanted.
 
         `grad`: of `upstream`. `state`: what `loss` returned, and, where it filled one, label_order.
         """
@@ -147,15 +149,20 @@ class Layer:
         with library.device():
             upstream = {"loss_grad": grad} | ({"grad_unit": state["grad_unit"]} if "grad_unit" in state else {})
             products_grad = state["products_grad"]
-            gradients = {
-                "features_grad": library.product(products_grad, self.weights.T),
-                "weights_grad": self._weights_product(self._scaled_features(**upstream), products_grad),
-            }
+            gradients = {}
+            if of_features:
+                gradients["features_grad"] = library.product(products_grad, self.weights.T)
+            if of_weights:
+                gradients["weights_grad"] = self._weights_product(self._scaled_features(**upstream), products_grad)
             if self.bias is not None:
                 gradients["bias_grad"] = library.empty((self.classes,), self.dtype)
             of_loss = {name: state[name] for name in _OF_LOSS if name in state}
-            self.run("gradients", **gradients, **of_loss, **upstream)
-        return gradients["features_grad"], gradients["weights_grad"], gradients.get("bias_grad")
+            if of_features and of_weights:
+                self.run("gradients", **gradients, **of_loss, **upstream)
+            else:
+                for kernel, gradient in gradients.items():
+                    self.run(kernel, **{kernel: gradient}, **of_loss, **upstream)
+        return gradients.get("features_grad"), gradients.get("weights_grad"), gradients.get("bias_grad")
 
     def run(self, kernel: str, **arrays: Any) -> None:
         """Runs a kernel on the layer and `arrays`, each dense and of the shape that cc/core/arguments.h says."""

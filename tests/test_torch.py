@@ -125,6 +125,21 @@ def test_the_same_bits_and_the_callers_threads(layer):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("wanted", ["features", "weights", "bias"])
+def test_of_what_is_frozen_no_gradient_is_computed(layer, dtype, wanted):
+    batch = crowded(dtype=dtype)
+    x, w, y, b = arguments_of(batch, layer)
+    leaves = {"features": x, "weights": w, "bias": b}
+    expected = torch.autograd.grad(functions.lsoftmax_loss(x, w, y, b, lam=0.5).sum(), (x, w, b))
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(name == wanted)
+    with torch.profiler.profile() as profile:
+        (got,) = torch.autograd.grad(functions.lsoftmax_loss(x, w, y, b, lam=0.5).sum(), leaves[wanted])
+    assert torch.equal(got, expected[list(leaves).index(wanted)])
+    products = sum(event.count for event in profile.key_averages() if event.key == "aten::mm")
+    assert products == (1 if wanted == "bias" else 2)
+
+
 DERIVED = [4, SphereFace(3), ArcFace(0.5, 4), ArcFace(1.2, 4, "linear"), Margin(2, 0.5, 0.1), Margin(scale=0.25)]
 
 
@@ -231,7 +246,8 @@ def compiles():
 
 
 @pytest.fixture(params=["aot_eager", "inductor"])
-def backend(request):
+def backend(request, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # code of operators as they were is not for these
     if request.param == "inductor" and not compiles():
         pytest.skip("PyTorch finds no C++ compiler")
     torch._dynamo.reset()

@@ -78,6 +78,8 @@ def second_derivatives(
     Returns:
         In grad and in each of the variables; None where nothing depends on it.
     """
+    if all(along is None for along in upstream):
+        return (None,) * (1 + len(variables))
     further = torch.is_grad_enabled()
     with torch.enable_grad():
         # Each is a variable of its own here, though one may have been made of another.

@@ -8,12 +8,12 @@ The gradients on the right are differentiated, where somebody asks for that, as 
 PyTorch's own operators (formula.py).
 
 A margin is spelled as its attributes, in their order: an operator takes tensors, numbers, flags and strings. With
-`class_major` W and dW are [C, D]. The gradient of a bias that is None has shape [0].
+`class_major` W and dW are [C, D]. The gradient of a bias that is None, and one that nobody wants, has shape [0].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ _LAYER = f"{_TENSORS}, bool class_major, {_MARGIN}"
 _LOSS_LAYER = f"{_LAYER}, float label_smoothing"
 _STATE = ("products_grad", "geometry_grad", "target_grad", "target_weights", "grad_unit", "label_order")
 _STATE_TENSORS = ", ".join(f"Tensor {name}" for name in _STATE)
+_WANTED = "bool of_features, bool of_weights"
 _GRADIENTS = "(Tensor features_grad, Tensor weights_grad, Tensor bias_grad)"
 
 
@@ -62,17 +63,18 @@ def loss(*arguments: Any) -> tuple[Any, ...]:
     return state["loss"], *(state[name] for name in _STATE)
 
 
-@_operator("loss_grad", f"Tensor grad, {_LOSS_LAYER}, {_STATE_TENSORS}", _GRADIENTS)
+@_operator("loss_grad", f"Tensor grad, {_LOSS_LAYER}, {_WANTED}, {_STATE_TENSORS}", _GRADIENTS)
 def loss_grad(grad: Any, *arguments: Any) -> tuple[Any, ...]:
     """Computes the derivatives of sum(grad * loss) in features, weights and bias, from what `loss` left."""
     arguments, arrays = arguments[: -len(_STATE)], arguments[-len(_STATE) :]
+    arguments, (of_features, of_weights) = arguments[:-2], arguments[-2:]
     layer = _layer(*arguments)
     grad = layer.upstream(grad, "[N]", (layer.rows,))
     state = dict(zip(_STATE, arrays, strict=True))
     for name in ("grad_unit", "label_order"):
         if not state[name].numel():
             del state[name]
-    return _as_results(arguments, *layer.loss_gradients(grad, state))
+    return _as_results(arguments, *layer.loss_gradients(grad, state, of_features, of_weights))
 
 
 def _layer(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_class_major: bool, *numbers: Any) -> Layer:
@@ -82,11 +84,12 @@ def _layer(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_cla
     return layer_of(library, features, weights, labels, bias, margin, lam, *smoothing)
 
 
-def _as_results(arguments: tuple[Any, ...], features_grad: Any, weights_grad: Any, bias_grad: Any) -> tuple[Any, ...]:
-    is_class_major = arguments[5]
-    if is_class_major:
+def _as_results(arguments: Sequence[Any], features_grad: Any, weights_grad: Any, bias_grad: Any) -> tuple[Any, ...]:
+    features, is_class_major = arguments[0], arguments[5]
+    if is_class_major and weights_grad is not None:
         weights_grad = weights_grad.T.contiguous()
-    return features_grad, weights_grad, features_grad.new_empty(0) if bias_grad is None else bias_grad
+    gradients = features_grad, weights_grad, bias_grad
+    return tuple(features.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
 # Their shapes, for tensors without data -------------------------------------------------------------------------------
@@ -111,10 +114,19 @@ def _(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_class_ma
 
 
 @logits_grad.register_fake
-@loss_grad.register_fake
 def _(grad: Any, features: Any, weights: Any, labels: Any, bias: Any, *_: Any) -> tuple[Any, ...]:
-    bias_grad = features.new_empty(0 if bias is None else bias.shape[0])
-    return features.new_empty(features.shape), weights.new_empty(weights.shape), bias_grad
+    return _fake_gradients(features, weights, bias)
+
+
+@loss_grad.register_fake
+def _(grad: Any, features: Any, weights: Any, labels: Any, bias: Any, *rest: Any) -> tuple[Any, ...]:
+    of_features, of_weights = rest[-len(_STATE) - 2 : -len(_STATE)]
+    return _fake_gradients(features if of_features else None, weights if of_weights else None, bias, features)
+
+
+def _fake_gradients(features: Any, weights: Any, bias: Any, like: Any = None) -> tuple[Any, ...]:
+    like = features if like is None else like
+    return tuple(like.new_empty(0 if of is None else of.shape) for of in (features, weights, bias))
 
 
 def _optional_state(
@@ -157,7 +169,10 @@ def _of_loss(ctx: Any, grad: Any, *_: Any) -> tuple[Any, ...]:
         return (None,) * (5 + len(ctx.numbers))
     saved = ctx.saved_tensors  # once: under torch.utils.checkpoint each look at them computes them anew
     layer = (*saved[:5], *ctx.numbers)
-    return _for_inputs(layer, loss_grad(grad, *layer, *saved[5:]))
+    of_features, of_weights, *_ = ctx.needs_input_grad
+    gradients = loss_grad(grad, *layer, of_features, of_weights, *saved[5:])
+    features_grad, weights_grad, *rest = _for_inputs(layer, gradients)
+    return features_grad if of_features else None, weights_grad if of_weights else None, *rest
 
 
 def _for_inputs(layer: tuple[Any, ...], gradients: tuple[Any, Any, Any]) -> tuple[Any, ...]:
@@ -167,7 +182,9 @@ def _for_inputs(layer: tuple[Any, ...], gradients: tuple[Any, Any, Any]) -> tupl
 
 def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:6])
-    ctx.numbers, ctx.inputs = inputs[6:], len(inputs)
+    ctx.set_materialize_grads(False)
+    ctx.numbers = tuple(value for value in inputs[6:] if not isinstance(value, torch.Tensor))
+    ctx.inputs = len(inputs)
 
 
 def _of_logits_grad(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
@@ -175,7 +192,7 @@ def _of_logits_grad(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
 
 
 def _of_loss_grad(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-    return _second_derivatives(ctx, formula.loss, ctx.numbers[: -len(_STATE)], upstream)
+    return _second_derivatives(ctx, formula.loss, ctx.numbers[:-2], upstream)  # what was wanted is none of its
 
 
 def _second_derivatives(
