@@ -6,12 +6,13 @@ A class matters, in a batch of N, if it is above the rounding of the gradient of
 
     P_ij > (eps / C) q_i r_i f_j        r_i, f_j: what logits are multiples of (cc/core/margin.h), or 1
 
-The entries of a row that are left out are then at most eps q_i r_i together, |w_j| f_j = 1 where r_i and f_j are not 1:
+Divided by r_i f_j, the entries of a row that are left out are at most eps q_i together. So, where r_i and f_j are 1,
 
     |error of dX_i|  <=  eps |g_i| q_i max_j |w_j|              g: the upstream gradient
     |error of dW_j|  <=  (eps / C) sum_i |g_i| q_i |x_i|        of the classes left out alone, which get 0
 
-The limit is one of the row, not of the batch: a row whose loss is 1e-9 has its own gradient to the last digits, too.
+and with factors as `margin_softmax_loss` says. The limit is one of the row, not of the batch: a row whose loss is 1e-9
+has its own gradient to the last digits, too.
 
     kept = KeptClasses(P, limits)                         ascending, or none: all classes
     dX   = P[:, kept] W[:, kept]^T
@@ -51,9 +52,9 @@ class Kept(NamedTuple):
 
 def looks_at(weights: tf.Tensor) -> bool:
     """Whether a layer with these weights is large enough, as far as its shape is known, to look for classes at all."""
-    depth, classes = weights.shape
-    if depth is None or classes is None:
+    if not weights.shape.is_fully_defined():
         return False
+    depth, classes = weights.shape
     return classes >= max(LEAST_CLASSES, depth) and depth * classes >= LEAST_WEIGHTS
 
 

@@ -66,7 +66,7 @@ block: [D, B].
 columns: [B], each in [0, C), all different, or [0] for the first B; on a GPU [0], and B = C. Under XLA, where nothing
   can raise an error, another number makes NaNs.
 matrix: [D, C], of which only the shape is taken.
-new_matrix: [D, C]; `block`, the same buffer, if that are all columns.
+new_matrix: [D, C]; `block`, the same buffer, if these are all columns.
 )doc");
 
 // Whether classes are left out on this back end.
