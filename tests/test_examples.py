@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-from examples import annealing, data, digits, figures, roc, verification
+from examples import annealing, data, digits, figures, roc, sharded, verification
 
 
 def idx(array):
@@ -52,6 +52,14 @@ def test_the_table_of_annealing(capsys, monkeypatch):
     printed = capsys.readouterr().out
     for name in ("softmax", "m = 4, schedule, minimum = 5", "m = 4, lambda = 0, no BatchNorm"):
         assert name in printed
+
+
+@pytest.mark.slow
+def test_a_head_of_shards_alone(capsys):
+    assert sharded.main(["--steps", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "worker 1 of 1: classes 0 to 9999" in printed
+    assert "step 1: loss " in printed
 
 
 def test_bad_options_of_annealing(capsys):
