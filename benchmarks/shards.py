@@ -23,31 +23,44 @@ from benchmarks import harness, memory
 MINUTES = 3
 ROWS, MARGIN, LAMBDA = 256, 4, 5.0
 STEPS = 7
-TARGET = 0.55  # memory of one of two processes at a million classes, over that of one alone
+PARTS = 50  # of the weights, as they are made
+TARGETS = 0.55, 1.5  # memory of one of two processes, over that of one alone; step of samples over that of COMPARED
 
 
 class Case(NamedTuple):
-    """A head."""
+    """A head: with momentum where there are samples or one compares with them, else with Adam."""
 
     depth: int
     classes: int
-    sample_rate: float
+    sample_rate: float = 1.0
+    slots: int = 2
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer that has so many slots."""
+        return "Adam" if self.slots == 2 else "momentum"
 
 
-CASES = (Case(128, 10_000, 1.0), Case(128, 100_000, 1.0), Case(128, 1_000_000, 1.0), Case(64, 10_000_000, 0.01))
-TINY = (Case(4, 12, 1.0), Case(4, 40, 0.25))
+WIDEST, COMPARED, SAMPLED = Case(128, 1_000_000), Case(64, 100_000, slots=1), Case(64, 10_000_000, 0.01, slots=1)
+CASES = (Case(128, 10_000), Case(128, 100_000), WIDEST, COMPARED, SAMPLED)
+TINY = (Case(4, 12), Case(4, 40, 0.25, slots=1))
 
 
 def main(output: Path | None, quick: bool = False) -> None:
     """Measures every head in one process and in two."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    milliseconds: dict[tuple[Case, int], float] = {}
     for case in TINY if quick else CASES:
         alone: dict[str, Any] = {}
         for processes in (1, 2):
             harness.progress(f"{case.classes} classes, {processes} process{'es' if processes > 1 else ''}")
             found = _run(case, processes)
             alone = alone or found
+            milliseconds[case, processes] = 1e3 * found["seconds"]
             rows.append(_row(case, processes, found, alone))
+            compared = milliseconds.get((COMPARED, processes))
+            if case == SAMPLED and compared:
+                rows[-1] |= {"step": milliseconds[case, processes] / compared, "its target": TARGETS[1]}
     harness.report("shards", __doc__.splitlines()[0], rows, output)
 
 
@@ -58,11 +71,14 @@ def _row(case: Case, processes: int, found: dict[str, Any], alone: dict[str, Any
     return {
         "N,D,C": f"{ROWS},{case.depth},{case.classes}",
         "sampled": case.sample_rate,
+        "optimizer": case.optimizer,
         "processes": processes,
         "ms": 1e3 * found["seconds"],
         "MB of each": found["peak"] / 1e6,
         "over one": found["peak"] / alone["peak"],
-        "target": TARGET if processes == 2 and case == CASES[2] else "",
+        "target": TARGETS[0] if processes == 2 and case == WIDEST else "",
+        "step": "",
+        "its target": "",
         "sent MB": sum(one.sent for one in communication(ROWS, case.depth, taken, processes)) / 1e6,
         "loss": found["loss"],
     }
@@ -106,7 +122,7 @@ def _measure(case: Case) -> dict[str, Any]:
         worker, workers = strategy.cluster_resolver.task_id, strategy.num_replicas_in_sync
     else:
         strategy, worker, workers = tf.distribute.get_strategy(), 0, 1
-    small = _step(Case(4, 12, case.sample_rate), worker, workers)
+    small = _step(Case(4, 12, case.sample_rate, case.slots), worker, workers)
     tf.function(lambda: strategy.run(small))()  # whatever TensorFlow and its thread pools set up once
     before = memory.resident("VmRSS")
     step = tf.function(strategy.run).get_concrete_function(_step(case, worker, workers))
@@ -130,19 +146,23 @@ def _step(case: Case, worker: int, workers: int) -> Callable[[], Any]:
     own_rows = slice(worker * ROWS // workers, (worker + 1) * ROWS // workers)
     features = rng.normal([ROWS, case.depth])[own_rows]
     labels = rng.uniform([ROWS], maxval=case.classes, dtype=tf.int64)[own_rows]
-    first, end = (n * case.classes // workers for n in (worker, worker + 1))
+    first, end = (n * PARTS // workers * case.classes // PARTS for n in (worker, worker + 1))
     axis = 1 if case.sample_rate == 1 else 0  # of the classes: their rows are together where some are gathered
-    head = tf.Variable(_head(case, axis, worker, workers))
-    slots = [tf.Variable(tf.zeros_like(head)) for _ in range(2 if case.sample_rate == 1 else 1)]
+    head = _head(case, axis, worker, workers)
+    slots = [tf.Variable(tf.zeros(head.shape)) for _ in range(case.slots)]
     count = tf.Variable(0, dtype=tf.int64)
     settings = {"margin": MARGIN, "lam": LAMBDA}
 
-    def with_adam() -> tf.Tensor:
+    def with_all() -> tf.Tensor:
         with tf.GradientTape() as tape:
             tape.watch(features)
             shard = {"first_class": first, "num_classes": case.classes}
             loss = tf.reduce_sum(lsoftmax_op.sharded_loss(features, head, labels, **shard, **settings)) / ROWS
         _, gradient = tape.gradient(loss, [features, head])
+        if case.slots == 1:
+            accumulated = {"var": head.handle, "accum": slots[0].handle}
+            tf.raw_ops.ResourceApplyMomentum(**accumulated, lr=0.1, grad=gradient, momentum=0.9)
+            return loss
         tf.raw_ops.ResourceApplyAdam(
             var=head.handle,
             m=slots[0].handle,
@@ -157,7 +177,7 @@ def _step(case: Case, worker: int, workers: int) -> Callable[[], Any]:
         )
         return loss
 
-    def with_momentum() -> tf.Tensor:
+    def with_samples() -> tf.Tensor:
         sampled = lsoftmax_op.sharded_sample(
             labels,
             first_class=first,
@@ -182,22 +202,25 @@ def _step(case: Case, worker: int, workers: int) -> Callable[[], Any]:
         )
         return loss
 
-    return with_adam if case.sample_rate == 1 else with_momentum
+    return with_all if case.sample_rate == 1 else with_samples
 
 
 def _head(case: Case, axis: int, worker: int, workers: int) -> Any:
-    """Returns a worker's weights: the same numbers for a class, whoever has it, of ten parts that have each a seed."""
+    """Returns a worker's weights: the same numbers for a class, whoever has it, of fiftieths that have each a seed."""
     import tensorflow as tf
 
-    bounds = [n * case.classes // 10 for n in range(11)]
-    parts = []
-    for n in range(worker * 10 // workers, (worker + 1) * 10 // workers):
-        width = bounds[n + 1] - bounds[n]
-        shape = [case.depth, width] if axis == 1 else [width, case.depth]
-        parts.append(0.05 * tf.random.stateless_normal(shape, [n, 1]))
-    return tf.concat(parts, axis)
+    bounds = [n * case.classes // PARTS for n in range(PARTS + 1)]
+    own = range(worker * PARTS // workers, (worker + 1) * PARTS // workers)
+    shape = [case.depth, case.depth]
+    shape[axis] = bounds[own.stop] - bounds[own.start]
+    head = tf.Variable(tf.zeros(shape))
+    for n in own:  # a part at a time: what TensorFlow needs to make one is small beside the whole
+        part = slice(bounds[n] - bounds[own.start], bounds[n + 1] - bounds[own.start])
+        place = (slice(None), part) if axis == 1 else part
+        head[place].assign(0.05 * tf.random.stateless_normal(head[place].shape, [n, 1]))
+    return head
 
 
 if __name__ == "__main__":
-    depth, classes, rate = sys.argv[1:]
-    print(json.dumps(_measure(Case(int(depth), int(classes), float(rate)))))
+    depth, classes, rate, slots = sys.argv[1:]
+    print(json.dumps(_measure(Case(int(depth), int(classes), float(rate), int(slots)))))

@@ -131,8 +131,11 @@ def _float64(value: Any) -> tf.Tensor:
 
 
 def _sentence(name: str, values: tf.Tensor) -> tf.Tensor:
-    shown = tf.gather(_NAMES[name], tf.cast(values, tf.int32)) if name in _NAMES else values
-    return _format(name + ": expected the same on every replica, got {}", shown)
+    sentence = name + ": expected the same on every replica, got "
+    if name not in _NAMES:
+        return _format(sentence + "{}", values)
+    names = tf.gather(_NAMES[name], tf.cast(values, tf.int32))
+    return tf.strings.join([sentence, "[", tf.strings.reduce_join(names, separator=" "), "]"])
 
 
 def _format(template: str, *values: tf.Tensor) -> tf.Tensor:

@@ -44,8 +44,8 @@ def features_and_weights(features: Any, weights: Any) -> Layer:
     """Converts the two to tensors and checks what is known of them."""
     features = checked_tensor("features", features, FLOATS, "[N, D]")
     weights = checked_tensor("weights", weights, (features.dtype,), "[D, C]")
-    shapes = (tuple(tensor.shape.as_list()) for tensor in (features, weights))
-    _checks.batch_shapes(*shapes, (features.shape[0],))
+    of_features, of_weights = (tuple(tensor.shape.as_list()) for tensor in (features, weights))
+    _checks.batch_shapes(of_features, of_weights, of_features[:1])
     return Layer(features, weights)
 
 

@@ -124,7 +124,8 @@ def sharded_layer(
     class_block_size: int | None = None,
 ) -> LossLayer:
     """Returns the loss [N_r] of this replica's samples and the global class index of each one's largest plain logit."""
-    asked = {"margin": margin, "lam": lam, "label_smoothing": label_smoothing, "class_block_size": class_block_size}
+    asked: dict[str, Any] = {"margin": margin, "lam": lam}
+    asked |= {"label_smoothing": label_smoothing, "class_block_size": class_block_size}
     margin, lam = margin_and_lambda(margin, lam)
     label_smoothing = _checks.label_smoothing(label_smoothing)
     if class_block_size is not None:
@@ -322,7 +323,7 @@ class _Shard:
             grad = ops.lsoftmax_products_grad(self.products, *known, **self.normalize_features)
             dx = tf.matmul(grad, weights, transpose_b=True)
         else:
-            dx, dw, db = self._through_blocks(state, upstream)
+            dx, dw, db = self._through_blocks(state, upstream, self.block_size)
         batch, none_of_loss = (features, weights, self.columns), (none(dx.dtype), none(tf.float32), none(dx.dtype))
         dx = ops.lsoftmax_features_grad(dx, *batch, state.geometry_grad, *none_of_loss, **self.normalize_features)
         # Halves are added up in float32: among many replicas, each addition in their own type would round once more.
@@ -337,14 +338,13 @@ class _Shard:
             if self.block_size is None:
                 dw, db = scaled_product(features, upstream, grad, unit), self.bias
                 if self.has_bias:
-                    of_loss = (upstream, state.target_grad, unit)
-                    db = ops.lsoftmax_bias_grad(grad, labels, self.first_class, *of_loss)
+                    db = ops.lsoftmax_bias_grad(grad, labels, self.first_class, upstream, state.target_grad, unit)
             of_loss = (state.geometry_grad, upstream, unit, none(dw.dtype))
             normalize_weights = self.attributes["normalize_weights"]
             dw = ops.lsoftmax_weights_grad(dw, *batch, *of_loss, normalize_weights=normalize_weights)
         return own_dx, dw, db
 
-    def _through_blocks(self, state: Any, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _through_blocks(self, state: Any, upstream: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns the gradients through X W_r: in features, not yet times the upstream gradient, weights and bias."""
         inputs = LossInputs(
             *self.batch,
@@ -355,8 +355,9 @@ class _Shard:
             normalizer_of_blocks=state.normalizer,
             grad_unit=state.grad_unit,
         )
-        at = (self.attributes["normalize_features"], self.block_size, self.geometry, self.first_class)
-        dx, dw, db = blocks.loss_grad(self.ops, inputs, upstream, *at)
+        normalize_features = self.attributes["normalize_features"]
+        at = (size, self.geometry, self.first_class)
+        dx, dw, db = blocks.loss_grad(self.ops, inputs, upstream, normalize_features, *at)
         return dx, dw, self.bias if db is None else db
 
 

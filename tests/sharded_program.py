@@ -35,7 +35,9 @@ CASES = {
     "blocks": {"class_block_size": 2},
     "blocks of ArcFace": {"class_block_size": 2, "margin": KINDS[2], "has_bias": False},
     "blocks of float16": {"class_block_size": 2, "dtype": "float16"},
-    "equal logits": {"is_flat": True},
+    "equal logits": {"spoil": "flat"},
+    "a row of NaN": {"spoil": "nan"},
+    "classes at -inf": {"spoil": "masked"},
 }
 
 
@@ -112,10 +114,16 @@ def joined(batch: Any, has_bias: bool, **settings: Any) -> list[np.ndarray]:
 def errors_of(team: Team, case: dict[str, Any], is_eager: bool = False) -> dict[str, float]:
     """Returns how far each part of a case is from one replica's, relative to its largest entry."""
     case = dict(case)
-    has_bias, is_flat = case.pop("has_bias", True), case.pop("is_flat", False)
+    has_bias, spoil = case.pop("has_bias", True), case.pop("spoil", "")
     batch = random_batch((team.rows, DEPTH, CLASSES), case.pop("dtype", "float64"), seed=len(case))
-    if is_flat:
+    if spoil == "flat":
         batch.features[:], batch.bias[:] = 0, 0
+    elif spoil == "nan":
+        batch.features[1] = np.nan
+    elif spoil == "masked":  # all of the first shard's, which are no labels
+        masked = team.columns_of(0)
+        batch.bias[masked] = -np.inf
+        batch.labels[(masked.start <= batch.labels) & (batch.labels < masked.stop)] = -1
     settings = {"margin": 4, "lam": 0.0, **case}
     want = joined(batch, has_bias, **settings)
 
@@ -135,7 +143,9 @@ def errors_of(team: Team, case: dict[str, Any], is_eager: bool = False) -> dict[
         for name, one, expected, whole in zip(names, got, own, want, strict=True):
             assert one.shape == expected.shape, (name, one.shape, expected.shape)
             one, expected = np.asarray(one, np.float64), np.asarray(expected, np.float64)
-            error = np.abs(one - expected).max(initial=0) / max(np.abs(whole.astype(np.float64)).max(), 1e-30)
+            alike = (one == expected) | (np.isnan(one) & np.isnan(expected))
+            size = max(np.nanmax(np.abs(whole.astype(np.float64)), initial=0), 1e-30)
+            error = np.where(alike, 0, np.abs(one - expected)).max(initial=0) / size
             found[name] = max(found.get(name, 0.0), float(error))
     return found
 
@@ -207,94 +217,6 @@ def top_k(team: Team) -> dict[str, Any]:
                 errors[part] = max(errors[part], float(error))
         found[name] = errors
     return found
-
-
-def complaint(team: Team, spoil: Callable, dtype: str = "float32", is_compiled: bool = False, **settings: Any) -> str:
-    """Returns the error of a step of whose arguments one replica's were spoilt."""
-    batch = random_batch((team.rows, DEPTH, CLASSES), dtype)
-    last = team.replicas - 1
-
-    def step(*arguments: Any) -> Any:
-        names = ("features", "weights", "labels", "bias", "first_class", "upstream")
-        call = {**dict(zip(names, arguments, strict=True)), "num_classes": CLASSES, "margin": 3, **settings}
-        call.pop("upstream")
-        return (lsoftmax_op.sharded_loss(**(spoil(call) if team.replica() == last else call)),)
-
-    arguments = team.shards(batch)
-    function = tf.function(
-        lambda: team.strategy.run(step, args=tuple(arguments)), autograph=False, jit_compile=is_compiled or None
-    )
-    try:
-        function()
-    except (tf.errors.InvalidArgumentError, ValueError, TypeError, NotImplementedError) as error:
-        return str(error)
-    return "no error"
-
-
-def second_order(team: Team) -> str:
-    """Returns the error of a gradient of a gradient."""
-
-    def step(x: Any, w: Any, y: Any, b: Any, first: Any, upstream: Any) -> Any:
-        with tf.GradientTape() as outer:
-            outer.watch(x)
-            with tf.GradientTape() as inner:
-                inner.watch(x)
-                loss = lsoftmax_op.sharded_loss(x, w, y, first_class=first, num_classes=CLASSES)
-            gradient = inner.gradient(loss, x)
-        return (outer.gradient(gradient, x),)
-
-    try:
-        team.run(step, *team.shards(random_batch((team.rows, DEPTH, CLASSES), "float32")))
-    except LookupError as error:
-        return str(error)
-    return "no error"
-
-
-def cross_replica(team: Team) -> str:
-    """Returns the error of a call outside of a replica's function."""
-    batch = random_batch((3, DEPTH, CLASSES), "float32")
-    try:
-        with team.strategy.scope():
-            lsoftmax_op.sharded_loss(batch.features, batch.weights, batch.labels, **WHOLE)
-    except RuntimeError as error:
-        return str(error)
-    return "no error"
-
-
-def one_feature_more(call: dict[str, Any]) -> dict[str, Any]:
-    """A replica whose D is larger."""
-    features, weights = tf.pad(call["features"], [[0, 0], [0, 1]]), tf.pad(call["weights"], [[0, 1], [0, 0]])
-    return {**call, "features": features, "weights": weights}
-
-
-def errors(team: Team) -> dict[str, str]:
-    """What is said where replicas do not fit together."""
-
-    def of(**wrong: Any) -> Callable:
-        return lambda call: {**call, **wrong}
-
-    def in_bfloat16(call: dict[str, Any]) -> dict[str, Any]:
-        return {**call, **{name: tf.cast(call[name], tf.bfloat16) for name in ("features", "weights", "bias")}}
-
-    without_bias = {"bias": None, "margin": KINDS[1]}
-    return {
-        "num_classes": complaint(team, of(num_classes=CLASSES + 1)),
-        "depth": complaint(team, one_feature_more),
-        "dtype": complaint(team, in_bfloat16),
-        "margin": complaint(team, of(margin=4)),
-        "scale": complaint(team, of(margin=lsoftmax_op.margins.CosFace(0.35, 17)), **without_bias),
-        "lambda": complaint(team, of(lam=1.0)),
-        "smoothing": complaint(team, of(label_smoothing=0.1)),
-        "bias": complaint(team, of(bias=None)).replace("[1 ", "[0 ").replace(" 0]", " 1]"),
-        "first_class": complaint(team, lambda call: {**call, "first_class": call["first_class"] - 1}),
-        "too few": complaint(team, of(), num_classes=CLASSES + 1),
-        "label": complaint(team, lambda call: {**call, "labels": tf.fill(tf.shape(call["labels"]), 11)}),
-        "negative label": complaint(team, lambda call: {**call, "labels": tf.fill(tf.shape(call["labels"]), -2)}),
-        "no class": complaint(team, lambda call: {**call, "weights": call["weights"][:, :0], "bias": None}),
-        "compiled": complaint(team, of(), is_compiled=True),
-        "second order": second_order(team),
-        "cross-replica": cross_replica(team),
-    }
 
 
 def traffic(team: Team) -> dict[str, Any]:
@@ -373,7 +295,7 @@ def sampling(team: Team) -> dict[str, Any]:
 def everything(team: Team) -> dict[str, Any]:
     """All that there is."""
     found = {name: errors_of(team, case) for name, case in CASES.items()}
-    parts = {"training": training, "top k": top_k, "errors": errors, "traffic": traffic, "sampling": sampling}
+    parts = {"training": training, "top k": top_k, "traffic": traffic, "sampling": sampling}
     return {
         **found,
         "eager": errors_of(team, CASES["float64"], is_eager=True),
@@ -387,12 +309,12 @@ def summary(team: Team) -> dict[str, Any]:
     return {**cases, "training": training(team), "top k": top_k(team)}
 
 
-def disagreement(team: Team) -> dict[str, Any]:
-    """One worker's features are wider."""
-    return {"depth": complaint(team, one_feature_more)}
+def steps(team: Team) -> dict[str, Any]:
+    """What four processes are asked on a few cores."""
+    return {"float64": errors_of(team, CASES["float64"]), "training": training(team)}
 
 
-PARTS = {"everything": everything, "summary": summary, "disagreement": disagreement}
+PARTS = {"everything": everything, "summary": summary, "steps": steps}
 
 if __name__ == "__main__":
     print(json.dumps(PARTS[sys.argv[1]](Team(int(sys.argv[2])))))
