@@ -101,7 +101,8 @@ def load(model: ShardedClassifier, folder: str | PathLike[str]) -> dict[str, int
             counters = shard.optimizer.counters
             for counter, value in zip(counters, values[len(values) - len(counters) :], strict=True):
                 counter.assign(value)
-    return manifest["notes"]
+    notes: dict[str, int] = manifest["notes"]
+    return notes
 
 
 def exists(folder: str | PathLike[str]) -> bool:
@@ -162,7 +163,7 @@ def _numpy_type(variable: Any) -> Any:
 
 
 def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file that outlives the machine's power."""
+    """Writes a file, and returns when it is on disk."""
     with path.open("wb") as file:
         write(file)
         file.flush()

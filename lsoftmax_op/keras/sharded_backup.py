@@ -36,7 +36,8 @@ class ShardedBackup(keras.callbacks.Callback):
         """Takes what was saved, if anything was."""
         if shard_files.exists(self.folder):
             self.model.prepare_training("ShardedBackup")
-            self.model._initial_epoch = shard_files.load(self.model, self.folder)["epochs"]
+            notes = shard_files.load(self.model, self.folder)
+            self.model._initial_epoch = notes.get("epochs", 0)  # save_shards knows of no epoch
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves."""

@@ -14,6 +14,7 @@ copied, and neither are their gradients or slots: of C classes, each of R replic
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from os import PathLike
 from typing import Any
@@ -206,15 +207,10 @@ class ShardedClassifier(MarginModel):
         is_finite = sum_over_replicas(tf.cast(is_bad, tf.int32)) == 0
         of_rows /= tf.cast(scale, of_rows.dtype)
         tf.cond(is_finite, lambda: apply(of_rows), lambda: None)
-
-        def poisoned(gradient: Any) -> Any:
-            return (
-                gradient
-                if gradient is None
-                else tf.where(is_finite, gradient, tf.constant(float("nan"), gradient.dtype))
-            )
-
-        return [poisoned(gradient) for gradient in gradients]
+        return [
+            None if gradient is None else tf.where(is_finite, gradient, tf.constant(math.nan, gradient.dtype))
+            for gradient in gradients
+        ]
 
     def predict(self, x: Any, *args: Any, k: int = 5, **options: Any) -> TopK:
         """Finds the most probable classes.
