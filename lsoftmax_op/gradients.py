@@ -178,8 +178,8 @@ class _Gradients:
 
     def of_loss_with_gradient(self, op: Any, loss_grad: tf.Tensor) -> list[Any]:
         ops, state = self.ops, LossInputs(*op.inputs)
-        margin, class_major = formula.attributes_of(op), op.get_attr("class_major")
-        block_size = op.get_attr("class_block_size")
+        margin = formula.attributes_of(op)
+        block_size, class_major = formula.some_attributes_of(op, "class_block_size", "class_major").values()
         if block_size > 0:
             dx, dw, db = blocks.loss_grad(ops, state, loss_grad, margin["normalize_features"], block_size, class_major)
         else:
@@ -289,7 +289,7 @@ def scaled_product(
 
 def _classes_of(op: Any) -> dict[str, Any]:
     """The attributes of an op that say which of all classes its weights are, and how they lie."""
-    return {name: op.get_attr(name) for name in ("first_class", "num_classes", "class_major")}
+    return formula.some_attributes_of(op, "first_class", "num_classes", "class_major")
 
 
 def _class_dimension(op: Any) -> int:

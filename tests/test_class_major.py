@@ -327,7 +327,7 @@ def test_a_step_takes_no_more_memory_than_in_the_other_layout(margin, block):
             run_python(
                 f"""
 from pathlib import Path
-import tensorflow as tf, lsoftmax_op
+import numpy as np, tensorflow as tf, lsoftmax_op
 from lsoftmax_op.margins import ArcFace, LSoftmax
 N, D, C = 64, 256, 40000
 
@@ -336,16 +336,16 @@ def resident(field):
     return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(field))
 
 def step(C):
-    x, y = tf.random.stateless_normal([N, D], [1, 2]), tf.range(N)
-    w = tf.random.stateless_normal([C, D] if {class_major} else [D, C], [3, 4])
+    rng = np.random.default_rng(0)
+    x, y = tf.constant(rng.random((N, D), np.float32)), tf.range(N)
+    w = tf.constant(rng.random((C, D) if {class_major} else (D, C), np.float32))
     @tf.function
     def step():
         with tf.GradientTape() as tape:
             tape.watch([x, w])
             loss = lsoftmax_op.margin_softmax_loss(
                 x, w, y, margin={margin}, class_block_size={block}, class_major={class_major})
-        gradients = tape.gradient(loss, [x, w])
-        return [tf.norm(g) for g in gradients]
+        return tape.gradient(loss, [x, w])
     return step
 
 step(100)()
