@@ -91,6 +91,17 @@ def positive_integer(value: object, name: str) -> int:
     return number
 
 
+def flag(value: object, name: str) -> bool:
+    """Returns a bool.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
+    return bool(value)
+
+
 def integer(value: object, expected: str) -> int:
     """Returns an integer as an int; the message of an error begins with `expected`.
 
@@ -169,25 +180,37 @@ def shape_has_rank(argument: str, shape: Shape, spelled: str) -> None:
         raise ValueError(f"{argument}: expected shape {spelled}, got {shape}")
 
 
-def batch_shapes(features: Shape, weights: Shape, labels: Shape) -> None:
+def batch_shapes(features: Shape, weights: Shape, labels: Shape, *, class_major: bool = False) -> None:
     """Refuses shapes, of the right ranks, that do not fit, as far as they are known.
+
+    Args:
+        features: the shape of the features, [N, D].
+        weights: that of the weights, [D, C], or [C, D] if `class_major`.
+        labels: that of the labels, [N].
+        class_major: whether the weights of a class are a row.
 
     Raises:
         ValueError: they do not fit, or there is no class.
     """
-    _same_size("weights", weights, "[D, C]", "D", weights[0], features[1], "features", features)
-    if weights[1] == 0:
-        raise ValueError(f"weights: expected shape [D, C] with at least one class, got {weights}")
+    spelled, (depth, classes) = layout(class_major), weights[::-1] if class_major else weights
+    _same_size("weights", weights, spelled, "D", depth, features[1], "features", features)
+    if classes == 0:
+        raise ValueError(f"weights: expected shape {spelled} with at least one class, got {weights}")
     _same_size("labels", labels, "[N]", "N", labels[0], features[0], "features", features)
 
 
-def bias_shape(bias: Shape, weights: Shape) -> None:
+def layout(class_major: bool) -> str:
+    """Returns how the shape of weights is spelled."""
+    return "[C, D]" if class_major else "[D, C]"
+
+
+def bias_shape(bias: Shape, weights: Shape, *, class_major: bool = False) -> None:
     """Refuses the shape of a bias that does not fit the weights', as far as they are known.
 
     Raises:
         ValueError: it does not fit.
     """
-    _same_size("bias", bias, "[C]", "C", bias[0], weights[1], "weights", weights)
+    _same_size("bias", bias, "[C]", "C", bias[0], weights[0 if class_major else 1], "weights", weights)
 
 
 def shown(value: object) -> str:

@@ -17,27 +17,28 @@ INTEGERS = (tf.int32, tf.int64)
 
 
 class Batch(NamedTuple):
-    """Features [N, D], weights [D, C] and labels [N], checked."""
+    """Features [N, D], weights [D, C] (or [C, D], if they are class-major) and labels [N], checked."""
 
     features: tf.Tensor
     weights: tf.Tensor
     labels: tf.Tensor
 
 
-def batch_of(features: Any, weights: Any, labels: Any) -> Batch:
+def batch_of(features: Any, weights: Any, labels: Any, *, class_major: bool = False) -> Batch:
     """Converts the three to tensors and checks what is known of them."""
     features = checked_tensor("features", features, FLOATS, "[N, D]")
-    weights = checked_tensor("weights", weights, (features.dtype,), "[D, C]")
+    weights = checked_tensor("weights", weights, (features.dtype,), _checks.layout(class_major))
     labels = checked_tensor("labels", labels, INTEGERS, "[N]")
-    _checks.batch_shapes(*(tuple(tensor.shape.as_list()) for tensor in (features, weights, labels)))
+    shapes = (tuple(tensor.shape.as_list()) for tensor in (features, weights, labels))
+    _checks.batch_shapes(*shapes, class_major=class_major)
     return Batch(features, weights, labels)
 
 
-def bias_of(bias: Any, weights: tf.Tensor, margin: Margin) -> tf.Tensor:
+def bias_of(bias: Any, weights: tf.Tensor, margin: Margin, *, class_major: bool = False) -> tf.Tensor:
     """Converts a bias [C] to a tensor and checks it beside the weights and the margin."""
     _checks.bias_beside(bias, margin)
     bias = checked_tensor("bias", bias, (weights.dtype,), "[C]")
-    _checks.bias_shape(*(tuple(tensor.shape.as_list()) for tensor in (bias, weights)))
+    _checks.bias_shape(*(tuple(tensor.shape.as_list()) for tensor in (bias, weights)), class_major=class_major)
     return bias
 
 

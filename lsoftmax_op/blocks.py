@@ -30,26 +30,29 @@ def loss(
     class_factors: tf.Tensor,
     attributes: dict[str, Any],
     block_size: int,
+    class_major: bool = False,
 ) -> Any:
     """Returns the outputs of LsoftmaxFinish."""
     features, weights, bias = map(tf.stop_gradient, (features, weights, bias))  # an eager tape would keep every block
-    geometry = ops.lsoftmax_target_geometry(features, weights, labels).geometry
+    geometry = ops.lsoftmax_target_geometry(features, weights, labels, class_major=class_major).geometry
     # The lowest finite number does what -inf would, and no checker of numerics stops at it.
     none = tf.constant([[tf.float64.min], [0.0], [tf.float64.min], [0.0], [0.0]], tf.float64)
     sums = tf.tile(none, [1, tf.shape(features)[0]])
     of_rows = {"normalize_features": attributes["normalize_features"]}
 
     def take_in(block: _Block, sums: tf.Tensor) -> tuple[Any, ...]:
-        products = tf.matmul(features, block.weights)
+        products = tf.matmul(features, block.weights, transpose_b=class_major)
         of_block = (block.bias, block.first_class, block.factors)
         return (ops.lsoftmax_sums(products, labels, *of_block, terms, geometry, sums, **of_rows),)
 
-    (sums,) = _for_each_block(weights, bias, class_factors, block_size, take_in, (sums,))
+    (sums,) = _for_each_block(weights, bias, class_factors, block_size, class_major, take_in, (sums,))
     depth = tf.shape(features, tf.int64)[1]
     return ops.lsoftmax_finish(sums, geometry, labels, bias, lam, terms, depth, **attributes)
 
 
-def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, normalize_features: bool, block_size: int) -> tuple[Any, ...]:
+def loss_grad(
+    ops: Any, state: Any, upstream: tf.Tensor, normalize_features: bool, block_size: int, class_major: bool = False
+) -> tuple[Any, ...]:
     """Returns the gradients of a loss that was computed in blocks, through its products: in features, weights and bias.
 
     Args:
@@ -58,6 +61,7 @@ def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, normalize_features: boo
         upstream: [N], the upstream gradient, which the features' gradient is still to be multiplied by.
         normalize_features: whether the logits are divided by the norms of the features.
         block_size: the classes of a block.
+        class_major: whether the weights are [C, D], and so their gradient.
     """
     features, weights, labels, bias = map(tf.stop_gradient, (state.features, state.weights, state.labels, state.bias))
     target_grad, unit = state.target_grad, state.grad_unit
@@ -66,17 +70,18 @@ def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, normalize_features: boo
     has_bias = bias.shape[0] != 0
     factors, terms = state.class_factors, state.terms
     if factors.shape[0] != 0:
-        geometry = ops.lsoftmax_target_geometry(features, weights, labels).geometry
+        geometry = ops.lsoftmax_target_geometry(features, weights, labels, class_major=class_major).geometry
     else:
         geometry = tf.zeros_like(state.geometry_grad)  # nobody reads it
 
     def differentiate(block: _Block, dx: tf.Tensor, dw: tf.Tensor, *db: tf.Tensor) -> tuple[Any, ...]:
-        products = tf.matmul(features, block.weights)
+        products = tf.matmul(features, block.weights, transpose_b=class_major)
         of_block = (block.bias, block.first_class, block.factors)
         of_rows = (terms, geometry, state.normalizer_of_blocks)
         grad = ops.lsoftmax_products_grad(products, labels, *of_block, *of_rows, normalize_features=normalize_features)
-        dx += tf.cast(tf.matmul(grad, block.weights, transpose_b=True), dx.dtype)
-        dw = ops.lsoftmax_set_columns(dw, tf.matmul(scaled, grad, transpose_a=True), block.first_class)
+        dx += tf.cast(tf.matmul(grad, block.weights, transpose_b=not class_major), dx.dtype)
+        own = tf.matmul(*((grad, scaled) if class_major else (scaled, grad)), transpose_a=True)
+        dw = ops.lsoftmax_set_columns(dw, own, block.first_class, class_major=class_major)
         if has_bias:
             columns = ops.lsoftmax_bias_grad(grad, labels, block.first_class, upstream, target_grad, unit)
             db = (ops.lsoftmax_set_columns(db[0], columns[None], block.first_class),)
@@ -86,7 +91,7 @@ def loss_grad(ops: Any, state: Any, upstream: tf.Tensor, normalize_features: boo
     if has_bias:
         empty.append(tf.zeros_like(bias)[None])
     none = tf.zeros_like(features, tf.float64 if features.dtype == tf.float64 else tf.float32)
-    dx, dw, *db = _for_each_block(weights, bias, factors, block_size, differentiate, (none, *empty))
+    dx, dw, *db = _for_each_block(weights, bias, factors, block_size, class_major, differentiate, (none, *empty))
     return tf.cast(dx, features.dtype), dw, db[0][0] if has_bias else None
 
 
@@ -101,7 +106,7 @@ def scale_rows(matrix: tf.Tensor, loss_grad: tf.Tensor, grad_unit: tf.Tensor) ->
 @dataclass
 class _Block:
     first_class: tf.Tensor  # [], int64
-    weights: tf.Tensor  # [D, B]
+    weights: tf.Tensor  # [D, B], or [B, D] if they are class-major
     bias: tf.Tensor  # [B], or [0] for none
     factors: tf.Tensor  # [B], or [0] for none
 
@@ -111,18 +116,23 @@ def _for_each_block(
     bias: tf.Tensor,
     factors: tf.Tensor,
     block_size: int,
+    class_major: bool,
     body: Callable[..., tuple[Any, ...]],
     state: tuple[Any, ...],
 ) -> tuple[Any, ...]:
     """Returns the state after body(block, *state) has been called for one block after the other."""
-    depth, classes = tf.unstack(tf.shape(weights, tf.int64), num=2)
-    known = weights.shape[1]
+    of_classes = 0 if class_major else 1
+    size = tf.shape(weights, tf.int64)
+    classes, known = size[of_classes], weights.shape[of_classes]
     if known is not None:
         block_size = min(block_size, known)
 
     def columns(first: tf.Tensor, width: int | tf.Tensor) -> _Block:
-        own_weights = tf.slice(weights, tf.stack([tf.zeros_like(first), first]), tf.stack([depth, width]))
-        own_weights = tf.ensure_shape(own_weights, [weights.shape[0], width if isinstance(width, int) else None])
+        begin, extent = [tf.zeros_like(first)] * 2, [size[0], size[1]]
+        begin[of_classes], extent[of_classes] = first, tf.cast(width, tf.int64)
+        shape = weights.shape.as_list()
+        shape[of_classes] = width if isinstance(width, int) else None
+        own_weights = tf.ensure_shape(tf.slice(weights, tf.stack(begin), tf.stack(extent)), shape)
         own_bias, own_factors = (
             tf.slice(array, [first], [width]) if array.shape[0] != 0 else array for array in (bias, factors)
         )

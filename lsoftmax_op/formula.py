@@ -18,18 +18,32 @@ _POLE = 2.0**-46  # of sin(theta)^2
 
 def attributes_of(op: Any) -> dict[str, Any]:
     """Returns those of an op."""
-    names = ("margin", "normalize_features", "normalize_weights", "linear_continuation")
-    return {name: op.get_attr(name) for name in names}
+    return some_attributes_of(op, "margin", "normalize_features", "normalize_weights", "linear_continuation")
 
 
-def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = None) -> tf.Tensor:
+def some_attributes_of(op: Any, *names: str) -> dict[str, Any]:
+    """Returns attributes, which are no strings, of an op.
+
+    An eager tape's has them in one list, name by name, of which a get_attr would take five microseconds each.
+    """
+    listed = getattr(op, "attrs", None)
+    if listed is None:
+        return {name: op.get_attr(name) for name in names}
+    known = dict(zip(listed[::2], listed[1::2], strict=True))
+    return {name: known[name] for name in names}
+
+
+def terms(
+    margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = None, class_major: bool = False
+) -> tf.Tensor:
     """Returns the terms [7], float64; [0] where there are none: of L-Softmax with labels that are not smoothed."""
     if not has_terms(margin, smoothing):
         return tf.constant([], tf.float64)
     of_class: Any = 0.0
     if smoothing != 0 and weights is not None:
-        classes = weights.shape[1]
-        of_class = smoothing / (tf.cast(tf.shape(weights)[1], tf.float64) if classes is None else classes)
+        dim = _class_dimension(class_major)
+        classes = weights.shape[dim]
+        of_class = smoothing / (tf.cast(tf.shape(weights)[dim], tf.float64) if classes is None else classes)
     numbers = (margin.m2, margin.m3, margin.scale, smoothing, of_class)
     if all(isinstance(number, float) for number in numbers):
         return tf.constant(known_terms(*numbers), tf.float64)
@@ -42,29 +56,41 @@ def terms(margin: Margin, smoothing: float = 0.0, weights: tf.Tensor | None = No
     return tf.stop_gradient(tf.stack(Terms(shift, tf.cos(shift), tf.sin(shift), offset, scale, smoothing, of_class)))
 
 
-def class_factors(ops: Any, margin: Margin, weights: tf.Tensor) -> tf.Tensor:
+def _class_dimension(class_major: bool) -> int:
+    """Returns which dimension of the weights is that of the classes."""
+    return 0 if class_major else 1
+
+
+def class_factors(ops: Any, margin: Margin, weights: tf.Tensor, class_major: bool = False) -> tf.Tensor:
     """Returns what the logits of each class are multiples of, [C], in the type they are computed in; [0] for none."""
     wide = tf.float64 if weights.dtype == tf.float64 else tf.float32
     if margin.normalize_weights:
-        return ops.lsoftmax_class_factors(weights, Twide=wide)
-    return tf.ones(tf.shape(weights)[1:], wide) if margin.has_factors else tf.constant([], wide)
+        return ops.lsoftmax_class_factors(weights, Twide=wide, class_major=class_major)
+    dim = _class_dimension(class_major)
+    return tf.ones(tf.shape(weights)[dim : dim + 1], wide) if margin.has_factors else tf.constant([], wide)
 
 
 def plain_logits(
-    ops: Any, features: tf.Tensor, weights: tf.Tensor, terms: tf.Tensor, attributes: dict[str, Any]
+    ops: Any,
+    features: tf.Tensor,
+    weights: tf.Tensor,
+    terms: tf.Tensor,
+    attributes: dict[str, Any],
+    class_major: bool = False,
 ) -> tf.Tensor:
     """Returns the logits without the margin and without a bias, [N, C], differentiable."""
     if terms.shape[0] == 0:
-        return tf.matmul(features, weights)
+        return tf.matmul(features, weights, transpose_b=class_major)
     factor = Terms(*tf.unstack(terms, num=7)).scale
     if attributes["normalize_features"]:
         norm_sq = tf.reduce_sum(tf.square(tf.cast(features, tf.float64)), axis=1, keepdims=True)
         factor *= _inverse_norm(norm_sq)
-    logits = tf.matmul(tf.cast(tf.cast(features, tf.float64) * factor, features.dtype), weights)
+    scaled = tf.cast(tf.cast(features, tf.float64) * factor, features.dtype)
+    logits = tf.matmul(scaled, weights, transpose_b=class_major)
     if not attributes["normalize_weights"]:
         return logits
     wide = tf.float64 if weights.dtype == tf.float64 else tf.float32
-    factors = ops.lsoftmax_class_factors(weights, Twide=wide)
+    factors = ops.lsoftmax_class_factors(weights, Twide=wide, class_major=class_major)
     return tf.cast(tf.cast(logits, wide) * factors, logits.dtype)
 
 

@@ -75,7 +75,7 @@ class _Gradients:
         self, op: Any, features_grad: tf.Tensor, weights_grad: tf.Tensor, geometry_grad: tf.Tensor
     ) -> list[Any]:
         unwanted = _unwanted(op)
-        target, classes = (*op.inputs, geometry_grad, *_no_loss(op.inputs[0].dtype)), _range_of(op)
+        target, classes = (*op.inputs, geometry_grad, *_no_loss(op.inputs[0].dtype)), _classes_of(op)
         for_features, for_weights = None, None
         if 0 not in unwanted:
             for_features = self.ops.lsoftmax_features_grad(features_grad, *target, **classes)
@@ -86,6 +86,8 @@ class _Gradients:
     def of_class_factors(self, op: Any, upstream: tf.Tensor) -> tf.Tensor:
         # d(1 / |w|) = -w / |w|^3
         weights, factors = op.inputs[0], op.outputs[0]
+        if op.get_attr("class_major"):
+            upstream, factors = upstream[:, None], factors[:, None]
         units = tf.cast(weights, factors.dtype) * factors
         return tf.cast(units * (-upstream * factors * factors), weights.dtype)
 
@@ -93,7 +95,7 @@ class _Gradients:
         # f = h (base + g_s w_y + 2 g_A x)
         _refuse_normalised(op, "normalize_features")
         base, features, weights, labels, geometry_grad, loss_grad, unit, _ = op.inputs
-        no_loss, classes = _no_loss(features.dtype), _range_of(op)
+        no_loss, classes = _no_loss(features.dtype), _classes_of(op)
         for_loss_grad = None
         if loss_grad.shape[0] != 0:
             own = self.ops.lsoftmax_features_grad(base, features, weights, labels, geometry_grad, *no_loss, **classes)
@@ -116,11 +118,13 @@ class _Gradients:
         # f[:, y] = base[:, y] + sum of h (g_s x + 2 g_B w_y)
         _refuse_normalised(op, "normalize_weights")
         _, features, weights, labels, geometry_grad, loss_grad, unit, _ = op.inputs
-        no_loss, classes = _no_loss(features.dtype), _range_of(op)
+        no_loss, classes = _no_loss(features.dtype), _classes_of(op)
         here, columns = _targets(op, labels, weights)
         has_target = tf.cast(here, tf.float64)
         along_x = self.ops.lsoftmax_target_geometry(features, upstream, labels, **classes).geometry[0]
-        along_w = has_target * _inner(tf.gather(upstream, columns, axis=1), tf.gather(weights, columns, axis=1), axis=0)
+        of_classes = _class_dimension(op)
+        own, w = (tf.gather(matrix, columns, axis=of_classes) for matrix in (upstream, weights))
+        along_w = has_target * _inner(own, w, axis=1 - of_classes)
         nothing = tf.zeros_like(along_x)
         for_geometry = tf.stack([along_x, nothing, 2 * along_w])
         for_loss_grad = None
@@ -173,23 +177,25 @@ class _Gradients:
     def of_loss_with_gradient(self, op: Any, loss_grad: tf.Tensor) -> list[Any]:
         ops, state = self.ops, LossInputs(*op.inputs)
         margin = formula.attributes_of(op)
-        block_size = op.get_attr("class_block_size")
+        block_size, class_major = formula.some_attributes_of(op, "class_block_size", "class_major").values()
         if block_size > 0:
-            dx, dw, db = blocks.loss_grad(ops, state, loss_grad, margin["normalize_features"], block_size)
+            dx, dw, db = blocks.loss_grad(ops, state, loss_grad, margin["normalize_features"], block_size, class_major)
         else:
-            dx, dw, db = self._through_products(state, loss_grad, _unwanted(op))
+            dx, dw, db = self._through_products(state, loss_grad, _unwanted(op), class_major)
         batch = (state.features, state.weights, state.labels)
         target = (state.geometry_grad, loss_grad, state.grad_unit, state.target_weights)
         if dx is not None:
-            dx = ops.lsoftmax_features_grad(dx, *batch, *target, normalize_features=margin["normalize_features"])
+            own = {"normalize_features": margin["normalize_features"], "class_major": class_major}
+            dx = ops.lsoftmax_features_grad(dx, *batch, *target, **own)
         if dw is not None:
-            dw = ops.lsoftmax_weights_grad(dw, *batch, *target, normalize_weights=margin["normalize_weights"])
+            own = {"normalize_weights": margin["normalize_weights"], "class_major": class_major}
+            dw = ops.lsoftmax_weights_grad(dw, *batch, *target, **own)
 
         def differentiable(gradient: tf.Tensor | None, of: str) -> tf.Tensor | None:
             if gradient is None:
                 return None
             layer = (*batch, state.bias, state.lam, state.terms)
-            return ops.lsoftmax_loss_gradient(gradient, *layer, loss_grad, of=of, **margin)
+            return ops.lsoftmax_loss_gradient(gradient, *layer, loss_grad, of=of, class_major=class_major, **margin)
 
         return list(
             LossInputs(
@@ -199,14 +205,16 @@ class _Gradients:
             )
         )
 
-    def _through_products(self, state: LossInputs, loss_grad: tf.Tensor, unwanted: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _through_products(
+        self, state: LossInputs, loss_grad: tf.Tensor, unwanted: tuple[Any, ...], class_major: bool
+    ) -> tuple[Any, ...]:
         """The loss's gradients through X W, in features (not yet times the upstream gradient), weights and bias."""
         products_grad, unit = state.whole_products_grad, state.grad_unit
         dx = dw = db = None
         if 0 not in unwanted:
-            dx = tf.matmul(products_grad, state.weights, transpose_b=True)
+            dx = tf.matmul(products_grad, state.weights, transpose_b=not class_major)
         if 1 not in unwanted:
-            dw = _scaled_product(state.features, loss_grad, products_grad, unit)
+            dw = _scaled_product(state.features, loss_grad, products_grad, unit, class_major)
         if 3 not in unwanted and state.bias.shape[0] != 0:
             first_class = tf.constant(0, tf.int64)
             db = self.ops.lsoftmax_bias_grad(
@@ -224,7 +232,8 @@ class _Gradients:
             outer.watch(variables)
             with tf.GradientTape() as inner:
                 inner.watch(argument)
-                loss = self._unfused_loss(features, weights, labels, bias, lam, terms, margin)
+                layer = (features, weights, labels, bias, lam, terms)
+                loss = self._unfused_loss(*layer, margin, op.get_attr("class_major"))
             first = inner.gradient(loss, argument, output_gradients=loss_grad)
         second = outer.gradient(first, variables, output_gradients=upstream)
         return [None, second["features"], second["weights"], None, second["bias"], None, None, second["loss_grad"]]
@@ -238,10 +247,12 @@ class _Gradients:
         lam: tf.Tensor,
         terms: tf.Tensor,
         margin: dict[str, Any],
+        class_major: bool,
     ) -> tf.Tensor:
         """LsoftmaxLoss as the cross-entropy of LsoftmaxLogits: the same function, of ops that TensorFlow can derive."""
-        features, weights, geometry = self.ops.lsoftmax_target_geometry(features, weights, labels)
-        products = formula.plain_logits(self.ops, features, weights, terms, margin)
+        target = self.ops.lsoftmax_target_geometry(features, weights, labels, class_major=class_major)
+        features, weights, geometry = target
+        products = formula.plain_logits(self.ops, features, weights, terms, margin, class_major)
         logits = self.ops.lsoftmax_logits(products, labels, geometry, lam, terms, **margin)
         if bias.shape[0] != 0:
             logits = tf.nn.bias_add(logits, bias)
@@ -251,28 +262,35 @@ class _Gradients:
         return tf.where(labels >= 0, loss, tf.zeros_like(loss))
 
 
-def _scaled_product(features: tf.Tensor, loss_grad: tf.Tensor, products_grad: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
-    """Features^T times diag(loss_grad unit) times products_grad: the smaller of the two is scaled."""
+def _scaled_product(
+    features: tf.Tensor, loss_grad: tf.Tensor, products_grad: tf.Tensor, unit: tf.Tensor, class_major: bool
+) -> tf.Tensor:
+    """Features^T times diag(loss_grad unit) times products_grad, or its transpose: the smaller of the two is scaled."""
     depth, classes = features.shape[1], products_grad.shape[1]
     if None not in (depth, classes) and classes < depth:
         products_grad = blocks.scale_rows(products_grad, loss_grad, unit)
     else:
         features = blocks.scale_rows(features, loss_grad, unit)
-    return tf.matmul(features, products_grad, transpose_a=True)
+    left, right = (products_grad, features) if class_major else (features, products_grad)
+    return tf.matmul(left, right, transpose_a=True)
 
 
-def _range_of(op: Any) -> dict[str, int]:
-    """The attributes of an op that say which of all classes its weights are."""
-    return {name: op.get_attr(name) for name in ("first_class", "num_classes")}
+def _classes_of(op: Any) -> dict[str, Any]:
+    """The attributes of an op that say which of all classes its weights are, and how they lie."""
+    return formula.some_attributes_of(op, "first_class", "num_classes", "class_major")
+
+
+def _class_dimension(op: Any) -> int:
+    """Which dimension of the op's weights is that of the classes."""
+    return 0 if op.get_attr("class_major") else 1
 
 
 def _targets(op: Any, labels: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Whether each row's target is one of the op's classes, and which column of the weights it then is; else 0."""
-    classes = _range_of(op)
-    if classes["num_classes"] == 0:
+    """Whether each row's target is one of the op's classes, and its place among them if so; else 0."""
+    if op.get_attr("num_classes") == 0:
         return labels >= 0, tf.maximum(labels, 0)
-    columns = tf.cast(labels, tf.int64) - classes["first_class"]
-    here = (columns >= 0) & (columns < tf.shape(weights, tf.int64)[1])
+    columns = tf.cast(labels, tf.int64) - op.get_attr("first_class")
+    here = (columns >= 0) & (columns < tf.shape(weights, tf.int64)[_class_dimension(op)])
     return here, tf.where(here, columns, 0)
 
 

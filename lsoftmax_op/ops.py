@@ -33,6 +33,7 @@ def lsoftmax_logits(
     *,
     margin: int = 4,
     lam: float | TensorLike = 0.0,
+    class_major: bool = False,
     name: str | None = None,
 ) -> tf.Tensor:
     """Computes the logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6).
@@ -50,12 +51,15 @@ def lsoftmax_logits(
 
     Args:
         features: [N, D], float16, bfloat16, float32 or float64.
-        weights: [D, C], of the same dtype: the kernel of a Keras ``Dense`` layer, a column for every class.
+        weights: [D, C], of the same dtype: the kernel of a Keras ``Dense`` layer, a column for every class; [C, D] if
+            `class_major`.
         labels: [N], int32 or int64, each in [0, C); -1 leaves its row the plain dense layer's.
         bias: [C], of the same dtype, or None.
         margin: the integer m from 1 (no margin) to 64.
         lam: the annealing weight lambda >= 0, a number or a scalar tensor or variable (which never retraces).
             Large values are close to the plain softmax, 0 is the full margin. See `LambdaSchedule`.
+        class_major: whether the weights are [C, D], a row for every class: for heads whose classes are sampled or
+            gathered. No copy of them is made in either layout.
         name: a name for the ops.
 
     Returns:
@@ -67,7 +71,8 @@ def lsoftmax_logits(
         tf.errors.InvalidArgumentError: the same, and labels out of range, when it is only known at run time.
     """
     with tf.name_scope(name or "lsoftmax_logits"):
-        return margin_layer(features, weights, labels, bias, margin=_checks.margin(margin), lam=lam).logits
+        margin = _checks.margin(margin)
+        return margin_layer(features, weights, labels, bias, margin=margin, lam=lam, class_major=class_major).logits
 
 
 def margin_softmax_logits(
@@ -78,6 +83,7 @@ def margin_softmax_logits(
     *,
     margin: Margin | int,
     lam: float | TensorLike = 0.0,
+    class_major: bool = False,
     name: str | None = None,
 ) -> tf.Tensor:
     """Computes the logits of any margin: L-Softmax, SphereFace, CosFace, ArcFace or their combination.
@@ -95,11 +101,12 @@ def margin_softmax_logits(
 
     Args:
         features: [N, D], float16, bfloat16, float32 or float64.
-        weights: [D, C], of the same dtype, a column for every class.
+        weights: [D, C], of the same dtype, a column for every class; [C, D] if `class_major`.
         labels: [N], int32 or int64, each in [0, C); -1 leaves its row the plain logits.
         bias: [C], of the same dtype, or None; None with a margin that normalises or scales.
         margin: of `lsoftmax_op.margins`, or an integer m for L-Softmax.
         lam: the annealing weight lambda >= 0, as for `lsoftmax_logits`.
+        class_major: whether the weights are [C, D], as for `lsoftmax_logits`.
         name: a name for the ops.
 
     Returns:
@@ -109,7 +116,7 @@ def margin_softmax_logits(
         TypeError, ValueError, tf.errors.InvalidArgumentError: as `lsoftmax_logits`.
     """
     with tf.name_scope(name or "margin_softmax_logits"):
-        return margin_layer(features, weights, labels, bias, margin=margin, lam=lam).logits
+        return margin_layer(features, weights, labels, bias, margin=margin, lam=lam, class_major=class_major).logits
 
 
 def lsoftmax_loss(
@@ -122,6 +129,7 @@ def lsoftmax_loss(
     lam: float | TensorLike = 0.0,
     label_smoothing: float = 0.0,
     class_block_size: int | None = None,
+    class_major: bool = False,
     name: str | None = None,
 ) -> tf.Tensor:
     """Computes the loss of Large-Margin Softmax (Liu et al., ICML 2016, equations 3 to 6), one number a sample.
@@ -138,7 +146,8 @@ def lsoftmax_loss(
 
     Args:
         features: [N, D], float16, bfloat16, float32 or float64.
-        weights: [D, C], of the same dtype: the kernel of a Keras ``Dense`` layer, a column for every class.
+        weights: [D, C], of the same dtype: the kernel of a Keras ``Dense`` layer, a column for every class; [C, D] if
+            `class_major`.
         labels: [N], int32 or int64, each in [0, C); -1 gives its row loss 0 and gradient 0.
         bias: [C], of the same dtype, or None.
         margin: the integer m from 1 (no margin) to 64.
@@ -148,6 +157,7 @@ def lsoftmax_loss(
         class_block_size: where [N, C] is too large for the memory, the number B of classes to go through at a time, a
             few thousand: [N, B] takes its place, and the step takes about a third longer, as it computes the products
             twice.
+        class_major: whether the weights are [C, D], as for `lsoftmax_logits`.
         name: a name for the ops.
 
     Returns:
@@ -169,6 +179,7 @@ def lsoftmax_loss(
             lam=lam,
             label_smoothing=label_smoothing,
             class_block_size=class_block_size,
+            class_major=class_major,
         ).loss
 
 
@@ -182,6 +193,7 @@ def margin_softmax_loss(
     lam: float | TensorLike = 0.0,
     label_smoothing: float = 0.0,
     class_block_size: int | None = None,
+    class_major: bool = False,
     name: str | None = None,
 ) -> tf.Tensor:
     """Computes the loss of any margin, one number a sample: the softmax cross-entropy of `margin_softmax_logits`.
@@ -195,13 +207,14 @@ def margin_softmax_loss(
 
     Args:
         features: [N, D], float16, bfloat16, float32 or float64.
-        weights: [D, C], of the same dtype, a column for every class.
+        weights: [D, C], of the same dtype, a column for every class; [C, D] if `class_major`.
         labels: [N], int32 or int64, each in [0, C); -1 gives its row loss 0 and gradient 0.
         bias: [C], of the same dtype, or None; None with a margin that normalises or scales.
         margin: of `lsoftmax_op.margins`, or an integer m for L-Softmax.
         lam: the annealing weight lambda >= 0, as for `lsoftmax_logits`.
         label_smoothing: as for `lsoftmax_loss`.
         class_block_size: as for `lsoftmax_loss`.
+        class_major: whether the weights are [C, D], as for `lsoftmax_logits`.
         name: a name for the ops.
 
     Returns:
@@ -221,6 +234,7 @@ def margin_softmax_loss(
             lam=lam,
             label_smoothing=label_smoothing,
             class_block_size=class_block_size,
+            class_major=class_major,
         ).loss
 
 
@@ -280,16 +294,18 @@ def margin_layer(
     *,
     margin: Margin | int,
     lam: float | TensorLike,
+    class_major: bool = False,
     angles: bool = False,
 ) -> MarginLayer:
     """Returns the margin logits and, if asked, the angles, from one pass over the label columns."""
     margin, lam = margin_and_lambda(margin, lam)
-    batch = batch_of(features, weights, labels)
-    bias = None if bias is None else bias_of(bias, batch.weights, margin)
+    class_major = _checks.flag(class_major, "class_major")
+    batch = batch_of(features, weights, labels, class_major=class_major)
+    bias = None if bias is None else bias_of(bias, batch.weights, margin, class_major=class_major)
     ops = library.load()
-    features, weights, geometry = ops.lsoftmax_target_geometry(*batch)
+    features, weights, geometry = ops.lsoftmax_target_geometry(*batch, class_major=class_major)
     terms, attributes = formula.terms(margin), _terms.attributes(margin)
-    products = formula.plain_logits(ops, features, weights, terms, attributes)
+    products = formula.plain_logits(ops, features, weights, terms, attributes, class_major)
     logits = ops.lsoftmax_logits(products, batch.labels, geometry, lam, terms, **attributes)
     if bias is not None:
         logits = tf.nn.bias_add(logits, bias)
@@ -315,20 +331,25 @@ def loss_layer(
     lam: float | TensorLike,
     label_smoothing: float = 0.0,
     class_block_size: int | None = None,
+    class_major: bool = False,
 ) -> LossLayer:
     """Returns the loss and the predicted classes."""
     margin, lam = margin_and_lambda(margin, lam)
     label_smoothing = _checks.label_smoothing(label_smoothing)
-    batch = batch_of(features, weights, labels)
+    class_major = _checks.flag(class_major, "class_major")
+    batch = batch_of(features, weights, labels, class_major=class_major)
     features, weights, labels = batch
-    bias = none(weights.dtype) if bias is None else bias_of(bias, weights, margin)
+    bias = none(weights.dtype) if bias is None else bias_of(bias, weights, margin, class_major=class_major)
     ops = library.load()
     no_double = none(tf.float64)  # once: eagerly a constant costs as much as a small op
-    terms = formula.terms(margin, label_smoothing, weights) if _terms.has_terms(margin, label_smoothing) else no_double
-    factors, attributes = formula.class_factors(ops, margin, weights), _terms.attributes(margin)
+    terms = no_double
+    if _terms.has_terms(margin, label_smoothing):
+        terms = formula.terms(margin, label_smoothing, weights, class_major)
+    factors, attributes = formula.class_factors(ops, margin, weights, class_major), _terms.attributes(margin)
     if class_block_size is None:
         block_size = 0
-        state = ops.lsoftmax_loss(tf.matmul(features, weights), *batch, bias, lam, terms, factors, **attributes)
+        products = tf.matmul(features, weights, transpose_b=class_major)
+        state = ops.lsoftmax_loss(products, *batch, bias, lam, terms, factors, class_major=class_major, **attributes)
         of_products = {
             "whole_products_grad": state.products_grad,
             "target_weights": state.target_weights,
@@ -336,7 +357,7 @@ def loss_layer(
         }
     else:
         block_size = _checks.positive_integer(class_block_size, "class_block_size")
-        state = blocks.loss(ops, *batch, bias, lam, terms, factors, attributes, block_size)
+        state = blocks.loss(ops, *batch, bias, lam, terms, factors, attributes, block_size, class_major)
         of_products = {
             "whole_products_grad": none(weights.dtype),
             "target_weights": none(weights.dtype),
@@ -354,7 +375,8 @@ def loss_layer(
         grad_unit=state.grad_unit,
         **of_products,
     )
-    loss = ops.lsoftmax_loss_with_gradient(*inputs, class_block_size=block_size, **attributes)
+    layout = {"class_block_size": block_size, "class_major": class_major}
+    loss = ops.lsoftmax_loss_with_gradient(*inputs, **layout, **attributes)
     return LossLayer(loss, state.predicted)
 
 

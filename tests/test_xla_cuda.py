@@ -9,7 +9,10 @@ from support import PACKAGE, ROOT, XLA_CALLS_ARE_CUDA, XLA_CUDA_ON_CPU, run_pyth
 
 import lsoftmax_op
 
-XLA_TESTS = ["test_xla.py", "test_xla_calls.py", "test_xla_margins.py", "test_class_range.py", "test_raw_ops.py"]
+XLA_TESTS = [
+    *("test_xla.py", "test_xla_calls.py", "test_xla_margins.py"),
+    *("test_class_range.py", "test_class_major.py", "test_raw_ops.py"),
+]
 
 
 @pytest.mark.slow

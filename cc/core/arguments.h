@@ -31,9 +31,9 @@ struct ClassRange {
 // X(TYPE, NAME, SHAPE): every array, with N = rows, D = depth, C = classes. An array that may be none may be null, too.
 #define LSOFTMAX_FOR_EACH_ARRAY(X)                                                                                  \
   X(const T*, features, "[N, D]")                                                                                   \
-  X(const T*, weights, "[D, C > 0]")                                                                                \
-  X(const T*, products, "[N, C]") /* X W; may be the same array as products_grad */                                 \
-  X(T*, products_grad, "[N, C]")  /* the loss's derivative in them */                                               \
+  X(const T*, weights, "[D, C > 0]") /* [C, D] if class_major, and so their gradient */                             \
+  X(const T*, products, "[N, C]")    /* X W; may be the same array as products_grad */                              \
+  X(T*, products_grad, "[N, C]")     /* the loss's derivative in them */                                            \
   X(T*, logits, "[N, C]")                                                                                           \
   X(Labels, labels, "[N]") /* each -1 or one of all classes */                                                      \
   X(const T*, bias, "[C] or none")                                                                                  \
@@ -59,10 +59,11 @@ struct ClassRange {
 
 template <typename T>
 struct Arguments {
-  int64_t rows = 0;     // N, samples
-  int64_t depth = 0;    // D, features of a sample
-  int64_t classes = 0;  // C
-  ClassRange range;     // where those C are among all
+  int64_t rows = 0;          // N, samples
+  int64_t depth = 0;         // D, features of a sample
+  int64_t classes = 0;       // C
+  ClassRange range;          // where those C are among all
+  bool class_major = false;  // whether weights and weights_grad are [C, D], a row a class
   Margin margin;
 
 #define LSOFTMAX_DECLARE(TYPE, NAME, SHAPE) TYPE NAME = {};
@@ -71,6 +72,16 @@ struct Arguments {
 
   void* workspace = nullptr;  // of CUDA kernels, see kernels.h
 };
+
+// How far apart the entries of neighbouring features, and of neighbouring classes, lie in weights and their gradient.
+template <typename T>
+LSOFTMAX_INLINE int64_t feature_stride(const Arguments<T>& args) {
+  return args.class_major ? 1 : args.classes;
+}
+template <typename T>
+LSOFTMAX_INLINE int64_t class_stride(const Arguments<T>& args) {
+  return args.class_major ? args.depth : 1;
+}
 
 // X(KERNEL): those of rows.h, loss.h and columns.h; geometry and loss in one; and in one the three gradients that
 // complete those of the products: features_grad, weights_grad and, unless it is null, bias_grad.

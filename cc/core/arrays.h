@@ -42,6 +42,24 @@ struct Array {
     }
     may_be_none = std::string_view(shape) == "] or none";
   }
+
+  // The array of an op or call whose weights are class-major or not: if so, what is [D, C] is [C, D], a block of it
+  // [B, D].
+  constexpr Array in_layout(bool class_major) const {
+    Array array = *this;
+    if (class_major && rank == 2 && sizes[0] == size_of('D') &&
+        (sizes[1] == size_of('C') || sizes[1] == size_of('B'))) {
+      array.sizes[0] = sizes[1];
+      array.sizes[1] = sizes[0];
+    }
+    return array;
+  }
+
+  // The dimension of the classes.
+  constexpr int class_dimension() const { return rank > 0 && sizes[0] == size_of('C') ? 0 : rank - 1; }
+
+ private:
+  static constexpr int size_of(char letter) { return -1 - static_cast<int>(kLetters.find(letter)); }
 };
 
 struct AnyReal {};  // stands in for T
@@ -121,16 +139,15 @@ template <typename Dimension>
 bool fits(const Array& array, int rank, const Dimension& dimension, Sizes* sizes) {
   if (array.may_be_none && rank == 1 && dimension(0) == 0) return true;
   if (rank != array.rank) return false;
-  bool fits = true, has_class = true;
+  bool fits = true;
   for (int d = 0; d < rank; ++d) {
     const int64_t expected = (*sizes)[array.sizes[d]], got = dimension(d);
     fits = fits && (expected < 0 || expected == got);
-    has_class = got > 0;
   }
   for (int d = 0; fits && d < rank; ++d) {
     if (array.sizes[d] < 0) sizes->of_letter[-1 - array.sizes[d]] = dimension(d);
   }
-  return fits && (has_class || array.may_be_empty);
+  return fits && (array.may_be_empty || dimension(array.class_dimension()) > 0);
 }
 
 // What is wrong with an array that does not fit.
@@ -142,7 +159,7 @@ std::string about_misfit(const Array& array, int rank, const Dimension& dimensio
     expected += (d == 0 ? "" : ",") + (size < 0 ? "?" : std::to_string(size));
   }
   for (int d = 0; d < rank; ++d) got += (d == 0 ? "" : ",") + std::to_string(dimension(d));
-  if (rank == array.rank && !array.may_be_empty && dimension(rank - 1) == 0) {
+  if (rank == array.rank && !array.may_be_empty && dimension(array.class_dimension()) == 0) {
     return std::string(array.name) + ": expected at least one class, got shape [" + got + "]";
   }
   return std::string(array.name) + ": expected shape [" + expected + "], got [" + got + "]";

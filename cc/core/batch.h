@@ -76,6 +76,12 @@ void weights_grad_of_batch(const Arguments<T>& args, const Over& over) {
       }
     });
   }
+  if (args.class_major) {
+    const int64_t rows_of_class = args.rows / std::max<int64_t>(1, groups.count) + 1;
+    return over(groups.count, kEntryCost * args.depth * rows_of_class, [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; ++g) row_kernels<T>().weights_grad(args, groups.at(g), 0, args.depth);
+    });
+  }
   over(args.depth, kColumnCost * args.rows,
        [&](int64_t begin, int64_t end) { row_kernels<T>().weights_grad(args, groups, begin, end); });
 }

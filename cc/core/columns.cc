@@ -1,13 +1,13 @@
 // Compiled once for every CPU variant, as rows.cc is.
 #include "core/columns.h"
 
+#include "core/lanes.h"
+
 namespace lsoftmax {
 namespace {
 
 constexpr int64_t kWide = 1024;  // classes whose sums are kept at hand
 constexpr int kRows = 8;         // of a matrix, side by side: each is a stream of its own from memory
-
-LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // sums[0 .. width) += the products of `count` rows' entries, which begin `pitch` apart
 template <int count, typename T>
@@ -34,6 +34,12 @@ LSOFTMAX_INLINE void over_features(int64_t depth, const Visit& visit) {
 
 template <typename T>
 void class_factors(const Arguments<T>& args, int64_t begin, int64_t end) {
+  if (args.class_major) {
+    for (int64_t c = begin; c < end; ++c) {
+      assign(args.class_factors[c], inverse_norm(norm_sq_of(args.weights + c * args.depth, args.depth)));
+    }
+    return;
+  }
   for (int64_t first = begin; first < end; first += kWide) {
     const int64_t width = smaller(kWide, end - first), pitch = args.classes;
     double norm_sq[kWide] = {};
@@ -46,8 +52,24 @@ void class_factors(const Arguments<T>& args, int64_t begin, int64_t end) {
   }
 }
 
+// gradient -= share w
+template <typename T>
+LSOFTMAX_INLINE void take_off(const T* __restrict w, Real<T> share, int64_t width, T* __restrict gradient) {
+  for (int64_t l = 0; l < width; ++l) assign(gradient[l], widen(gradient[l]) - share * widen(w[l]));
+}
+
 template <typename T>
 void take_off_radial(const Arguments<T>& args, int64_t begin, int64_t end) {
+  if (args.class_major) {
+    for (int64_t c = begin; c < end; ++c) {
+      const T* const w = args.weights + c * args.depth;
+      T* const gradient = args.weights_grad + c * args.depth;
+      Real<T> share;
+      assign(share, part_along(w, gradient, args.depth));
+      take_off(w, share, args.depth, gradient);
+    }
+    return;
+  }
   for (int64_t first = begin; first < end; first += kColumnBlock) {
     const int64_t width = smaller(kColumnBlock, end - first), pitch = args.classes;
     double along[kColumnBlock] = {}, norm_sq[kColumnBlock] = {};

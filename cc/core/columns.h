@@ -4,8 +4,9 @@
 //   class_factors[c]      1 / |w_c|, 0 of a zero column
 //   weights_grad[:, c] -= w_c (w_c . weights_grad[:, c]) / |w_c|^2
 //
-// The second is what is left of a gradient that came through logits of p / |w_c|: its part along w_c changes nothing
-// but the norm. Sums run in double, eight features at a time, in their order.
+// with rows for columns, w_c = weights[c, :], if they are class-major. The second is what is left of a gradient that
+// came through logits of p / |w_c|: its part along w_c changes nothing but the norm. Sums run in double, eight features
+// at a time, in their order; or, class-major, over the lanes of lanes.h.
 #ifndef LSOFTMAX_CORE_COLUMNS_H_
 #define LSOFTMAX_CORE_COLUMNS_H_
 

@@ -20,6 +20,8 @@ struct Groups {
 
   // Those of the classes [first, last).
   Groups of(int64_t first, int64_t last) const;
+  // The g-th alone.
+  Groups at(int64_t g) const { return {1, classes + g, starts + g, order}; }
 };
 
 // Groups the rows of a batch on the host: O(N log N) time, O(N) memory.

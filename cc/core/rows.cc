@@ -2,22 +2,20 @@
 // among them. Nothing here may call an inline function of the standard library: see inline.h.
 #include "core/rows.h"
 
+#include "core/lanes.h"
 #include "core/margin.h"
 #include "core/target.h"
 
 namespace lsoftmax {
 namespace {
 
-// A weight column is strided: its D entries lie in D rows of W, C apart. Walking W in tiles of a few rows of
+// Of weights [D, C] a column is strided: its D entries lie in D rows of W, C apart. Walking W in tiles of a few rows of
 // W for a block of samples lets samples whose classes share a cache line share its load, and keeps a tile's
 // loads in flight side by side where they do not.
 constexpr int64_t kTile = 32;        // feature dimensions: two cache lines of floats
-constexpr int64_t kLanes = 8;        // partial sums, kept apart for the vector unit
 constexpr int64_t kRowBlock = 128;   // samples
 constexpr int64_t kAhead = 6;        // classes whose gradients are asked for before they are needed
 constexpr int64_t kFewClasses = 64;  // so few that a tile of all their columns stays at hand
-
-LSOFTMAX_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Asks for the entries [0, width) of a weight column that the next tile will read: the hardware's own
 // prefetchers do not see through a column's stride.
@@ -29,12 +27,6 @@ LSOFTMAX_INLINE void prefetch_column(const T* w, int64_t stride, int64_t width) 
 struct Partial {
   double dot[kLanes], features_sq[kLanes], weights_sq[kLanes];
 };
-
-LSOFTMAX_INLINE double total(const double* lanes) {
-  double sum = 0;
-  for (int64_t l = 0; l < kLanes; ++l) sum += lanes[l];
-  return sum;
-}
 
 // sums += the products of x[0 .. width) and w[0 .. width), width <= kTile.
 template <typename T>
@@ -62,8 +54,31 @@ LSOFTMAX_INLINE void transpose_tile(const T* w, int64_t classes, int64_t width, 
   }
 }
 
+// Of weights [C, D]: one row of the batch after the other, in the same lanes.
+template <typename T>
+LSOFTMAX_INLINE void geometry_of_lines(const Arguments<T>& args, int64_t begin, int64_t end) {
+  const bool copied = args.target_weights != nullptr;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t c = column_of(args, i);
+    const T* const x = args.features + i * args.depth;
+    T* const copy = copied ? args.target_weights + i * args.depth : nullptr;
+    Partial sums = {};
+    if (c < 0) {
+      for (int64_t l = 0; copied && l < args.depth; ++l) assign(copy[l], 0);
+    } else {
+      const T* const w = args.weights + c * args.depth;
+      int64_t d = 0;
+      for (; d + kTile <= args.depth; d += kTile) accumulate(x + d, w + d, kTile, sums);
+      accumulate(x + d, w + d, args.depth - d, sums);
+      if (copied) gather_column(w, 1, args.depth, copy);
+    }
+    store(args.geometry, args.rows, i, {total(sums.dot), total(sums.features_sq), total(sums.weights_sq)});
+  }
+}
+
 template <typename T>
 void geometry(const Arguments<T>& args, int64_t begin, int64_t end) {
+  if (args.class_major) return geometry_of_lines(args, begin, end);
   const bool few = args.classes <= kFewClasses;
   T of_classes[kFewClasses * kTile];
   for (int64_t first = begin; first < end; first += kRowBlock) {
@@ -135,17 +150,7 @@ void angles(const Arguments<T>& args, int64_t begin, int64_t end) {
 template <typename T>
 LSOFTMAX_INLINE double radial_part(const Arguments<T>& args, int64_t row) {
   if (!args.margin.normalize_features) return 0;
-  const T* const x = args.features + row * args.depth;
-  const T* const f = args.features_grad + row * args.depth;
-  double dot[kLanes] = {}, norm_sq[kLanes] = {};
-  for (int64_t first = 0; first < args.depth; first += kLanes) {
-    for (int64_t l = 0; l < smaller(kLanes, args.depth - first); ++l) {
-      const double xl = widen(x[first + l]);
-      dot[l] += xl * widen(f[first + l]);
-      norm_sq[l] += xl * xl;
-    }
-  }
-  return total(norm_sq) == 0 ? 0 : total(dot) / total(norm_sq);
+  return part_along(args.features + row * args.depth, args.features_grad + row * args.depth, args.depth);
 }
 
 // gradient[0 .. width) = scale (gradient + along_w w + along_x x), where w is strided.
@@ -168,26 +173,30 @@ LSOFTMAX_INLINE void scale_row(const T* __restrict x, double along_x, double sca
   }
 }
 
-// The columns copied: one row after the other.
+// The weights of a class in one piece, as they are in copies and in weights [C, D]: one row after the other.
 template <typename T>
-LSOFTMAX_INLINE void features_grad_of_copies(const Arguments<T>& args, int64_t begin, int64_t end) {
+LSOFTMAX_INLINE void features_grad_of_lines(const Arguments<T>& args, int64_t begin, int64_t end) {
+  const bool copied = args.target_weights != nullptr;
   for (int64_t i = begin; i < end; ++i) {
+    const int64_t c = column_of(args, i);
     const double scale = loss_grad_of(args, i), radial = radial_part(args, i);
     const T* const x = args.features + i * args.depth;
     T* const gradient = args.features_grad + i * args.depth;
-    if (column_of(args, i) < 0) {
+    if (c < 0) {
       scale_row(x, -scale * radial, scale, args.depth, gradient);
     } else {
       const Geometry<double> grad = geometry_grad_of(args, i);
       const double along_w = scale * grad.dot, along_x = scale * (2 * grad.features_sq - radial);
-      add_row(x, args.target_weights + i * args.depth, 1, along_w, along_x, scale, args.depth, gradient);
+      if (!copied && along_w == 0 && along_x == 0 && scale == 1) continue;
+      const T* const w = copied ? args.target_weights + i * args.depth : args.weights + c * args.depth;
+      add_row(x, w, 1, along_w, along_x, scale, args.depth, gradient);
     }
   }
 }
 
 template <typename T>
 void features_grad(const Arguments<T>& args, int64_t begin, int64_t end) {
-  if (args.target_weights != nullptr) return features_grad_of_copies(args, begin, end);
+  if (args.target_weights != nullptr || args.class_major) return features_grad_of_lines(args, begin, end);
   for (int64_t first = begin; first < end; first += kRowBlock) {
     const int64_t last = smaller(first + kRowBlock, end);
     double radial[kRowBlock];
@@ -221,8 +230,19 @@ LSOFTMAX_INLINE void add_sample(const T* x, double along_x, int64_t width, doubl
   for (int64_t l = 0; l < width; ++l) sum[l] += along_x * widen(x[l]);
 }
 
+// gradient[0 .. width) += sum + along_w w, where w and gradient are strided.
+template <typename T>
+LSOFTMAX_INLINE void add_class(const double* sum, double along_w, const T* w, int64_t w_stride, int64_t width,
+                               T* gradient, int64_t stride) {
+  for (int64_t l = 0; l < width; ++l) {
+    T& entry = gradient[l * stride];
+    assign(entry, widen(entry) + (sum[l] + along_w * widen(w[l * w_stride])));
+  }
+}
+
 template <typename T>
 void weights_grad(const Arguments<T>& args, const Groups& groups, int64_t begin, int64_t end) {
+  const int64_t of_feature = feature_stride(args), of_class = class_stride(args);
   for (int64_t d = begin; d < end; d += kTile) {
     const int64_t width = smaller(kTile, end - d);
     for (int64_t g = 0; g < groups.count; ++g) {
@@ -246,17 +266,18 @@ void weights_grad(const Arguments<T>& args, const Groups& groups, int64_t begin,
       if (!changes) continue;
       const bool copied = args.target_weights != nullptr;
       const T* w = copied ? args.target_weights + groups.order[groups.starts[g]] * args.depth + d
-                          : args.weights + d * args.classes + groups.classes[g];
+                          : args.weights + d * of_feature + groups.classes[g] * of_class;
+      T* gradient = args.weights_grad + d * of_feature + groups.classes[g] * of_class;
+      if (args.class_major) {
+        add_class(sum, along_w, w, 1, width, gradient, 1);
+        continue;
+      }
       const int64_t stride = copied ? 1 : args.classes;
-      T* gradient = args.weights_grad + d * args.classes + groups.classes[g];
       if (!copied) prefetch_column(w + width * stride, stride, smaller(kTile, end - d - width));
       if (g + kAhead < groups.count) {
         prefetch_column(args.weights_grad + d * args.classes + groups.classes[g + kAhead], args.classes, width);
       }
-      for (int64_t l = 0; l < width; ++l) {
-        T& entry = gradient[l * args.classes];
-        assign(entry, widen(entry) + (sum[l] + along_w * widen(w[l * stride])));
-      }
+      add_class(sum, along_w, w, stride, width, gradient, args.classes);
     }
   }
 }

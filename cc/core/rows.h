@@ -37,7 +37,7 @@ struct RowKernels {
   // features' norms, the part of the features_grad that came in along x is taken off first.
   void (*features_grad)(const Arguments<T>&, int64_t begin, int64_t end);
 
-  // Feature dimensions [begin, end): weights_grad[:, y] += sum over the rows of class y of
+  // Feature dimensions [begin, end), of these groups: weights_grad[:, y] += sum over the rows of class y of
   // loss_grad (geometry_grad_s x + 2 geometry_grad_B w_y). One addition an entry, however often a class occurs.
   void (*weights_grad)(const Arguments<T>&, const Groups&, int64_t begin, int64_t end);
 };

@@ -4,11 +4,14 @@
 // A block takes 32 columns, a column per lane. Feature d belongs to warp d mod W of its W, kFeatures of them at a time;
 // the warps' sums are added in their order. A thread walks its features downwards, so that registers still hold the
 // first ones when the sums are known, and the cache the next: both matrices come from memory once.
+//
+// Of weights [C, D] a warp takes a class, its lanes side by side along the row.
 #include "cuda/columns.cuh"
 
 #include "core/half.h"
 #include "core/margin.h"
 #include "cuda/device.cuh"
+#include "cuda/features_grad.cuh"
 
 namespace lsoftmax {
 namespace cuda {
@@ -105,6 +108,33 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp) take_off_radial_column_per_l
   }
 }
 
+template <typename T, int kVector>
+__global__ void __launch_bounds__(kBlock) class_factors_class_per_warp(Arguments<T> args) {
+  const int64_t c = row_of_warp();
+  if (c >= args.classes) return;
+  const T* const w = args.weights + c * args.depth;
+  double norm_sq = 0;
+  walk<kVector>(w, Copy<T>{w}, args.depth, [&](int64_t, const Vector<T, kVector>& ws, const Vector<T, kVector>&) {
+#pragma unroll
+    for (int l = 0; l < kVector; ++l) {
+      const double wl = widen(ws.at[l]);
+      norm_sq += wl * wl;
+    }
+  });
+  norm_sq = sum_in_lanes(norm_sq, kWarp);
+  if (lane_of_warp() == 0) assign(args.class_factors[c], inverse_norm(norm_sq));
+}
+
+template <typename T, int kVector>
+__global__ void __launch_bounds__(kBlock) take_off_radial_class_per_warp(Arguments<T> args) {
+  const int64_t c = row_of_warp();
+  if (c >= args.classes) return;
+  const T* const w = args.weights + c * args.depth;
+  T* const gradient = args.weights_grad + c * args.depth;
+  const double along = radial_part<kVector>(w, gradient, args.depth);
+  add_row<kVector>(w, Copy<T>{w}, args.depth, -along, 0, 1, gradient);
+}
+
 // As many warps as hold a column, of those that a block may have.
 template <typename T>
 int threads_for(int64_t depth) {
@@ -117,6 +147,11 @@ int threads_for(int64_t depth) {
 
 template <typename T>
 Status class_factors(const Arguments<T>& args, Stream stream) {
+  if (args.class_major) {
+    const bool wide = is_wide<T>(args.depth, args.weights);
+    return launch(wide ? class_factors_class_per_warp<T, kWide<T>> : class_factors_class_per_warp<T, 1>,
+                  ceil_div(args.classes, kWarps), 1, kBlock, stream, args);
+  }
   return launch(class_factors_column_per_lane<T>, ceil_div(args.classes, kWarp), 1, threads_for<T>(args.depth), stream,
                 args);
 }
@@ -124,6 +159,11 @@ Status class_factors(const Arguments<T>& args, Stream stream) {
 template <typename T>
 Status take_off_radial(const Arguments<T>& args, Stream stream) {
   if (!args.margin.normalize_weights) return cudaSuccess;
+  if (args.class_major) {
+    const bool wide = is_wide<T>(args.depth, args.weights, args.weights_grad);
+    return launch(wide ? take_off_radial_class_per_warp<T, kWide<T>> : take_off_radial_class_per_warp<T, 1>,
+                  ceil_div(args.classes, kWarps), 1, kBlock, stream, args);
+  }
   return launch(take_off_radial_column_per_lane<T>, ceil_div(args.classes, kWarp), 1, threads_for<T>(args.depth),
                 stream, args);
 }

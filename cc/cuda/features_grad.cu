@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kBlock) features_grad_row_per_warp(Arguments<T
 
 template <typename T>
 Status features_grad(const Arguments<T>& args, Stream stream) {
-  const bool wide = is_wide<T>(args.depth, args.features, args.features_grad, args.target_weights);
+  const bool wide = has_wide_rows(args);
   return launch(wide ? features_grad_row_per_warp<T, kWide<T>> : features_grad_row_per_warp<T, 1>,
                 ceil_div(args.rows, kWarps), 1, kBlock, stream, args);
 }

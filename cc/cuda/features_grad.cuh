@@ -55,6 +55,13 @@ __device__ void scale_row(int64_t depth, double scale, T* gradient) {
   }
 }
 
+// Whether the rows that complete_rows reads and writes allow 16 bytes at a time.
+template <typename T>
+bool has_wide_rows(const Arguments<T>& args) {
+  const T* const lines = args.class_major ? args.weights : nullptr;
+  return is_wide<T>(args.depth, args.features, args.features_grad, args.target_weights, lines);
+}
+
 // The rows of one block.
 template <int kVector, typename T>
 __device__ void complete_rows(const Arguments<T>& args, int64_t block) {
@@ -77,8 +84,9 @@ __device__ void complete_rows(const Arguments<T>& args, int64_t block) {
     add_row<kVector>(x, Copy<T>{x}, args.depth, along_x, 0, scale, args.features_grad + begin);
   } else if (c < 0) {
     scale_row<kVector>(args.depth, scale, args.features_grad + begin);
-  } else if (args.target_weights != nullptr) {
-    add_row<kVector>(args.features + begin, Copy<T>{args.target_weights + begin}, args.depth, along_x, along_w, scale,
+  } else if (args.target_weights != nullptr || args.class_major) {
+    const T* const w = args.target_weights != nullptr ? args.target_weights + begin : args.weights + c * args.depth;
+    add_row<kVector>(args.features + begin, Copy<T>{w}, args.depth, along_x, along_w, scale,
                      args.features_grad + begin);
   } else {
     add_row<kVector>(args.features + begin, Column<T>{args.weights + c, args.classes}, args.depth, along_x, along_w,

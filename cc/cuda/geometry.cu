@@ -1,12 +1,14 @@
 // geometry[:, i] = (x_i . w_{y_i}, |x_i|^2, |w_{y_i}|^2)
 // target_weights[i] = w_{y_i}, or 0 without a target             where they are asked for
 //
-// A block takes a chunk of rows, kTileDepth features at a time. It reads the weights with a row per lane, so that
-// columns side by side are asked for together (label_order.cuh), turns them in shared memory, and multiplies them
-// beside the features with a row per group of lanes.
+// Of weights [D, C] a block takes a chunk of rows, kTileDepth features at a time. It reads the weights with a row per
+// lane, so that columns side by side are asked for together (label_order.cuh), turns them in shared memory, and
+// multiplies them beside the features with a row per group of lanes.
 //
 // The chunks are those of the order of the labels where that pays: it is a launch more. Where another kernel asks for
 // the order and this one does not, blocks of their own make it in the same launch.
+//
+// Of weights [C, D] a warp takes a row, beside its class's.
 #include <math.h>
 
 #include "core/target.h"
@@ -105,6 +107,41 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
+// Blocks from `blocks` on rank rows.
+template <typename T, int kVector>
+__global__ void __launch_bounds__(kBlock) geometry_row_per_warp(Arguments<T> args, int64_t blocks, LabelOrder ranked) {
+  if (blockIdx.x >= blocks) {
+    return rank_rows({args.labels, args.range.first, args.classes}, args.rows, blockIdx.x - blocks, ranked);
+  }
+  const int64_t row = row_of_warp();
+  if (row >= args.rows) return;
+  const int64_t column = column_of(args, row), begin = row * args.depth;
+  T* const copy = args.target_weights != nullptr ? args.target_weights + begin : nullptr;
+  Geometry<double> sum = {};
+  if (column >= 0) {
+    const Copy<T> own = {args.weights + column * args.depth};
+    const auto add = [&](int64_t d, const Vector<T, kVector>& xs, const Vector<T, kVector>& ws) {
+#pragma unroll
+      for (int l = 0; l < kVector; ++l) {
+        const double xl = widen(xs.at[l]), wl = widen(ws.at[l]);
+        sum.dot += xl * wl;
+        sum.features_sq += xl * xl;
+        sum.weights_sq += wl * wl;
+      }
+      if (copy != nullptr) vector_at<kVector>(copy + d) = ws;
+    };
+    walk<kVector>(args.features + begin, own, args.depth, add);
+  } else if (copy != nullptr) {
+    for (int64_t d = lane_of_warp() * kVector; d < args.depth; d += kWarp * kVector) {
+      vector_at<kVector>(copy + d) = Vector<T, kVector>{};
+    }
+  }
+  sum = {sum_in_lanes(sum.dot, kWarp), sum_in_lanes(sum.features_sq, kWarp), sum_in_lanes(sum.weights_sq, kWarp)};
+  if (lane_of_warp() > 0) return;
+  const bool good = is_good_label(label_of(args.labels, row), all_classes(args));
+  store(args.geometry, args.rows, row, good ? sum : Geometry<double>{NAN, NAN, NAN});
+}
+
 }  // namespace
 
 int64_t geometry_workspace(int64_t rows) { return label_order_workspace(rows); }
@@ -112,14 +149,21 @@ int64_t geometry_workspace(int64_t rows) { return label_order_workspace(rows); }
 template <typename T>
 Status geometry(const Arguments<T>& args, Stream stream) {
   const LabelOrder order = label_order_of(args);
-  const bool follows = are_near<T>(args.rows, args.classes), asked = args.label_order != nullptr;
+  const bool follows = !args.class_major && are_near<T>(args.rows, args.classes), asked = args.label_order != nullptr;
   const bool beside = asked && !follows && args.rows <= kFewRows;
   if (follows || (asked && !beside)) {
     const Status status = fill(order, args, stream);
     if (status != 0) return status;
   }
+  const int64_t ranking = beside ? ceil_div(args.rows, kRankedByBlock) : 0;
+  if (args.class_major) {
+    const bool wide = is_wide<T>(args.depth, args.features, args.weights, args.target_weights);
+    const int64_t blocks = ceil_div(args.rows, kWarps);
+    return launch(wide ? geometry_row_per_warp<T, kWide<T>> : geometry_row_per_warp<T, 1>, blocks + ranking, 1, kBlock,
+                  stream, args, blocks, order);
+  }
   const bool wide = is_wide<T>(args.depth, args.features, args.target_weights);
-  const int64_t chunks = ceil_div(args.rows, kPlaces), ranking = beside ? ceil_div(args.rows, kRankedByBlock) : 0;
+  const int64_t chunks = ceil_div(args.rows, kPlaces);
   const int64_t* const rows = follows ? order.rows : nullptr;
   return launch(wide ? geometry_chunk_per_block<T, kWide<T>> : geometry_chunk_per_block<T, 1>, chunks + ranking, 1,
                 kBlock, stream, args, rows, chunks, order);

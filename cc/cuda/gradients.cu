@@ -43,7 +43,7 @@ Status gradients(const Arguments<T>& args, Stream stream) {
   if (status != 0) return status;
   const bool has_bias = args.bias_grad != nullptr, joined = has_bias && joins(args.rows, args.classes);
   const Jobs jobs = {joined ? ceil_div(args.classes, kWarp) : 0, blocks_of_classes(args), ceil_div(args.rows, kWarps)};
-  const bool wide = is_wide<T>(args.depth, args.features, args.features_grad, args.target_weights);
+  const bool wide = has_wide_rows(args);
   const Status launched = launch(wide ? gradients_job_per_block<T, kWide<T>> : gradients_job_per_block<T, 1>,
                                  jobs.columns + jobs.classes + jobs.rows, 1, kBlock, stream, args, order, spans, jobs);
   return launched == 0 && has_bias && !joined ? bias_grad(args, stream) : launched;

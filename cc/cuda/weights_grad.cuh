@@ -7,7 +7,7 @@
 //
 //   1.  a row per group of lanes: each row's share goes into shared memory, turned there
 //   2.  a class per lane: the shares of its rows go into the gradient, in one addition an entry; classes side by side
-//       ask for their columns together
+//       ask for their columns together (of a gradient [C, D], which has a row a class: a class per warp)
 //
 // A class that goes on in the next chunk is the last of its own. All groups of the block together add up its rows
 // before. In a large batch those may be very many: there a kernel before adds up each span of the order that is one
@@ -137,6 +137,44 @@ __device__ void sum_span(const Arguments<T>& args, const LabelOrder& order, cons
   if (threadIdx.x == 0 && first_d == 0) spans.along_w[span] = sum.along_w;
 }
 
+// Adds to the gradient the shares of the classes, each of which begins at a place and ends before ends[place]; lanes lie
+// side by side along a row of it.
+template <bool kClassMajor, typename T>
+__device__ void add_shares(const Arguments<T>& args, const Shares& shares, const int64_t* labels, const int* ends,
+                           int64_t first_d) {
+  constexpr int kEntries = kTileDepth / kWarps, kAcross = kTileDepth / kWarp;
+  static_assert(kEntries == kAcross * kPlaces / kWarps, "a thread has as many entries in both layouts");
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = lane_of_warp();
+  const auto place_of = [&](int n) { return kClassMajor ? warp + n / kAcross * kWarps : lane; };
+  const auto feature_of = [&](int n) { return kClassMajor ? lane + n % kAcross * kWarp : warp + n * kWarps; };
+  const auto offset_of = [&](int64_t label, int64_t d) {
+    return kClassMajor ? label * args.depth + d : d * args.classes + label;
+  };
+  const bool copied = args.target_weights != nullptr;
+  T entries[kEntries] = {}, ws[kEntries] = {};
+#pragma unroll
+  for (int n = 0; n < kEntries; ++n) {
+    const int place = place_of(n);
+    const int64_t d = first_d + feature_of(n);
+    if (ends[place] == 0 || d >= args.depth) continue;
+    const int64_t offset = offset_of(labels[place], d);
+    entries[n] = args.weights_grad[offset];
+    if (!copied && shares.along_w[place] != 0) ws[n] = args.weights[offset];
+  }
+#pragma unroll
+  for (int n = 0; n < kEntries; ++n) {
+    const int place = place_of(n), feature = feature_of(n);
+    const int64_t d = first_d + feature;
+    if (ends[place] == 0 || d >= args.depth) continue;
+    const double along_w = copied ? 0 : shares.along_w[place];
+    double share = along_w != 0 ? along_w * widen(ws[n]) : 0;
+    for (int own = place; own < ends[place]; ++own) share += shares.along_x[own][feature];
+    if (share == 0) continue;  // without a margin the entry stays as it is, to the sign of a zero
+    assign(entries[n], widen(entries[n]) + share);
+    args.weights_grad[offset_of(labels[place], d)] = entries[n];
+  }
+}
+
 // The classes that begin in the chunk of a block.
 template <int kVector, typename T>
 __device__ void add_classes(const Arguments<T>& args, const LabelOrder& order, const Spans& spans, int64_t block) {
@@ -145,7 +183,7 @@ __device__ void add_classes(const Arguments<T>& args, const LabelOrder& order, c
   __shared__ Factors factors[kPlaces];
   __shared__ int ends[kPlaces];  // of the class that begins at a place; 0: none does
   const LanesOfTile<kVector> group;
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = lane_of_warp();
+  const int thread = static_cast<int>(threadIdx.x);
   const int64_t tiles = ceil_div(args.depth, kTileDepth), first_d = block % tiles * kTileDepth;
   const int64_t first = block / tiles * kPlaces;
   const int64_t last = first + kPlaces < args.rows ? first + kPlaces : args.rows;
@@ -207,26 +245,10 @@ __device__ void add_classes(const Arguments<T>& args, const LabelOrder& order, c
   }
   __syncthreads();
 
-  constexpr int kEntries = kTileDepth / kWarps;
-  const bool begins = ends[lane] > 0;
-  const double along_w = begins && !copied ? shares.along_w[lane] : 0;
-  T entries[kEntries] = {}, ws[kEntries] = {};
-#pragma unroll
-  for (int n = 0; n < kEntries; ++n) {
-    const int64_t d = first_d + warp + n * kWarps;
-    if (!begins || d >= args.depth) continue;
-    entries[n] = args.weights_grad[d * args.classes + labels[lane]];
-    if (along_w != 0) ws[n] = args.weights[d * args.classes + labels[lane]];
-  }
-#pragma unroll
-  for (int n = 0; n < kEntries; ++n) {
-    const int64_t d = first_d + warp + n * kWarps;
-    if (!begins || d >= args.depth) continue;
-    double share = along_w != 0 ? along_w * widen(ws[n]) : 0;
-    for (int place = lane; place < ends[lane]; ++place) share += shares.along_x[place][warp + n * kWarps];
-    if (share == 0) continue;  // without a margin the entry stays as it is, to the sign of a zero
-    assign(entries[n], widen(entries[n]) + share);
-    args.weights_grad[d * args.classes + labels[lane]] = entries[n];
+  if (args.class_major) {
+    add_shares<true>(args, shares, labels, ends, first_d);
+  } else {
+    add_shares<false>(args, shares, labels, ends, first_d);
   }
 }
 

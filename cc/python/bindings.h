@@ -21,7 +21,7 @@ struct Call {
   std::string dtype;
   int64_t rows = 0, depth = 0, classes = 0, first_class = 0, num_classes = 0;
   Margin margin;
-  bool wide_labels = false;
+  bool wide_labels = false, class_major = false;
   uintptr_t workspace = 0;
 #define LSOFTMAX_DECLARE(TYPE, NAME, SHAPE) uintptr_t NAME = 0;
   LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_DECLARE)
@@ -35,6 +35,7 @@ struct Call {
     args.classes = classes;
     args.margin = margin;
     args.range = {first_class, num_classes};
+    args.class_major = class_major;
     args.workspace = reinterpret_cast<void*>(workspace);
 #define LSOFTMAX_SET(TYPE, NAME, SHAPE) point(&args.NAME, reinterpret_cast<void*>(NAME));
     LSOFTMAX_FOR_EACH_ARRAY(LSOFTMAX_SET)
@@ -69,6 +70,7 @@ void define_kernels(pybind11::module_& module) {
       .def_readwrite("classes", &Call::classes)
       .def_readwrite("first_class", &Call::first_class)
       .def_readwrite("num_classes", &Call::num_classes)
+      .def_readwrite("class_major", &Call::class_major)
       .def_property(
           "margin", [](const Call& call) { return call.margin.m; }, [](Call& call, int m) { call.margin.m = m; })
       .def_property(

@@ -124,16 +124,18 @@ REGISTER_OP("LsoftmaxSetColumns")
     .Input("block: T")
     .Input("first_column: int64")
     .Output("new_matrix: T")
+    .Attr("class_major: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
-Replaces some columns of a matrix.
+Replaces some columns of a matrix, or some rows of one that is class-major.
 
-matrix: [D, C].
-block: [D, B].
+matrix: [D, C]; or [C, D] if class_major.
+block: [D, B]; or [B, D] if class_major.
+class_major: whether what is replaced are rows.
 first_column: [], where the block begins, from 0 to C - B. Where XLA cannot raise an error (on a GPU), a block that
   begins elsewhere is written as NaNs, as near to its place as there is room.
-new_matrix: [D, C].
+new_matrix: [D, C] as `matrix`.
 )doc");
 
 constexpr InPlace kSums = {"sums_before", "sums", InPlace::kChanged};
@@ -158,10 +160,16 @@ class SetColumnsOp : public OpKernel {
 
     Tensor* matrix = nullptr;
     OP_REQUIRES_OK(context, Backend::take(context, 0, 0, /*copied=*/true, &matrix));
-    const int64_t size = sizeof(T);
-    OP_REQUIRES_OK(context,
-                   Backend::copy_rows(context, context->input(1).data(), sizes.block() * size,
-                                      static_cast<T*>(matrix->data()) + first, sizes.classes() * size, sizes.depth()));
+    const int64_t size = sizeof(T), line = sizes.depth() * size;
+    const void* const block = context->input(1).data();
+    auto* const entries = static_cast<T*>(matrix->data());
+    if (signature_.class_major()) {
+      OP_REQUIRES_OK(context,
+                     Backend::copy_rows(context, block, line, entries + first * sizes.depth(), line, sizes.block()));
+    } else {
+      OP_REQUIRES_OK(context, Backend::copy_rows(context, block, sizes.block() * size, entries + first,
+                                                 sizes.classes() * size, sizes.depth()));
+    }
   }
 
  private:

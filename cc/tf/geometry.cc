@@ -31,6 +31,7 @@ REGISTER_OP("LsoftmaxTargetGeometry")
     .Output("geometry: double")
     .Attr("first_class: int >= 0 = 0")
     .Attr("num_classes: int >= 0 = 0")
+    .Attr("class_major: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
@@ -38,11 +39,12 @@ REGISTER_OP("LsoftmaxTargetGeometry")
 The geometry of every sample and the weight column of its class.
 
 features: [N, D].
-weights: [D, C], a column for every class.
-labels: [N], global class indices, or -1 for a sample without a target, whose geometry is 0, as is that of a sample whose
-  target is not among the classes of `weights`.
-first_class: the global class index of the first column of `weights`, where these are a range of all classes.
+weights: [D, C], a column for every class; or [C, D] if class_major.
+labels: [N], global class indices, or -1 for a sample without a target, whose geometry is 0, as is that of a sample
+  whose target is not among the classes of `weights`.
+first_class: the global class index of the first class of `weights`, where these are a range of all classes.
 num_classes: how many classes there are in all, at least first_class + C; 0: those of `weights`.
+class_major: whether the weights of a class are a row of `weights`, and not a column.
 same_features: `features`, the same buffer. Multiply these ...
 same_weights: ... with these, and the product's gradients are completed in place.
 geometry: [3, N], the inner product of the sample and its class's weights, and both squared norms.
@@ -51,13 +53,15 @@ geometry: [3, N], the inner product of the sample and its class's weights, and b
 REGISTER_OP("LsoftmaxClassFactors")
     .Input("weights: T")
     .Output("class_factors: Twide")
+    .Attr("class_major: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Twide: {float, double} = DT_FLOAT")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
 What the logits of every class are multiples of where they are divided by the norms of the weights.
 
-weights: [D, C].
+weights: [D, C]; or [C, D] if class_major.
+class_major: whether the weights of a class are a row of `weights`, and not a column.
 class_factors: [C], 1 / |w_c|, or 0 of a zero column, in float32, or in float64 for weights of it.
 )doc");
 
@@ -74,6 +78,7 @@ REGISTER_OP("LsoftmaxFeaturesGrad")
     .Attr("normalize_features: bool = false")
     .Attr("first_class: int >= 0 = 0")
     .Attr("num_classes: int >= 0 = 0")
+    .Attr("class_major: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
@@ -82,7 +87,7 @@ The gradient of LsoftmaxTargetGeometry, and with it of LsoftmaxLossWithGradient,
 
 products_features_grad: [N, D], the gradient that reached `same_features`.
 features: [N, D].
-weights: [D, C].
+weights: [D, C]; or [C, D] if class_major.
 labels: [N].
 geometry_grad: [3, N], the gradient that reached `geometry`.
 loss_grad: [N], the upstream gradient of a loss, by which the two above are still to be multiplied; [0] for none.
@@ -91,6 +96,7 @@ target_weights: [N, D], of LsoftmaxLoss, or [0]: the columns are read from `weig
 normalize_features: whether the part of products_features_grad along each sample is taken off it first.
 first_class: as for LsoftmaxTargetGeometry; a row whose target is not at hand is like one without a target.
 num_classes: as for LsoftmaxTargetGeometry.
+class_major: whether the weights of a class are a row of `weights`, and not a column.
 features_grad: [N, D].
 )doc");
 
@@ -107,15 +113,16 @@ REGISTER_OP("LsoftmaxWeightsGrad")
     .Attr("normalize_weights: bool = false")
     .Attr("first_class: int >= 0 = 0")
     .Attr("num_classes: int >= 0 = 0")
+    .Attr("class_major: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
 The gradient of LsoftmaxTargetGeometry, and with it of LsoftmaxLossWithGradient, in its weights.
 
-products_weights_grad: [D, C], the gradient that reached `same_weights`.
+products_weights_grad: [D, C] as `weights`, the gradient that reached `same_weights`.
 features: [N, D].
-weights: [D, C].
+weights: [D, C]; or [C, D] if class_major.
 labels: [N].
 geometry_grad: [3, N], the gradient that reached `geometry`.
 loss_grad: [N], the upstream gradient of a loss, by which `geometry_grad` is still to be multiplied; [0] for none.
@@ -124,7 +131,8 @@ target_weights: [N, D], of LsoftmaxLoss, or [0]: the columns are read from `weig
 normalize_weights: whether the part of products_weights_grad along each class's weights is taken off it first.
 first_class: as for LsoftmaxTargetGeometry; a row whose target is not at hand is like one without a target.
 num_classes: as for LsoftmaxTargetGeometry.
-weights_grad: [D, C].
+class_major: whether the weights of a class are a row of `weights`, and not a column.
+weights_grad: [D, C] as `weights`.
 )doc");
 
 constexpr InPlace kFeaturesGrad = {"products_features_grad", "features_grad", InPlace::kChanged};

@@ -43,12 +43,23 @@ std::vector<Array> own_arrays(Context* context) {
   return {{"gradient", shape, Element::kReal}, {"same_gradient", shape, Element::kReal}};
 }
 
-template <typename Visit>
-void for_each_array(const std::vector<Array>& own, const Visit& visit) {
-  for (const Array& array : kBefore) visit(array);
-  for (const Array& array : kArrays) visit(array);
-  for (const Array& array : kAfter) visit(array);
-  for (const Array& array : own) visit(array);
+template <typename Context>
+bool is_class_major(Context* context) {
+  bool class_major = false;
+  return context->GetAttr("class_major", &class_major).ok() && class_major;
+}
+
+// visit(array) for each that the op may have, in the layout of its weights.
+template <typename Context, typename Visit>
+void for_each_array(Context* context, const Visit& visit) {
+  const bool class_major = is_class_major(context);
+  const auto visit_all = [&](const auto& arrays) {
+    for (const Array& array : arrays) visit(array.in_layout(class_major));
+  };
+  visit_all(kBefore);
+  visit_all(kArrays);
+  visit_all(kAfter);
+  visit_all(own_arrays(context));
 }
 
 using Dimensions = std::array<DimensionHandle, kLetters.size()>;  // what the letters of the shapes stand for
@@ -76,8 +87,9 @@ bool may_be_none(const Array& array, InferenceContext* context, ShapeHandle shap
 
 }  // namespace
 
-Signature::Signature(const tensorflow::OpKernel& kernel, tensorflow::OpKernelConstruction* construction) {
-  for_each_array(own_arrays(construction), [&](const Array& array) {
+Signature::Signature(const tensorflow::OpKernel& kernel, tensorflow::OpKernelConstruction* construction)
+    : class_major_(is_class_major(construction)) {
+  for_each_array(construction, [&](const Array& array) {
     int begin = 0, end = 0;
     const int number = number_of(array.name);
     if (kernel.InputRange(array.name, &begin, &end).ok()) inputs_.push_back({array, number, begin, -1});
@@ -103,11 +115,10 @@ TensorShape shape_in(const Array& array, const Sizes& sizes) {
 }
 
 absl::Status infer_shapes(InferenceContext* context) {
-  const std::vector<Array> own = own_arrays(context);
   Dimensions known;
   for (DimensionHandle& size : known) size = context->UnknownDim();
   absl::Status status;
-  for_each_array(own, [&](const Array& array) {
+  for_each_array(context, [&](const Array& array) {
     std::vector<ShapeHandle> inputs;
     if (!status.ok() || !context->input(array.name, &inputs).ok() || may_be_none(array, context, inputs[0])) return;
     const ShapeHandle expected = shape_of(array, context, known);
@@ -120,13 +131,13 @@ absl::Status infer_shapes(InferenceContext* context) {
     for (int d = 0; d < array.rank; ++d) {
       if (array.sizes[d] < 0) known[-1 - array.sizes[d]] = context->Dim(merged, d);
     }
-    if (!array.may_be_empty && context->Value(context->Dim(merged, array.rank - 1)) == 0) {
+    if (!array.may_be_empty && context->Value(context->Dim(merged, array.class_dimension())) == 0) {
       status = absl::InvalidArgumentError(
           absl::StrCat(array.name, ": expected at least one class, got shape ", context->DebugString(merged)));
     }
   });
   TF_RETURN_IF_ERROR(status);
-  for_each_array(own, [&](const Array& array) {
+  for_each_array(context, [&](const Array& array) {
     context->set_output(array.name, {shape_of(array, context, known)})
         .IgnoreError();  // that there is none of this name
   });

@@ -56,6 +56,9 @@ class Signature {
   int input(const char* name) const { return find(inputs_, name); }
   int output(const char* name) const { return find(outputs_, name); }
 
+  // The attribute "class_major", where the op has it: its weights are [C, D].
+  bool class_major() const { return class_major_; }
+
   const std::vector<Place>& inputs() const { return inputs_; }
   const std::vector<Place>& outputs() const { return outputs_; }
 
@@ -78,6 +81,7 @@ class Signature {
   static int find(const std::vector<Place>& places, const char* name);
 
   std::vector<Place> inputs_, outputs_;
+  bool class_major_;
 };
 
 // The shape that an array has in a batch of these sizes.

@@ -39,6 +39,7 @@ class KernelOp : public OpKernel {
     Sizes sizes;
     args.margin = margin_;
     args.range = range_;
+    args.class_major = signature_.class_major();
     OP_REQUIRES_OK(context, read_inputs(context, &sizes, &args));
     OP_REQUIRES_OK(context, make_outputs(context, sizes, &args));
     OP_REQUIRES_OK(context, Backend::template run<kernel>(context, &args));

@@ -45,6 +45,7 @@ REGISTER_OP("LsoftmaxLoss")
     .Attr("normalize_features: bool = false")
     .Attr("normalize_weights: bool = false")
     .Attr("linear_continuation: bool = false")
+    .Attr("class_major: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Twide: {float, double} = DT_FLOAT")
     .Attr("Tlabels: {int32, int64}")
@@ -55,7 +56,7 @@ and its gradient.
 
 products: [N, C], `features` times `weights`.
 features: [N, D].
-weights: [D, C], a column for every class.
+weights: [D, C], a column for every class; or [C, D] if class_major.
 labels: [N], each in [0, C), or -1 for a row whose loss and gradient are 0.
 bias: [C], or [0] for none, as with class_factors.
 lam: [], the annealing weight lambda >= 0; at infinity the margin vanishes.
@@ -66,6 +67,7 @@ margin: m, from 1 (no margin) to 64.
 normalize_features: whether logits are divided by the norms of the features: with terms.
 normalize_weights: whether they are divided by the norms of the weights: with terms.
 linear_continuation: whether psi goes on in a straight line beyond m theta + shift = pi: with terms and m = 1.
+class_major: whether the weights of a class are a row of `weights`, and not a column.
 loss: [N].
 products_grad: [N, C], the derivative of each row's loss in its products, in units of grad_unit, but 0 at its target.
 geometry: [3, N], the inner product of the sample and its class's weights, and both squared norms.
@@ -97,6 +99,7 @@ REGISTER_OP("LsoftmaxLossWithGradient")
     .Attr("normalize_weights: bool = false")
     .Attr("linear_continuation: bool = false")
     .Attr("class_block_size: int >= 0 = 0")
+    .Attr("class_major: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Twide: {float, double} = DT_FLOAT")
     .Attr("Tlabels: {int32, int64}")
@@ -105,7 +108,7 @@ REGISTER_OP("LsoftmaxLossWithGradient")
 The loss of LsoftmaxLoss, or of LsoftmaxFinish, differentiable.
 
 features: [N, D].
-weights: [D, C].
+weights: [D, C]; or [C, D] if class_major.
 labels: [N].
 bias: [C], or [0] for none.
 lam: [], the annealing weight lambda.
@@ -119,6 +122,7 @@ target_weights: [N, D], of LsoftmaxLoss; [0] where the gradient is made block by
 normalizer_of_blocks: [3, N], of LsoftmaxFinish; [0] where LsoftmaxLoss made the gradient.
 grad_unit: [N], of LsoftmaxLoss or LsoftmaxFinish.
 class_block_size: the classes of a block; 0 where LsoftmaxLoss made the gradient.
+class_major: whether the weights of a class are a row of `weights`, and not a column.
 same_loss: `loss`, the same buffer.
 )doc");
 
@@ -137,21 +141,23 @@ REGISTER_OP("LsoftmaxLossGradient")
     .Attr("normalize_weights: bool = false")
     .Attr("linear_continuation: bool = false")
     .Attr("of: {'features', 'weights', 'bias'} = 'features'")
+    .Attr("class_major: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("Tlabels: {int32, int64}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
 The gradient of LsoftmaxLossWithGradient in one of its arguments, differentiable.
 
-gradient: [N, D], in the features; [D, C] if `of` is weights, [C] if it is bias.
+gradient: [N, D], in the features; that of `weights` if `of` is weights, [C] if it is bias.
 features: [N, D].
-weights: [D, C].
+weights: [D, C]; or [C, D] if class_major.
 labels: [N].
 bias: [C], or [0] for none.
 lam: [], the annealing weight lambda.
 terms: [7] or [0].
 loss_grad: [N], the upstream gradient of the loss.
 of: the argument that it is the gradient in.
+class_major: whether the weights of a class are a row of `weights`, and not a column.
 same_gradient: `gradient`, the same buffer.
 )doc");
 

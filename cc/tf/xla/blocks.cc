@@ -48,13 +48,21 @@ absl::Status products_grad(const Node& node) {
   return absl::Status();
 }
 
+// XLA's own update in place.
+XlaOp updated(const Node& node, XlaOp block, XlaOp first) {
+  const XlaOp none = number(first, 0);
+  std::vector<XlaOp> begin = {none, first};
+  if (node.class_major()) begin = {first, none};
+  return ::xla::DynamicUpdateSlice(node.in("matrix"), block, begin);
+}
+
 // A block that does not fit goes as near to its place as XLA finds room, as NaNs.
 absl::Status set_columns(const Node& node) {
   const int64_t count = node.sizes.block(), width = node.sizes.classes();
   if (count > width) return check_first("first_column", 0, count, width);  // it fits nowhere
   const XlaOp first = node.in("first_column");
   const XlaOp block = where(is_first(first, count, width), node.in("block"), std::numeric_limits<double>::quiet_NaN());
-  node.out("new_matrix", ::xla::DynamicUpdateSlice(node.in("matrix"), block, {number(first, 0), first}));
+  node.out("new_matrix", updated(node, block, first));
   return absl::Status();
 }
 
@@ -66,7 +74,11 @@ absl::Status finish_by_call_or_formula(const Node& node) {
 }
 
 absl::Status set_columns_by_call_or_formula(const Node& node) {
-  return can_call(node, kFirstColumnHandler) ? write_set_columns(node) : set_columns(node);
+  if (!can_call(node, kFirstColumnHandler)) return set_columns(node);
+  XlaOp first;
+  TF_RETURN_IF_ERROR(write_first_column(node, &first));
+  node.out("new_matrix", updated(node, node.in("block"), first));
+  return absl::Status();
 }
 
 LSOFTMAX_REGISTER_XLA("LsoftmaxSums", written_or_formula<kSumsCall, write_sums, sums>);

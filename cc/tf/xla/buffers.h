@@ -134,9 +134,10 @@ struct Buffers {
   template <const Call& kCall, typename T, typename Place>
   std::string fill(const ffi::Dictionary& attributes, const Place& place, Arguments<T>* args) const {
     Sizes sizes;
+    args->class_major = attribute_in(attributes, "class_major", false);
     for (size_t i = 0; i < count_of(kCall.operands); ++i) {
       const int number = number_of(kCall.operands[i]);
-      const std::string wrong = misfit<T>(kArrays[number], operands[i], &sizes);
+      const std::string wrong = misfit<T>(kArrays[number].in_layout(args->class_major), operands[i], &sizes);
       if (!wrong.empty()) return wrong;
       void* const data = i == 0 ? data_of(operands[i]) : place(operands[i]);
       lsoftmax::take<T>(args, number, data, operands[i].element_count(), operands[i].element_type() == ffi::S64);
@@ -148,7 +149,7 @@ struct Buffers {
     if (!bad.empty()) return bad;
     for (size_t i = 0; i < count_of(kCall.results); ++i) {
       const int number = number_of(kCall.results[i]);
-      const std::string wrong = misfit<T>(kArrays[number], results[i], &sizes);
+      const std::string wrong = misfit<T>(kArrays[number].in_layout(args->class_major), results[i], &sizes);
       if (!wrong.empty()) return wrong;
       point<T>(args, number, results[i].element_count() > 0 ? data_of(results[i]) : nullptr);
     }

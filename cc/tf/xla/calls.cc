@@ -94,13 +94,15 @@ bool goes_in_place(const Call& call, const Answers& answers, const std::vector<X
   return call.in_place && !(is_shared && answers.workspace_of != nullptr);
 }
 
-// The margin, and of classes that are not all their range, as the call's attributes; of flags those that are set.
+// The margin, the layout of the weights and, of classes that are not all, their range, as the call's attributes; of
+// flags those that are set.
 std::string attributes_of(const Node& node) {
   const Margin& margin = node.margin;
   const ClassRange& range = node.range;
   return absl::StrCat(
       "margin = ", margin.m, " : i64", margin.normalize_features ? ", normalize_features = true" : "",
       margin.normalize_weights ? ", normalize_weights = true" : "", margin.linear ? ", linear_continuation = true" : "",
+      node.class_major() ? ", class_major = true" : "",
       range.count > 0 ? absl::StrCat(", first_class = ", range.first, " : i64, num_classes = ", range.count, " : i64")
                       : "");
 }
@@ -113,7 +115,7 @@ std::vector<XlaOp> results_of(const Node& node, const Call& what, const Given& g
   std::vector<Shape> shapes;
   for (const char* const name : what.results) {
     if (name == nullptr) break;
-    const Array& array = kArrays[number_of(name)];
+    const Array array = kArrays[number_of(name)].in_layout(node.class_major());
     shapes.push_back(dense(type_of(array, node.real()), shape_in(array, node.sizes).dim_sizes()));
   }
   const size_t count = shapes.size();
@@ -198,15 +200,13 @@ absl::Status write_finish(const Node& node, int64_t depth) {
   return absl::Status();
 }
 
-// XLA's own update in place, at a column that a call has checked.
-absl::Status write_set_columns(const Node& node) {
+absl::Status write_first_column(const Node& node, XlaOp* first) {
   if (node.sizes.block() > node.sizes.classes())
     return check_first("first_column", 0, node.sizes.block(), node.sizes.classes());
   const std::string attributes =
       absl::StrCat("{count = ", node.sizes.block(), " : i64, width = ", node.sizes.classes(), " : i64}");
-  const XlaOp first = ::xla::GetTupleElement(
+  *first = ::xla::GetTupleElement(
       call(kFirstColumnHandler, {node.in("first_column")}, {dense(::xla::S64, {})}, attributes, /*in_place=*/false), 0);
-  node.out("new_matrix", ::xla::DynamicUpdateSlice(node.in("matrix"), node.in("block"), {number(first, 0), first}));
   return absl::Status();
 }
 

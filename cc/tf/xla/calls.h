@@ -26,7 +26,9 @@ absl::Status write_sums(const Node& node);
 absl::Status write_products_grad(const Node& node);
 absl::Status write_bias_grad(const Node& node);
 absl::Status write_finish(const Node& node, int64_t depth);
-absl::Status write_set_columns(const Node& node);
+
+// Writes the call that judges where a block of columns begins, which is `first`.
+absl::Status write_first_column(const Node& node, XlaOp* first);
 
 // A call where it can be one, else the formula.
 template <const Call& kCall, absl::Status (*kFormula)(const Node&)>

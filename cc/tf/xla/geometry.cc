@@ -8,7 +8,7 @@ namespace {
 
 absl::Status target_geometry(const Node& node) {
   const Targets targets = node.targets();
-  const XlaOp w = column_at(targets, node.in("weights"), node.sizes.depth());
+  const XlaOp w = node.target_weights(targets);
   node.out("same_features", node.in("features"));
   node.out("same_weights", node.in("weights"));
   node.out("geometry", matrix_of(geometry_between(targets, node.in("features"), w), node.sizes.rows()));
@@ -21,8 +21,7 @@ struct Upstream {
       : targets(node.targets()),
         h(to_double(node.upstream())),
         geometry(h * geometry_of(node.in("geometry_grad"), node.sizes.rows())),
-        target_weights(node.has("target_weights") ? node.in("target_weights")
-                                                  : column_at(targets, node.in("weights"), node.sizes.depth())) {}
+        target_weights(node.has("target_weights") ? node.in("target_weights") : node.target_weights(targets)) {}
 
   const Targets targets;
   const XlaOp h;  // [N], or []: 1
@@ -33,9 +32,12 @@ struct Upstream {
 // factor a, row by row, in double.
 XlaOp times(XlaOp a, XlaOp factor) { return ::xla::Mul(to_double(a), factor, kByRow); }
 
+// The dimension of weights along which a class lies; the other is that of the classes.
+int64_t features_of_weights(const Node& node) { return node.class_major() ? 1 : 0; }
+
 absl::Status class_factors(const Node& node) {
   const XlaOp weights = node.in("weights"), w = to_double(weights);
-  node.out("class_factors", to_type_of(widen(weights), inverse_norm(Rows(sum_over(0, w * w)))));
+  node.out("class_factors", to_type_of(widen(weights), inverse_norm(Rows(sum_over(features_of_weights(node), w * w)))));
   return absl::Status();
 }
 
@@ -66,13 +68,14 @@ absl::Status weights_grad(const Node& node) {
   const Geometry<Rows>& g = upstream.geometry;
   XlaOp products = node.in("products_weights_grad");
   if (node.margin.normalize_weights) {
-    const XlaOp weights = node.in("weights"), along_w = radial_part(/*dim=*/0, weights, products);
-    products = to_type_of(products, to_double(products) - ::xla::Mul(to_double(weights), along_w, {1}));
+    const int64_t dim = features_of_weights(node);
+    const XlaOp weights = node.in("weights"), along_w = radial_part(dim, weights, products);
+    products = to_type_of(products, to_double(products) - ::xla::Mul(to_double(weights), along_w, {1 - dim}));
   }
   const XlaOp share = times(node.in("features"), g.dot) + times(upstream.target_weights, g.weights_sq + g.weights_sq);
   const XlaOp here = as_columns(upstream.targets.here, node.sizes.rows(), node.sizes.depth());
   const XlaOp rows = to_type_of(widen(products), where(here, share, 0));
-  node.out("weights_grad", add_to_columns(upstream.targets, products, rows, node.sizes.depth()));
+  node.out("weights_grad", add_to_columns(upstream.targets, products, rows, node.sizes.depth(), node.class_major()));
   return absl::Status();
 }
 

@@ -133,53 +133,64 @@ XlaOp element_at(const Targets& targets, XlaOp vector) {
   return where(targets.here, ::xla::Gather(vector, places(targets), dims, {1}), 0);
 }
 
-XlaOp column_at(const Targets& targets, XlaOp weights, int64_t depth) {
+XlaOp column_at(const Targets& targets, XlaOp weights, int64_t depth, bool class_major) {
+  const int64_t of_classes = class_major ? 0 : 1;
   ::xla::GatherDimensionNumbers dims;
   dims.add_offset_dims(1);
-  dims.add_collapsed_slice_dims(1);
-  dims.add_start_index_map(1);
+  dims.add_collapsed_slice_dims(of_classes);
+  dims.add_start_index_map(of_classes);
   dims.set_index_vector_dim(1);
-  return where(as_columns(targets.here, targets.rows, depth), ::xla::Gather(weights, places(targets), dims, {depth, 1}),
-               0);
+  const std::vector<int64_t> slice = class_major ? std::vector<int64_t>{1, depth} : std::vector<int64_t>{depth, 1};
+  return where(as_columns(targets.here, targets.rows, depth), ::xla::Gather(weights, places(targets), dims, slice), 0);
 }
 
 // A scatter of rows that share a column would add them by atomics on the GPU, in any order. Here those of a class are
 // summed up by a product with the matrix that tells which rows belong together; it is the smaller of [N, N] and
 // [classes, N].
-XlaOp add_to_columns(const Targets& targets, XlaOp weights, XlaOp rows, int64_t depth) {
+XlaOp add_to_columns(const Targets& targets, XlaOp weights, XlaOp rows, int64_t depth, bool class_major) {
   const int64_t n = targets.rows, c = targets.classes;
   if (c < n) {
     const XlaOp belongs = to_type_of(rows, is_target(targets));
-    return to_type_of(weights, widen(weights) + exact_product(::xla::Transpose(rows, {1, 0}), belongs));
+    const XlaOp sums = class_major ? exact_product(::xla::Transpose(belongs, {1, 0}), rows)
+                                   : exact_product(::xla::Transpose(rows, {1, 0}), belongs);
+    return to_type_of(weights, widen(weights) + sums);
   }
   XlaBuilder* const builder = rows.builder();
   const XlaOp column = where(targets.here, targets.column, -1);
   const XlaOp together = ::xla::Eq(as_columns(column, n, n), column, {1});
   const XlaOp sums = exact_product(to_type_of(rows, together), rows);
-  const XlaOp new_columns = to_type_of(weights, widen(column_at(targets, weights, depth)) + sums);
-
-  // The first row of each class writes the column; the places of the others lie outside, which drops them. The matrix
-  // is taken as one line of entries: XLA would transpose it, there and back, to put columns into it.
-  const PrimitiveType integer = depth * (n + c) > std::numeric_limits<int32_t>::max() ? ::xla::S64 : ::xla::S32;
-  const auto iota = [&](int64_t dim) {
-    return ::xla::Iota(builder, ::xla::ShapeUtil::MakeShape(integer, {n, depth}), dim);
-  };
-  const XlaOp row = ::xla::Iota(builder, ::xla::S32, n);
-  const XlaOp writes = ::xla::And(targets.here, ::xla::Eq(first_true(together, n, n), row));
-  const XlaOp inside = iota(1) * number(iota(1), c) + as_columns(to_type_of(iota(0), targets.column), n, depth);
-  const XlaOp outside = iota(0) * number(iota(0), depth) + iota(1) + number(iota(0), depth * c);
-  const XlaOp entries = ::xla::Reshape(where(as_columns(writes, n, depth), inside, outside), {n * depth, 1});
-  ::xla::ScatterDimensionNumbers dims;
-  dims.add_inserted_window_dims(0);
-  dims.add_scatter_dims_to_operand_dims(0);
-  dims.set_index_vector_dim(1);
+  const XlaOp new_columns = to_type_of(weights, widen(column_at(targets, weights, depth, class_major)) + sums);
   XlaBuilder replace("replace");
   const ::xla::Shape scalar = ::xla::ShapeUtil::MakeShape(type_of(weights), {});
   ::xla::Parameter(&replace, 0, scalar, "old");
   ::xla::Parameter(&replace, 1, scalar, "new");
-  const XlaOp line = ::xla::Scatter(::xla::Reshape(weights, {depth * c}), entries,
-                                    ::xla::Reshape(new_columns, {n * depth}), replace.Build().value(), dims,
-                                    /*indices_are_sorted=*/false, /*unique_indices=*/true);
+  ::xla::ScatterDimensionNumbers dims;
+  dims.add_inserted_window_dims(0);
+  dims.add_scatter_dims_to_operand_dims(0);
+  dims.set_index_vector_dim(1);
+  const auto put = [&](XlaOp matrix, XlaOp places, XlaOp values) {
+    return ::xla::Scatter(matrix, places, values, replace.Build().value(), dims, /*indices_are_sorted=*/false,
+                          /*unique_indices=*/true);
+  };
+
+  // The first row of each class writes the column; the places of the others lie outside, which drops them.
+  const XlaOp row = ::xla::Iota(builder, ::xla::S32, n);
+  const XlaOp writes = ::xla::And(targets.here, ::xla::Eq(first_true(together, n, n), row));
+  if (class_major) {
+    const XlaOp wide_row = ::xla::ConvertElementType(row, ::xla::S64);
+    const XlaOp inside = ::xla::ConvertElementType(targets.column, ::xla::S64);
+    dims.add_update_window_dims(1);
+    return put(weights, ::xla::Reshape(where(writes, inside, wide_row + number(wide_row, c)), {n, 1}), new_columns);
+  }
+  // The matrix is taken as one line of entries: XLA would transpose it, there and back, to put columns into it.
+  const PrimitiveType integer = depth * (n + c) > std::numeric_limits<int32_t>::max() ? ::xla::S64 : ::xla::S32;
+  const auto iota = [&](int64_t dim) {
+    return ::xla::Iota(builder, ::xla::ShapeUtil::MakeShape(integer, {n, depth}), dim);
+  };
+  const XlaOp inside = iota(1) * number(iota(1), c) + as_columns(to_type_of(iota(0), targets.column), n, depth);
+  const XlaOp outside = iota(0) * number(iota(0), depth) + iota(1) + number(iota(0), depth * c);
+  const XlaOp entries = ::xla::Reshape(where(as_columns(writes, n, depth), inside, outside), {n * depth, 1});
+  const XlaOp line = put(::xla::Reshape(weights, {depth * c}), entries, ::xla::Reshape(new_columns, {n * depth}));
   return ::xla::Reshape(line, {depth, c});
 }
 

@@ -67,13 +67,13 @@ XlaOp is_first(XlaOp first, int64_t count, int64_t width);
 XlaOp is_target(const Targets& targets);
 
 // At each row's target: the entry of a matrix [N, classes], of a vector [classes], the column of weights [D, classes]
-// as a row of [N, D]; 0 where it is not here.
+// (or, class-major, the row of weights [classes, D]) as a row of [N, D]; 0 where it is not here.
 XlaOp entry_at(const Targets& targets, XlaOp matrix);
 XlaOp element_at(const Targets& targets, XlaOp vector);
-XlaOp column_at(const Targets& targets, XlaOp weights, int64_t depth);
+XlaOp column_at(const Targets& targets, XlaOp weights, int64_t depth, bool class_major);
 
-// weights [D, classes] with `rows` [N, D] added, each to the column of its target. In one order on every device.
-XlaOp add_to_columns(const Targets& targets, XlaOp weights, XlaOp rows, int64_t depth);
+// Such weights with `rows` [N, D] added, each to the column, or row, of its target. In one order on every device.
+XlaOp add_to_columns(const Targets& targets, XlaOp weights, XlaOp rows, int64_t depth, bool class_major);
 
 }  // namespace lsoftmax
 

@@ -52,6 +52,10 @@ XlaOp Node::plain_logits(const Targets& targets, XlaOp products, XlaOp geometry)
   return ::xla::Mul(::xla::Mul(wide, to_type_of(wide, of_row), kByRow), in("class_factors"), {1});
 }
 
+XlaOp Node::target_weights(const Targets& targets) const {
+  return column_at(targets, in("weights"), sizes.depth(), class_major());
+}
+
 XlaOp Node::target_bias(const Targets& targets) const {
   return has("bias") ? to_double(element_at(targets, in("bias"))) : constant(0);
 }

@@ -27,6 +27,7 @@ class Node {
   std::optional<XlaOp> in_if_any(const char* name) const { return has(name) ? std::optional(in(name)) : std::nullopt; }
   void out(const char* name, XlaOp value) const { context->SetOutput(signature_->output(name), value); }
   const Signature& signature() const { return *signature_; }
+  bool class_major() const { return signature_->class_major(); }
 
   // Where the labels point, among the classes at hand; or among those from the input "first_class" on.
   Targets targets() const;
@@ -42,6 +43,9 @@ class Node {
   // there are class_factors times these, and times the rows' factors (core/margin.h), which follow from the geometry
   // [3, N].
   XlaOp plain_logits(const Targets& targets, XlaOp products, XlaOp geometry) const;
+
+  // The weights of each row's target, [N, D]; 0 where it is not here.
+  XlaOp target_weights(const Targets& targets) const;
 
   // The bias of each row's target, [N], F64.
   XlaOp target_bias(const Targets& targets) const;

@@ -8,7 +8,7 @@ namespace {
 
 absl::Status loss(const Node& node) {
   const Targets targets = node.targets();
-  const XlaOp products = node.in("products"), w = column_at(targets, node.in("weights"), node.sizes.depth());
+  const XlaOp products = node.in("products"), w = node.target_weights(targets);
   const Geometry<Rows> geometry = geometry_between(targets, node.in("features"), w);
   const XlaOp plain = node.plain_logits(targets, products, matrix_of(geometry, node.sizes.rows()));
   const std::optional<Terms<Rows>> terms = node.terms();
