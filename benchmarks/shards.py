@@ -188,8 +188,8 @@ def _step(case: Case, worker: int, workers: int) -> Callable[[], Any]:
         shard = {"first_class": sampled.first_class, "num_classes": sampled.num_classes}
         with tf.GradientTape() as tape:
             tape.watch(features)
-            rows = tf.transpose(tf.gather(head, sampled.columns))
-            losses = lsoftmax_op.sharded_loss(features, rows, sampled.labels, **shard, **settings)
+            rows = tf.gather(head, sampled.columns)
+            losses = lsoftmax_op.sharded_loss(features, rows, sampled.labels, class_major=True, **shard, **settings)
             loss = tf.reduce_sum(losses) / ROWS
         _, gradient = tape.gradient(loss, [features, head])
         tf.raw_ops.ResourceSparseApplyMomentum(

@@ -58,7 +58,7 @@ def sample_classes(
 
         sampled = lsoftmax_op.sample_classes(labels, 10_000_000, 0.01, seed=[17, step])
         rows = tf.gather(head, sampled.classes)  # of a variable [C, D]; its gradient is tf.IndexedSlices
-        losses = lsoftmax_op.lsoftmax_loss(features, tf.transpose(rows), sampled.labels)
+        losses = lsoftmax_op.lsoftmax_loss(features, rows, sampled.labels, class_major=True)
 
     The choice follows from labels and seed alone: it is the same on every machine, on resuming, eagerly and in graphs.
 
@@ -117,7 +117,7 @@ def sharded_sample(
         sampled = lsoftmax_op.sharded_sample(labels, **own, sample_rate=0.1, seed=[17, step])
         rows = tf.gather(own_head, sampled.columns)  # of this replica's variable [C_r, D]
         losses = lsoftmax_op.sharded_loss(
-            features, tf.transpose(rows), sampled.labels,
+            features, rows, sampled.labels, class_major=True,
             first_class=sampled.first_class, num_classes=sampled.num_classes,
         )
 
