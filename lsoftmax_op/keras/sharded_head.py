@@ -190,7 +190,7 @@ class ShardedHead(AnnealedLayer):
         shard = self.here()
         first, count = shard.classes.first, self.units
         features, rows = self._layer(features, shard.rows)
-        place = {"first_class": first, "num_classes": count, "class_major": True}
+        place: dict[str, Any] = {"first_class": first, "num_classes": count, "class_major": True}
         logits, classes = sharded_top_k(features, rows, **place, k=k, margin=self.margin)
         # The loss of the most probable class is how far the logarithm of its probability is below 0.
         best = sharded_layer(
