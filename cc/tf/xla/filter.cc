@@ -26,7 +26,8 @@ absl::Status take_columns(const Node& node) {
   const Targets columns = columns_of(node);
   const int64_t depth = node.sizes.depth();
   const XlaOp here = as_columns(columns.here, columns.rows, depth);
-  const XlaOp taken = where(here, column_at(columns, matrix, depth), std::numeric_limits<double>::quiet_NaN());
+  const XlaOp taken =
+      where(here, column_at(columns, matrix, depth, /*class_major=*/false), std::numeric_limits<double>::quiet_NaN());
   node.out("block", ::xla::Transpose(taken, {1, 0}));
   return absl::Status();
 }
@@ -43,7 +44,7 @@ absl::Status spread_columns(const Node& node) {
   const XlaOp zeros = ::xla::Broadcast(number(block, 0), {width});
   const XlaOp background = sum_over(0, where(columns.here, zeros, std::numeric_limits<double>::quiet_NaN()));
   node.out("new_matrix", add_to_columns(columns, ::xla::Broadcast(background, {depth, classes}),
-                                        ::xla::Transpose(block, {1, 0}), depth));
+                                        ::xla::Transpose(block, {1, 0}), depth, /*class_major=*/false));
   return absl::Status();
 }
 
