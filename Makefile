@@ -16,7 +16,7 @@ SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.c
 CXX_FILES := $(shell find cc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-fast bench docs gpu sanitize lint format clean
+.PHONY: help build demo test test-long test-fast bench docs gpu sanitize lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,10 +27,13 @@ demo: build  ## train on handwritten digits with a large margin, and draw what w
 	$(BIN)/python -m examples.digits
 
 test: build  ## run the tests
-	$(PYTEST)
+	$(PYTEST) -m "not long"
+
+test-long: build  ## run the longest: several workers, killed ones, a build in place
+	$(PYTEST) -m long
 
 test-fast: build  ## run all but the slow ones
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not long"
 
 bench: build  ## measure it beside its peers: tables; JSON and pictures in benchmarks/results
 	$(BIN)/python -m benchmarks

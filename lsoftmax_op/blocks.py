@@ -171,7 +171,7 @@ def _for_each_block(
     def columns(first: tf.Tensor, width: int | tf.Tensor) -> _Block:
         begin, extent = [tf.zeros_like(first)] * 2, [size[0], size[1]]
         begin[of_classes], extent[of_classes] = first, tf.cast(width, tf.int64)
-        shape = weights.shape.as_list()
+        shape = [weights.shape[0], weights.shape[1]]
         shape[of_classes] = width if isinstance(width, int) else None
         own_weights = tf.ensure_shape(tf.slice(weights, tf.stack(begin), tf.stack(extent)), shape)
         own_bias, own_factors = (

@@ -32,6 +32,7 @@ def run(*command, cwd, **environment):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_build_in_place_leaves_every_part_in_the_package(clone):
     for tool in ("setuptools", "Cython", "pybind11"):
         pytest.importorskip(tool)

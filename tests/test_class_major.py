@@ -80,7 +80,7 @@ def assert_a_step_is_that_of_the_other_layout(way, shape, margin, dtype="float64
 
 
 @margins
-@pytest.mark.parametrize("shape", [(13, 33, 7), (9, 5, 40), (1, 1, 1), (0, 4, 3), (70, 64, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(13, 33, 7), (9, 5, 40), (0, 4, 3)], ids=str)
 def test_a_step_is_that_of_the_other_layout(uncompiled, shape, margin):
     assert_a_step_is_that_of_the_other_layout(uncompiled, shape, margin)
 
@@ -317,8 +317,8 @@ def test_nothing_of_the_other_layout_is_made_by_xla(margin, calls, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("margin", ["LSoftmax(4)", "ArcFace(0.5, 16)"])
-@pytest.mark.parametrize("block", [None, 2048])
+@pytest.mark.long
+@pytest.mark.parametrize(("margin", "block"), [("LSoftmax(4)", 2048), ("ArcFace(0.5, 16)", None)])
 def test_a_step_takes_no_more_memory_than_in_the_other_layout(margin, block):
     """Counted by the kernel: the highest resident memory of a process during steps, over that before them. A copy of
     the weights would be 40 MB more, of 40 for their gradient and, with all classes at once, 10 for the logits."""

@@ -9,21 +9,25 @@ from support import PACKAGE, ROOT, XLA_CALLS_ARE_CUDA, XLA_CUDA_ON_CPU, run_pyth
 
 import lsoftmax_op
 
-XLA_TESTS = [
-    *("test_xla.py", "test_xla_calls.py", "test_xla_margins.py"),
-    *("test_class_range.py", "test_class_major.py", "test_raw_ops.py"),
-]
+# Whole files of them, and of others those tests that compile.
+XLA_TESTS = {
+    **dict.fromkeys(["test_xla.py", "test_xla_calls.py", "test_xla_margins.py", "test_raw_ops.py"], "not formulas"),
+    **dict.fromkeys(["test_class_range.py", "test_class_major.py"], "xla and not formulas"),
+}
+LONG = ("test_xla_calls.py", "test_class_major.py")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(XLA_CALLS_ARE_CUDA, reason="this is that process")
-@pytest.mark.parametrize("file", XLA_TESTS)
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, marks=pytest.mark.long) if file in LONG else file for file in XLA_TESTS]
+)
 def test_the_handlers_of_the_gpu(file):
     """The tests of XLA in a process whose XLA makes on the CPU the calls that it makes on a GPU."""
     if not XLA_CUDA_ON_CPU.exists():
         pytest.skip("built without LSOFTMAX_TESTING=ON, or this TensorFlow came without what custom calls are made of")
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not formulas", f"tests/{file}"],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", XLA_TESTS[file], f"tests/{file}"],
         env={**os.environ, "LSOFTMAX_TEST_XLA": "cuda-on-cpu"},
         capture_output=True,
         text=True,
