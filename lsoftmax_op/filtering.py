@@ -9,7 +9,7 @@ A class matters, in a batch of N, if it is above the rounding of the gradient of
 Divided by r_i f_j, the entries of a row that are left out are at most eps q_i together. So, where r_i and f_j are 1,
 
     |error of dX_i|  <=  eps |g_i| q_i max_j |w_j|              g: the upstream gradient
-    |error of dW_j|  <=  (eps / C) sum_i |g_i| q_i |x_i|        of the classes left out alone, which get 0
+    |error of dW_j|  <=  (eps / C) sum_i |g_i| q_i |x_i|        of the classes left out alone
 
 and with factors as `margin_softmax_loss` says. The limit is one of the row, not of the batch: a row whose loss is 1e-9
 has its own gradient to the last digits, too.

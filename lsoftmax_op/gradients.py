@@ -183,9 +183,12 @@ class _Gradients:
         if block_size > 0:
             dx, dw, db = blocks.loss_grad(ops, state, loss_grad, margin["normalize_features"], block_size, class_major)
         else:
-            filters = op.get_attr("filter") and not class_major and filtering.looks_at(state.weights)
-            kept = filtering.keep(ops, state, margin["normalize_features"]) if filters else None
-            dx, dw, db = self._through_products(state, loss_grad, _unwanted(op), kept, class_major)
+            unwanted = _unwanted(op)
+            filters = op.get_attr("filter") and not class_major and not {0, 1} <= {*unwanted}
+            kept = None
+            if filters and filtering.looks_at(state.weights):
+                kept = filtering.keep(ops, state, margin["normalize_features"])
+            dx, dw, db = self._through_products(state, loss_grad, unwanted, kept, class_major)
         batch = (state.features, state.weights, state.labels)
         target = (state.geometry_grad, loss_grad, state.grad_unit, state.target_weights)
         if dx is not None:

@@ -26,9 +26,10 @@ def kept_classes(
 ) -> tf.Tensor:
     """Counts the classes that matter to the gradients of a batch's loss, to watch it while training.
 
-    The others are below the rounding of every sample's gradient: ``filter`` of `lsoftmax_loss` says when. As many are
-    what ``filter="auto"`` keeps, of whatever layer, where they are at most a quarter of the classes. It takes the time
-    of a loss without its gradients, so count now and then::
+    The others are below the rounding of every sample's gradient: ``filter`` of `lsoftmax_loss` says when. As many
+    (and one, if there are none) are what ``filter="auto"`` keeps, where they are at most a quarter of the classes and a
+    look at some of them has not let expect twice as many. It takes the time of a loss without its gradients, so count
+    now and then::
 
         share = lsoftmax_op.kept_classes(features, weights, labels, margin=4, lam=lam) / weights.shape[1]
 

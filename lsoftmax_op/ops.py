@@ -161,8 +161,8 @@ def lsoftmax_loss(
         filter: "auto" has the gradients leave out what is below their rounding, where that saves time: the classes
             whose probability is at most eps / C times 1 - p in every sample, p being that of the sample's own class and
             eps the data type's. The gradient in a sample x then differs by at most ``eps |g| (1 - p) max|w|``, with g
-            the upstream gradient. That in the weights is 0 for the classes left out, where its norm was at most
-            ``eps / C sum(|g| (1 - p) |x|)``; an optimizer that divides by a gradient's size, as Adam does above its
+            the upstream gradient. That in the weights of a class left out has its own samples' part alone, or is 0;
+            the norm of what it lacks is at most ``eps / C sum(|g| (1 - p) |x|)``. An optimizer that divides by a gradient's size, as Adam does above its
             epsilon, can tell. Classes are left out on the CPU, not under XLA; of layers of 4 million weights and more
             (D <= C, C >= 4096) whose shape is known; not with smoothed labels, `class_block_size` or `class_major`.
             Elsewhere, and where more than a quarter of the classes matter, the gradients are those of False, to the

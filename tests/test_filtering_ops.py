@@ -65,14 +65,15 @@ def test_columns_there_and_back(dtype):
 @pytest.mark.skipif(
     lsoftmax_op.build_info()["xla"] != "yes", reason="the library was built without what XLA compiles it by"
 )
-def test_columns_under_xla():
-    matrix, columns = np.arange(12, dtype=np.float32).reshape(2, 6) + 1, np.array([4, 1])
+def test_columns_under_xla(dtype):
+    matrix, columns = (np.arange(12).reshape(2, 6) + 1).astype(DTYPES[dtype]), np.array([4, 1])
+    matrix[1, 4] = np.inf  # the concern of its own column
     take = tf.function(raw().lsoftmax_take_columns, jit_compile=True)
     spread = tf.function(raw().lsoftmax_spread_columns, jit_compile=True)
-    expected = matrix * np.isin(np.arange(6), columns)
+    expected = np.where(np.isin(np.arange(6), columns), matrix, 0).astype(matrix.dtype)
     np.testing.assert_array_equal(take(matrix, columns), matrix[:, columns])
     np.testing.assert_array_equal(spread(matrix[:, columns], columns, matrix), expected)
-    first = matrix * (np.arange(6) < 2)
+    first = np.where(np.arange(6) < 2, matrix, 0).astype(matrix.dtype)
     np.testing.assert_array_equal(spread(matrix[:, :2], np.zeros(0, np.int64), matrix), first)
     bad = np.array([4, 6])
     assert np.isnan(take(matrix, bad)).all(axis=0).tolist() == [False, True]

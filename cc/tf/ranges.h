@@ -42,8 +42,11 @@ class Ranges {
   }
 
  private:
-  // Where range i begins: each is smaller than the one before, so that nobody waits long for the last.
-  int64_t first(int64_t i) const { return total_ - total_ * (count_ - i) * (count_ - i) / (count_ * count_); }
+  // Where range i begins: each is smaller than the one before, so that nobody waits long for the last; or all are of one.
+  int64_t first(int64_t i) const {
+    if (count_ == total_) return i;
+    return total_ - total_ * (count_ - i) * (count_ - i) / (count_ * count_);
+  }
 
   const int64_t total_, count_;
   const std::function<void(int64_t, int64_t)> work_;

@@ -1,6 +1,6 @@
 """A layer whose weights lie as torch.nn.Linear keeps them, [C, D]: a row for every class.
 
-The kernels want [D, C], but of the weights, and of their gradient, most touch the columns of the labels alone. So they
+The layers of arrays hand kernels [D, C], but of the weights, and of their gradient, most touch the columns of the labels alone. So they
 are given these, [D, N], as a layer of N classes: that of row i is n = min {j: y_j = y_i}. What is transposed is O(N D)
 numbers, not O(C D).
 """
@@ -30,7 +30,8 @@ def layer_of(library: Torch, features: Any, weights: Any, labels: Any, bias: Any
         margin: of `lsoftmax_op.margins`.
         options: what else `Layer` takes: lam and label_smoothing.
     """
-    if 0 < len(features) < len(weights) and not margin.normalize_weights:
+    rows = features.shape[0] if features.dim() == 2 else 0  # Layer says what else is wrong
+    if 0 < rows < len(weights) and not margin.normalize_weights:
         return ClassMajorLayer(library, features, weights, labels, bias, margin, *options)
     return Layer(library, features, weights.T, labels, bias, margin, *options)
 

@@ -41,10 +41,12 @@ absl::Status spread_columns(const Node& node) {
     return absl::Status();
   }
   const Targets columns = columns_of(node);
+  // Where each class is in the block; beyond it, if nowhere.
+  const XlaOp place = first_true(::xla::Transpose(is_target(columns), {1, 0}), classes, width);
+  const XlaOp taken = column_at(targets_of(place, classes, width), block, depth, /*class_major=*/false);
   const XlaOp zeros = ::xla::Broadcast(number(block, 0), {width});
-  const XlaOp background = sum_over(0, where(columns.here, zeros, std::numeric_limits<double>::quiet_NaN()));
-  node.out("new_matrix", add_to_columns(columns, ::xla::Broadcast(background, {depth, classes}),
-                                        ::xla::Transpose(block, {1, 0}), depth, /*class_major=*/false));
+  const XlaOp bad = sum_over(0, where(columns.here, zeros, std::numeric_limits<double>::quiet_NaN()));  // NaN, or 0
+  node.out("new_matrix", ::xla::Transpose(taken, {1, 0}) + bad);
   return absl::Status();
 }
 
