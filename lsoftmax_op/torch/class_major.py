@@ -1,8 +1,8 @@
 """A layer whose weights lie as torch.nn.Linear keeps them, [C, D]: a row for every class.
 
-The layers of arrays hand kernels [D, C], but of the weights, and of their gradient, most touch the columns of the labels alone. So they
-are given these, [D, N], as a layer of N classes: that of row i is n = min {j: y_j = y_i}. What is transposed is O(N D)
-numbers, not O(C D).
+The layers of arrays hand kernels [D, C], but of the weights, and of their gradient, most touch the columns of the
+labels alone. So they are given these, [D, N], as a layer of N classes: that of row i is n = min {j: y_j = y_i}. What is
+transposed is O(N D) numbers, not O(C D).
 """
 
 from __future__ import annotations
