@@ -12,6 +12,11 @@ import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
 
+def is_compiled() -> bool:
+    """Whether XLA compiles the function that is being traced."""
+    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+
+
 class Replicas:
     """Those of the replica context that a function is called in.
 
@@ -33,7 +38,7 @@ class Replicas:
         self._last: tf.Tensor | None = None
         context = self._context()
         self.count: int = context.num_replicas_in_sync
-        self.is_compiled: bool = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+        self.is_compiled = is_compiled()
         if self.is_compiled and self.count > 1:
             raise NotImplementedError(
                 f"{function}: expected a function without jit_compile=True, got one: XLA cannot compile the "

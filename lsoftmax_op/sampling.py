@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tensorflow as tf
 
 from lsoftmax_op import _checks
-from lsoftmax_op._collectives import Replicas
+from lsoftmax_op._collectives import Replicas, is_compiled
 from lsoftmax_op._tensors import INTEGERS, checked_tensor, count_of
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def sample_classes(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape or range.
+        NotImplementedError: XLA compiles the function, and the rate is not 1.
         tf.errors.InvalidArgumentError: labels out of range, when it runs.
     """
     with tf.name_scope(name or "sample_classes"):
@@ -135,7 +136,8 @@ def sharded_sample(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape or range.
         RuntimeError, NotImplementedError: as `sharded_loss`.
-        tf.errors.InvalidArgumentError: on every replica, when it runs: a label that is no replica's class.
+        tf.errors.InvalidArgumentError: on every replica, when it runs: shards that leave a gap or overlap, or a label
+            that is no replica's class.
     """
     with tf.name_scope(name or "sharded_sample"):
         own_labels = checked_tensor("labels", labels, INTEGERS, "[N]")
@@ -144,9 +146,11 @@ def sharded_sample(
         sample_rate = _checks.sample_rate(sample_rate)
         seed = _seed(seed)
         replicas = Replicas("sharded_sample")
-        shape = tf.stack([tf.size(own_labels, tf.int64), first_class])
-        samples, first_classes = tf.unstack(replicas.table(shape), axis=1)
-        labels = replicas.rows(tf.cast(own_labels, tf.int64))
+        shape = tf.stack([tf.size(own_labels, tf.int64), first_class, num_columns])
+        samples, first_classes, columns = tf.unstack(replicas.table(shape), axis=1)
+        tiles = _assert_tiling(first_classes, columns)
+        with tf.control_dependencies([] if tiles is None else [tiles]):
+            labels = replicas.rows(tf.cast(own_labels, tf.int64))
 
         place = labels - first_class
         is_here = (place >= 0) & (place < num_columns)
@@ -169,9 +173,24 @@ def sharded_sample(
         return SampledShard(sampled.classes, own, first_taken, tf.reduce_sum(taken))
 
 
+def _assert_tiling(first_classes: tf.Tensor, columns: tf.Tensor) -> tf.Operation | None:
+    """Asserts that the shards [R], in any order, tile the classes from 0 on."""
+    order = tf.argsort(first_classes, stable=True)
+    begins, widths = tf.gather(first_classes, order), tf.gather(columns, order)
+    return tf.debugging.Assert(
+        tf.reduce_all(begins == tf.cumsum(widths, exclusive=True)),
+        ["first_class: expected shards that tile the classes from 0 on, got", first_classes, "with columns", columns],
+    )
+
+
 def _sampled(labels: tf.Tensor, num_classes: int, sample_rate: float, seed: tf.Tensor) -> SampledClasses:
     if sample_rate == 1:
         return SampledClasses(tf.range(num_classes, dtype=tf.int64), labels)
+    if is_compiled():
+        raise NotImplementedError(
+            "sample_rate: expected 1 in a function with jit_compile=True, as XLA has no sizes that depend on the "
+            f"labels, got {sample_rate}. Sample before it, and compile the rest"
+        )
     wanted = math.ceil(sample_rate * num_classes)
     of_labels = tf.unique(tf.boolean_mask(labels, labels >= 0)).y
     of_labels = tf.sort(of_labels)

@@ -118,3 +118,19 @@ def test_bad_input(wrong, error, message):
     call = {"labels": [1], "num_classes": 10, "sample_rate": 0.5, "seed": [0, 0], **wrong}
     with pytest.raises(error, match=message):
         lsoftmax_op.sample_classes(**call)
+
+
+@pytest.mark.parametrize("first_class", [1, 3])
+def test_shards_that_do_not_tile_are_named(first_class):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="shards that tile the classes from 0 on"):
+        lsoftmax_op.sharded_sample([first_class], first_class=first_class, num_columns=5, sample_rate=0.5, seed=[0, 1])
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_under_xla_all_classes_or_an_error(rate):
+    function = tf.function(lambda labels: lsoftmax_op.sample_classes(labels, 12, rate, seed=[0, 1]), jit_compile=True)
+    if rate < 1:
+        with pytest.raises(NotImplementedError, match="sample_rate: expected 1 in a function with jit_compile=True"):
+            function(tf.constant([1, 5]))
+    elif lsoftmax_op.build_info()["xla"] == "yes":
+        np.testing.assert_array_equal(function(tf.constant([1, 5])).classes, np.arange(12))

@@ -29,6 +29,11 @@ from lsoftmax_op.keras.multi_worker import sum_over_replicas
 from lsoftmax_op.keras.sharded_head import ShardedHead, TopK
 from lsoftmax_op.margins import Margin
 
+_NO_WEIGHTS = (
+    "weights: expected a model with all its classes in one place; use model.save_shards(folder) and load_shards, or "
+    "model.backbone.get_weights()"
+)
+
 
 @keras.saving.register_keras_serializable(package="lsoftmax_op")
 class ShardedClassifier(MarginModel):
@@ -104,7 +109,7 @@ class ShardedClassifier(MarginModel):
             dtype=self.dtype_policy,
             name="head",
         )
-        self._k = 5
+        self._k = min(5, self.num_classes)
         self._build_for_known_input()
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -156,15 +161,28 @@ class ShardedClassifier(MarginModel):
                 f"{what}: expected a model that is compiled and built, got one that is not: give its backbone inputs "
                 "(keras.Input), or call the model on a batch first; then compile it"
             )
-        if not self.trainable_variables and self.optimizer.gradient_accumulation_steps:
-            raise ValueError(
-                "optimizer: expected one without gradient_accumulation_steps where the backbone has nothing to train, "
-                f"got {self.optimizer.gradient_accumulation_steps}"
-            )
+        if not self.trainable_variables:
+            self._refuse_without_gradients(self.optimizer)
         if not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
         self.head.train_with(self.optimizer)
+
+    @staticmethod
+    def _refuse_without_gradients(optimizer: keras.optimizers.Optimizer) -> None:
+        """Refuses what an optimizer does with gradients, where the backbone has nothing to train and gives it none."""
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        expected = "where the backbone has nothing to train"
+        if inner.gradient_accumulation_steps:
+            raise ValueError(
+                f"optimizer: expected one without gradient_accumulation_steps {expected}, got "
+                f"{inner.gradient_accumulation_steps}"
+            )
+        if inner is not optimizer:
+            raise ValueError(
+                f"optimizer: expected one that scales no loss {expected}, got {type(optimizer).__name__}: its scale "
+                "follows from the backbone's gradients. Use the dtype mixed_bfloat16 or float32"
+            )
 
     def _build_head(self, features: Any) -> None:
         with self.distribute_strategy.scope():  # a first call may be outside of it
@@ -183,10 +201,10 @@ class ShardedClassifier(MarginModel):
         taken, shard.taken = shard.taken, None
         *gradients, of_rows = tape.gradient(scaled, [*weights, taken.rows])
         scaler = self.optimizer if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer) else None
+        apply = functools.partial(shard.optimizer.apply, taken=taken) if self.head.trainable else _leave
         if scaler is None:
-            shard.optimizer.apply(of_rows, taken)
+            apply(of_rows)
         else:
-            apply = functools.partial(shard.optimizer.apply, taken=taken)
             gradients = self._apply_if_finite(gradients, of_rows, apply, scaler.dynamic_scale)
         if weights:
             self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
@@ -212,13 +230,13 @@ class ShardedClassifier(MarginModel):
             for gradient in gradients
         ]
 
-    def predict(self, x: Any, *args: Any, k: int = 5, **options: Any) -> TopK:
+    def predict(self, x: Any, *args: Any, k: int | None = None, **options: Any) -> TopK:
         """Finds the most probable classes.
 
         Args:
             x: inputs, as ``keras.Model.predict`` takes them.
             *args: its further arguments.
-            k: how many classes a sample, from 1 to C.
+            k: how many classes a sample, from 1 to C; None for 5, or for C if there are fewer.
             **options: of ``keras.Model.predict``, such as ``batch_size``: with it grows the memory, a batch over a
                 replica's classes.
 
@@ -229,7 +247,7 @@ class ShardedClassifier(MarginModel):
         Raises:
             ValueError: a `k` out of range, or a model that is not built.
         """
-        k = _checks.positive_integer(k, "k")
+        k = min(5, self.num_classes) if k is None else _checks.positive_integer(k, "k")
         if k > self.num_classes:
             raise ValueError(f"k: expected at most num_classes, {self.num_classes}, got {k}")
         if not self.built:
@@ -242,6 +260,22 @@ class ShardedClassifier(MarginModel):
         """Returns probabilities and classes of one batch."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         return tuple(self.head.top_k(self.backbone(x, training=False), self._k))
+
+    def get_weights(self) -> Any:
+        """Refuses, as ``set_weights`` does: the rows of W lie where their replicas are.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(_NO_WEIGHTS)
+
+    def set_weights(self, weights: Any) -> None:
+        """Refuses: see `get_weights`.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(_NO_WEIGHTS)
 
     def save_shards(self, folder: str | PathLike[str]) -> None:
         """Saves the training, every process what it has: its classes' rows and slots; the first one the backbone.
@@ -290,3 +324,7 @@ class ShardedClassifier(MarginModel):
             "label_smoothing": self.label_smoothing,
             **{name: head[name] for name in names},
         }
+
+
+def _leave(of_rows: tf.Tensor) -> None:
+    """What a head that is not trainable does with a gradient of its rows."""
