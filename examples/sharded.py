@@ -21,8 +21,8 @@ MARGIN = lsoftmax_op.margins.CosFace(0.2, 32)
 def strategy_of(resolver: str) -> tf.distribute.Strategy:
     """Returns the strategy of the workers that the environment names; of one alone, TensorFlow's own."""
     if resolver == "slurm":
-        port = tf.distribute.cluster_resolver.SlurmClusterResolver()
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=port)
+        nodes = tf.distribute.cluster_resolver.SlurmClusterResolver()
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=nodes)
     if "TF_CONFIG" in os.environ:
         return tf.distribute.MultiWorkerMirroredStrategy()
     return tf.distribute.get_strategy()
@@ -33,6 +33,9 @@ class Worker:
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self.strategy, self.workers = strategy, strategy.num_replicas_in_sync
+        devices = strategy.extended.worker_devices if self.workers > 1 else ()
+        if len(devices) > 1:
+            raise SystemExit(f"expected one device a worker, got {', '.join(devices)}: set CUDA_VISIBLE_DEVICES")
         resolver = strategy.cluster_resolver
         self.index = resolver.task_id if resolver is not None and self.workers > 1 else 0
         self.first, end = (n * CLASSES // self.workers for n in (self.index, self.index + 1))
