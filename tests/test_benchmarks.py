@@ -156,10 +156,13 @@ def test_a_process_that_fails_says_why():
 
 
 @pytest.mark.slow
-def test_every_question(tmp_path, capsys):
-    command.main(["--quick", "--output", str(tmp_path / "results"), "--pictures", str(tmp_path)])
+@pytest.mark.parametrize(
+    "asked", [["step", "sweep"], pytest.param([], marks=pytest.mark.long)], ids=["two", "every one"]
+)
+def test_questions(asked, tmp_path, capsys):
+    command.main([*asked, "--quick", "--output", str(tmp_path / "results"), "--pictures", str(tmp_path)])
     printed = capsys.readouterr().out
-    for question in command.QUESTIONS:
+    for question in asked or command.QUESTIONS:
         document = json.loads((tmp_path / "results" / f"{question}.json").read_text())
         assert document["rows"]
         assert document["machine"]["tensorflow"] == tf.__version__

@@ -14,7 +14,7 @@ XLA_TESTS = {
     **dict.fromkeys(["test_xla.py", "test_xla_calls.py", "test_xla_margins.py", "test_raw_ops.py"], "not formulas"),
     **dict.fromkeys(["test_class_range.py", "test_class_major.py"], "xla and not formulas"),
 }
-LONG = ("test_xla_calls.py", "test_class_major.py")
+LONG = ("test_xla_calls.py", "test_class_range.py", "test_class_major.py")
 
 
 @pytest.mark.slow
