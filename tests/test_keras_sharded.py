@@ -12,7 +12,7 @@ from lsoftmax_op.margins import ArcFace, CosFace
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from lsoftmax_op.keras import LSoftmaxClassifier, ShardedBackup, ShardedClassifier, class_shard
+from lsoftmax_op.keras import LSoftmaxClassifier, ShardedBackup, ShardedClassifier, class_shard, shard_files
 
 N, D, C = 24, 6, 13
 SCHEDULE = LambdaSchedule(gamma=0.1)
@@ -283,7 +283,7 @@ def test_a_saved_training_goes_on_to_the_same_bits(sample_rate, data, tmp_path):
     for one, other in zip(straight.backbone.get_weights(), resumed.backbone.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert float(resumed.head.lam) == float(straight.head.lam)
-    assert sorted(os.listdir(tmp_path)) == ["12", "LATEST"]
+    assert sorted(os.listdir(tmp_path)) == ["LATEST", "step-12"]
 
 
 def test_what_a_killed_process_left_half_written_is_not_taken(data, tmp_path):
@@ -292,24 +292,47 @@ def test_what_a_killed_process_left_half_written_is_not_taken(data, tmp_path):
     model.save_shards(tmp_path)
     saved = tables_of(model)
     train(model, data)
-    (tmp_path / "18" / "from-0").mkdir(parents=True)
-    (tmp_path / "18" / "from-0" / "0.npy").write_bytes(b"\x93NUMPY")
-    (tmp_path / "LATEST.new").write_text("18")
+    (tmp_path / "step-18" / "from-0").mkdir(parents=True)
+    (tmp_path / "step-18" / "from-0" / "0.npy").write_bytes(b"\x93NUMPY")
+    (tmp_path / "LATEST.new").write_text("step-18")
     model.load_shards(tmp_path)
     for one, other in zip(saved, tables_of(model), strict=True):
         np.testing.assert_array_equal(one, other)
     train(model, data)
     model.save_shards(tmp_path)  # over the rest
     model.save_shards(tmp_path)  # and never over the present one
-    assert sorted(os.listdir(tmp_path)) == ["18-again", "LATEST"]
+    assert sorted(os.listdir(tmp_path)) == ["LATEST", "step-18-again"]
     model.load_shards(tmp_path)
+
+
+def test_what_else_is_in_the_folder_of_a_saved_training_stays(data, tmp_path):
+    (tmp_path / "2024").mkdir()
+    (tmp_path / "2024" / "photo").write_text("mine")
+    (tmp_path / "7").write_text("mine")
+    (tmp_path / "step-8").write_text("a file")
+    train(sharded(), data, callbacks=[ShardedBackup(tmp_path)])
+    assert sorted(os.listdir(tmp_path)) == ["2024", "7", "LATEST", "step-8", "step-9"]
+    assert (tmp_path / "2024" / "photo").read_text() == (tmp_path / "7").read_text() == "mine"
+
+
+@pytest.mark.parametrize("missing", ["manifest.json", "shared.npz", "0.npy"])
+def test_files_that_not_all_processes_see_are_no_checkpoint(missing, data, tmp_path, monkeypatch):
+    model = sharded()
+    model.save_shards(tmp_path)
+    train(model, data)
+    write = shard_files._write
+    monkeypatch.setattr(shard_files, "_write", lambda path, how: None if path.name == missing else write(path, how))
+    with pytest.raises(ValueError, match="folder: expected one that all processes see, got "):
+        model.save_shards(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["LATEST", "step-0", "step-9"]
+    assert (tmp_path / "LATEST").read_text() == "step-0"
 
 
 @pytest.mark.parametrize(
     ("other", "what"),
     [
         (lambda: sharded(keras.optimizers.Adam(0.1)), "optimizer = Adam, got SGD"),
-        (lambda: sharded(keras.optimizers.SGD(0.1)), "slots = 0, got 1"),
+        (lambda: sharded(keras.optimizers.SGD(0.1)), r"slots = \[\], got \['momentum'\]"),
         (lambda: sharded(dtype="float64"), "dtype = float64, got float32"),
     ],
 )
@@ -317,6 +340,17 @@ def test_files_of_another_model_are_refused(other, what, tmp_path):
     sharded().save_shards(tmp_path)
     with pytest.raises(ValueError, match=what):
         other().load_shards(tmp_path)
+
+
+@pytest.mark.parametrize("sample_rate", [1.0, 0.5])
+def test_files_of_as_many_other_slots_are_refused(sample_rate, tmp_path):
+    def momentum():
+        return sharded(keras.optimizers.RMSprop(momentum=0.9), sample_rate=sample_rate)
+
+    momentum().save_shards(tmp_path)
+    momentum().load_shards(tmp_path)
+    with pytest.raises(ValueError, match=r"slots = \['velocity', 'average_grad.*'\], got \['velocity', 'momentum'\]"):
+        sharded(keras.optimizers.RMSprop(centered=True), sample_rate=sample_rate).load_shards(tmp_path)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
@@ -331,6 +365,54 @@ def test_bfloat16_rows_are_saved(data, tmp_path):
     again = sharded(dtype="bfloat16")
     again.load_shards(tmp_path)
     assert (rows_of(again) == rows_of(model)).all()
+
+
+def test_bfloat16_counters_are_saved(tmp_path):
+    def product():
+        """Nadam's product of its momenta."""
+        model = sharded(keras.optimizers.Nadam(), dtype="bfloat16")
+        model.prepare_training("test")
+        return model, model.head.shards[0].optimizer.counters[1]
+
+    model, saved = product()
+    saved.assign(0.375)
+    model.save_shards(tmp_path)
+    again, loaded = product()
+    again.load_shards(tmp_path)
+    assert keras.backend.standardize_dtype(loaded.dtype) == "bfloat16"
+    assert float(keras.ops.convert_to_tensor(loaded)) == 0.375
+
+
+def test_a_backup_does_not_take_a_further_fit_back(data, tmp_path):
+    straight, model = sharded(), sharded()
+    train(straight, data, epochs=5)
+    train(model, data, epochs=3, callbacks=[ShardedBackup(tmp_path)])
+    logs = train(model, data, epochs=2, callbacks=[ShardedBackup(tmp_path)])
+    assert len(logs["loss"]) == 2
+    for one, other in zip(tables_of(straight), tables_of(model), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_backup_of_all_epochs_leaves_none_to_train(data, tmp_path):
+    model = sharded()
+    train(model, data, epochs=2, callbacks=[ShardedBackup(tmp_path)])
+    again = sharded()
+    assert train(again, data, epochs=2, callbacks=[ShardedBackup(tmp_path)]) == {}
+    np.testing.assert_array_equal(rows_of(again), rows_of(model))
+    assert len(train(again, data, epochs=2)["loss"]) == 2
+
+
+def test_a_backup_leaves_nothing_behind_of_a_fit_that_is_interrupted(data, tmp_path):
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    train(sharded(), data, epochs=2, callbacks=[ShardedBackup(tmp_path)])
+    resumed = sharded()
+    with pytest.raises(KeyboardInterrupt):
+        train(resumed, data, epochs=4, callbacks=[ShardedBackup(tmp_path), Interrupt()])
+    assert int(resumed.head.shards[0].optimizer.steps) == 7
+    assert len(train(resumed, data, epochs=3)["loss"]) == 3
 
 
 def test_the_config_makes_the_same_model():

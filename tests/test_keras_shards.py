@@ -34,14 +34,17 @@ def result_of(process):
     return json.loads(out.splitlines()[-1])
 
 
-def start_workers(part, folder, of_second=None):
+def start_workers(part, *folders, of_second=None):
     addresses = [f"localhost:{port}" for port in free_ports(2)]
 
     def config(index):
         return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
 
     environments = {}, of_second or {}
-    return [start(part, 0, folder, TF_CONFIG=config(index), **more) for index, more in enumerate(environments)]
+    return [
+        start(part, 0, folders[index % len(folders)], TF_CONFIG=config(index), **more)
+        for index, more in enumerate(environments)
+    ]
 
 
 def run(part, replicas, folder):
@@ -141,3 +144,18 @@ def test_a_worker_that_is_killed_goes_on_to_the_same_bits(tmp_path):
     resumed = run("killed", "workers", tmp_path / "killed")
     assert [one["epochs"] for one in (*straight, *resumed)] == [[0, 1, 2, 3]] * 2 + [[2, 3]] * 2
     assert_same_state(resumed, straight, rtol=0, atol=0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first_has_a_checkpoint", [False, True])
+def test_workers_with_folders_of_their_own_are_refused(first_has_a_checkpoint, tmp_path):
+    folders = tmp_path / "first", tmp_path / "second"
+    if first_has_a_checkpoint:
+        folders[0].mkdir()
+        (folders[0] / "LATEST").write_text("step-3")
+    for process in start_workers("killed", *folders):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode != 0
+        assert "ValueError: folder: expected one that all processes see" in errors
+    for folder in folders:
+        assert (folder / "LATEST").exists() == (first_has_a_checkpoint and folder == folders[0])

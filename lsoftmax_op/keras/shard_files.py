@@ -1,7 +1,7 @@
 """A training with shared classes on disk, of which every process writes what it has.
 
     folder/LATEST               the name of the newest complete checkpoint
-    folder/1234/                the checkpoint of step 1234
+    folder/step-1234/           the checkpoint of step 1234, or step-1234-again
       manifest.json             what was saved: C, D, types, the classes of each shard
       shared.npz                backbone, optimizer and lambda, by the process that has the first classes
       from-0/0.npy, 1.npy, ...  [C_r, D] of the shard whose first class is 0: the rows of W, and the optimizer's slots
@@ -42,10 +42,13 @@ def save(model: ShardedClassifier, folder: str | PathLike[str], **notes: int) ->
         model: of every process, in the same step.
         folder: one that all of them see.
         notes: further numbers, which `load` returns.
+
+    Raises:
+        ValueError: some process does not see what the others have written. The checkpoint before stays.
     """
     folder, shards = Path(folder), model.head.shards
-    steps = str(int(shards[0].optimizer.steps))
-    name = f"{steps}-again" if _latest(folder) == steps else steps  # never onto the present one
+    name = f"step-{steps_taken(model)}"
+    name = f"{name}-again" if _latest(folder) == name else name  # never onto the present one
     for shard in shards:
         part = folder / name / f"from-{shard.classes.first}"
         part.mkdir(parents=True, exist_ok=True)
@@ -57,14 +60,18 @@ def save(model: ShardedClassifier, folder: str | PathLike[str], **notes: int) ->
         _write(folder / name / "shared.npz", lambda file: np.savez(file, *shared))
         manifest = json.dumps({**_description(model), "replicas": _replicas(model), "notes": notes}, indent=1)
         _write(folder / name / "manifest.json", lambda file: file.write(manifest.encode()))
-    _wait_for_all(model)
+    _sum(model, 0)  # all have written
+    parts = [f"from-{part.first}/0.npy" for part in ranges(model.num_classes, _replicas(model))]
+    misses = not all((folder / name / file).exists() for file in ("manifest.json", "shared.npz", *parts))
+    if _sum(model, misses):
+        raise _not_shared(folder)
     if is_first:
         _write(folder / "LATEST.new", lambda file: file.write(name.encode()))
         os.replace(folder / "LATEST.new", folder / LATEST)
         for old in folder.iterdir():
-            if old.name != name and re.fullmatch(r"\d+(-again)?", old.name):
-                shutil.rmtree(old)
-    _wait_for_all(model)
+            if old.name != name and re.fullmatch(r"step-\d+(-again)?", old.name):
+                shutil.rmtree(old, ignore_errors=True)
+    _sum(model, 0)  # none goes on before the checkpoint counts
 
 
 def load(model: ShardedClassifier, folder: str | PathLike[str]) -> dict[str, int]:
@@ -100,14 +107,30 @@ def load(model: ShardedClassifier, folder: str | PathLike[str]) -> dict[str, int
         for shard in model.head.shards:
             counters = shard.optimizer.counters
             for counter, value in zip(counters, values[len(values) - len(counters) :], strict=True):
-                counter.assign(value)
+                counter.assign(value.view(_numpy_type(counter)))
     notes: dict[str, int] = manifest["notes"]
     return notes
 
 
-def exists(folder: str | PathLike[str]) -> bool:
-    """Whether there is a complete checkpoint."""
-    return _latest(Path(folder)) is not None
+def steps_saved(model: ShardedClassifier, folder: str | PathLike[str]) -> int | None:
+    """Returns the steps of the newest complete checkpoint, None if there is none.
+
+    Args:
+        model: of every process.
+        folder: that of `save`.
+
+    Raises:
+        ValueError: some processes see a checkpoint, and others see none.
+    """
+    name = _latest(Path(folder))
+    if _sum(model, name is not None) not in (0, _replicas(model)):
+        raise _not_shared(folder)
+    return None if name is None else int(name.split("-")[1])
+
+
+def steps_taken(model: ShardedClassifier) -> int:
+    """Returns the steps of a model that is ready to train."""
+    return int(model.head.shards[0].optimizer.steps)
 
 
 def _latest(folder: Path) -> str | None:
@@ -140,7 +163,7 @@ def _description(model: ShardedClassifier) -> dict[str, Any]:
         "depth": int(shard.rows.shape[1]),
         "dtype": shard.rows.dtype.name,
         "optimizer": type(getattr(optimizer, "inner_optimizer", optimizer)).__name__,
-        "slots": len(shard.optimizer.slots),
+        "slots": [re.sub(r":\d+$", "", slot.name) for slot in shard.optimizer.slots],
         "shapes of the backbone, the optimizer and lambda": [list(variable.shape) for variable in _shared(model)],
     }
 
@@ -170,20 +193,25 @@ def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _wait_for_all(model: ShardedClassifier) -> None:
-    """Returns when every process has come here."""
+def _not_shared(folder: str | PathLike[str]) -> ValueError:
+    return ValueError(f"folder: expected one that all processes see, got {folder}, in which some do not see files")
+
+
+def _sum(model: ShardedClassifier, value: int) -> int:
+    """Sums over all replicas what their processes have, and returns when every process has come here."""
     strategy = model.distribute_strategy
-    if spans_workers(strategy):
-        strategy.experimental_local_results(_counter(strategy)())[0].numpy()
+    if not spans_workers(strategy):
+        return int(value) * _replicas(model)
+    return int(strategy.experimental_local_results(_adder(strategy)(tf.constant(int(value))))[0])
 
 
 @functools.cache
-def _counter(strategy: tf.distribute.Strategy) -> Callable[[], Any]:
-    """Returns a function that counts the replicas of all processes."""
+def _adder(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], Any]:
+    """Returns a function that sums a number of each process over the replicas of all."""
 
     @tf.function(autograph=False)
-    def count() -> Any:
-        return strategy.run(sum_over_replicas, args=(tf.constant(1),))
+    def add(value: tf.Tensor) -> Any:
+        return strategy.run(sum_over_replicas, args=(value,))
 
-    counter: Callable[[], Any] = count
-    return counter
+    adder: Callable[[tf.Tensor], Any] = add
+    return adder
