@@ -15,11 +15,13 @@ SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.c
            CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
 CXX_FILES := $(shell find cc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
+RELEASE_STEPS := lint test test-long docs matrix
+
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-long test-fast bench docs gpu sanitize lint format clean
+.PHONY: help build demo test test-long test-fast bench docs gpu sanitize matrix release-check lint format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: $(VENV)/built  ## install what it needs into .venv and compile the library
 
@@ -48,6 +50,13 @@ gpu:  ## on a machine with an NVIDIA GPU, CUDA and PyTorch: build, check and tim
 
 sanitize: build  ## run core and bindings under the address and undefined-behaviour sanitizers
 	PATH="$(abspath $(BIN)):$$PATH" build_tools/sanitize.sh $(BIN)/python
+
+matrix: $(VENV)/ready  ## try the wheels of dist/ beside every TensorFlow and CPython; MATRIX has options, such as --checks-only
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py release)
+	$(BIN)/python build_tools/matrix.py $(MATRIX)
+
+release-check:  ## all that a release must pass, in order, to the first that fails
+	@for step in $(RELEASE_STEPS); do echo "== make $$step" && $(MAKE) --no-print-directory $$step || exit 1; done
 
 lint: $(VENV)/linters  ## judge the code: its style, and its types in Python
 	$(BIN)/ruff format --check .
