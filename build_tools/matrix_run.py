@@ -125,14 +125,16 @@ class Run:
         words = list(map(str, command))
         with self.log.open("a") as log:
             log.write(f"\n$ cd {shlex.quote(str(cwd))} && {shlex.join(words)}\n")
-        together = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-        done = subprocess.run(words, cwd=cwd, env=environment(), check=False, **together)
-        with self.log.open("a") as log:
-            log.write(done.stdout)
+        begin = self.log.stat().st_size
+        with self.log.open("a") as log:  # as it comes, for whoever reads along
+            done = subprocess.run(words, cwd=cwd, env=environment(), stdout=log, stderr=log, check=False)
+        with self.log.open("rb") as log:
+            log.seek(begin)
+            said = log.read().decode(errors="replace")
         if done.returncode != 0:
-            last = (done.stdout.strip() or "it said nothing").splitlines()[-1].strip()
+            last = (said.strip() or "it said nothing").splitlines()[-1].strip()
             raise CellError(f"{step} ended with {done.returncode}: {last}")
-        return done.stdout
+        return said
 
 
 def counts(report: Path) -> dict[str, int] | None:
