@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,11 +61,16 @@ def version_of(executable: Path) -> str | None:
     return said if answer.returncode == 0 and said != "other" else None
 
 
+def _numbers(path: Path) -> list[int]:
+    """By which 3.10.13 is later than 3.10.9."""
+    return [int(number) for number in re.findall(r"\d+", path.parts[-3])]
+
+
 def _candidates() -> list[Path]:
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     paths = [Path(sys.executable)]
     for minor in supported():
-        paths += sorted(pyenv.glob(f"versions/{minor}.*/bin/python{minor}"), reverse=True)
+        paths += sorted(pyenv.glob(f"versions/{minor}.*/bin/python{minor}"), key=_numbers, reverse=True)
         on_path = shutil.which(f"python{minor}")
         paths += [Path(on_path)] if on_path else []
     return paths

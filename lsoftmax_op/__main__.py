@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import math
 import os
@@ -18,6 +19,7 @@ def main() -> int:
     import lsoftmax_op
     from lsoftmax_op import _environment
 
+    faulthandler.enable()  # where a check kills the process, it says in which it was
     print(f"lsoftmax_op {lsoftmax_op.__version__}")
     _print(_environment.describe())
     print("built")
@@ -41,6 +43,7 @@ def main() -> int:
             checks["jit_compile"] = _check_xla
     failed = 0
     for name, check in checks.items():
+        sys.stdout.flush()
         try:
             print(f"  {name:<14}{check()}")
         except Exception as error:
