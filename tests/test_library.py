@@ -117,7 +117,7 @@ def test_a_library_for_another_tensorflow(copy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["_lsoftmax_ops.so", "_lsoftmax_cuda.so"])
+@pytest.mark.parametrize("name", ["_lsoftmax_ops.so", "_lsoftmax_core.so", "_lsoftmax_cuda.so"])
 @pytest.mark.parametrize("keep", [0, 10, 1000, 0.5, 0.99])
 def test_a_truncated_library(copy, keep, name):
     pytest.importorskip("tensorflow")
