@@ -50,7 +50,7 @@ def problems(wheel: Path) -> list[str]:
         found.append(
             f"its platform is {contents.platform}, where {newest} or an older one was expected (auditwheel show)"
         )
-    parts = ["_core.", "reference."] + (["_cuda.", "_lsoftmax_cuda.so"] if contents.cuda else [])
+    parts = ["_core.", "_lsoftmax_core.so", "reference."] + (["_cuda.", "_lsoftmax_cuda.so"] if contents.cuda else [])
     parts += [
         f"{folder}/{name}" for folder in contents.tensorflows for name in ("_lsoftmax_ops.so", "_lsoftmax_xla.so")
     ]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 _PACKAGE = Path(__file__).resolve().parent
 _OPS_LIBRARY = "_lsoftmax_ops.so"  # in the folder of a TensorFlow, as is the next
 _XLA_LIBRARY = "_lsoftmax_xla.so"
-_CUDA_LIBRARY = "_lsoftmax_cuda.so"  # what the other two call, if they were built with CUDA: in the package's
+_KERNEL_LIBRARIES = ("_lsoftmax_core.so", "_lsoftmax_cuda.so")  # what they call, built with CUDA or not: the package's
 _BUILD_INFO = "_build_info.json"  # in every folder
 _REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir lsoftmax-op (or, in a clone: pip install .)"
 _FROM_SOURCE = _REINSTALL.replace("lsoftmax-op", "--no-binary lsoftmax-op lsoftmax-op", 1)
@@ -106,8 +106,9 @@ def _load() -> Any:
     built = _find()
     path = built.folder / _OPS_LIBRARY
     _check_complete(path, built.info)
-    if (_PACKAGE / _CUDA_LIBRARY).exists():
-        _check_complete(_PACKAGE / _CUDA_LIBRARY, _read(_PACKAGE))
+    for kernels in (_PACKAGE / name for name in _KERNEL_LIBRARIES):
+        if kernels.exists():
+            _check_complete(kernels, _read(_PACKAGE))
     _check_single(str(path))
     try:
         ops = tf.load_op_library(str(path))

@@ -174,7 +174,7 @@ def test_which_compiler_is_chosen(monkeypatch, wanted, named, there, chosen):
 
 def our_files():
     """The files of a wheel of ours that is in order."""
-    names = ["_core.so", "reference.so", "_cuda.so", "_lsoftmax_cuda.so"]
+    names = ["_core.so", "_lsoftmax_core.so", "reference.so", "_cuda.so", "_lsoftmax_cuda.so"]
     names += [f"tf-{minor}/{name}" for minor in ("2.9", "2.10") for name in ("_lsoftmax_ops.so", "_lsoftmax_xla.so")]
     cuda = {"nvcc": "12.4.131", "architectures": ["75-real", "90"]}
     return {
@@ -203,7 +203,7 @@ def test_a_wheel_that_is_in_order(tmp_path):
     [
         ("linux_x86_64", "none", None, "its platform is linux_x86_64"),
         ("manylinux_2_35_x86_64", "none", None, "manylinux_2_34 or an older one was expected"),
-        ("manylinux_2_17_x86_64", "_core", None, "lsoftmax_op/_core. is missing"),
+        ("manylinux_2_17_x86_64", "_core.", None, "lsoftmax_op/_core. is missing"),
         ("manylinux_2_17_x86_64", "_lsoftmax_cuda", None, "lsoftmax_op/_lsoftmax_cuda.so is missing"),
         ("manylinux_2_17_x86_64", "tf-2.10/_lsoftmax_xla", None, "lsoftmax_op/tf-2.10/_lsoftmax_xla.so is missing"),
         ("manylinux_2_17_x86_64", "tf-", None, "there is no op library in it"),

@@ -1,6 +1,6 @@
 # lsoftmax_add_ops(): the op libraries for the TensorFlow that lsoftmax_find_tensorflow has described, and
-# _build_info.json, which says what they are; all in a folder of its name, from where they find _lsoftmax_cuda.so.
-# Nothing but these is compiled anew for a further TensorFlow.
+# _build_info.json, which says what they are; all in a folder of its name, from where they find _lsoftmax_core.so and
+# _lsoftmax_cuda.so. Nothing but these is compiled anew for a further TensorFlow.
 set(ops_sources
   cc/tf/inputs.cc
   cc/tf/geometry.cc
