@@ -192,14 +192,10 @@ def _step(case: Case, worker: int, workers: int) -> Callable[[], Any]:
             losses = lsoftmax_op.sharded_loss(features, rows, sampled.labels, class_major=True, **shard, **settings)
             loss = tf.reduce_sum(losses) / ROWS
         _, gradient = tape.gradient(loss, [features, head])
-        tf.raw_ops.ResourceSparseApplyMomentum(
-            var=head.handle,
-            accum=slots[0].handle,
-            lr=0.1,
-            grad=gradient.values,
-            indices=gradient.indices,
-            momentum=0.9,
-        )
+        # In rows that are gathered, as Keras' heads do it: ResourceSparseApplyMomentum takes one after the other.
+        momentum = 0.9 * tf.gather(slots[0], sampled.columns) + gradient.values
+        for variable, updated in ((slots[0], momentum), (head, rows - 0.1 * momentum)):
+            variable.scatter_update(tf.IndexedSlices(updated, sampled.columns))
         return loss
 
     return with_all if case.sample_rate == 1 else with_samples

@@ -286,8 +286,7 @@ def scaled_product(
         products_grad = blocks.scale_rows(products_grad, loss_grad, unit)
     else:
         features = blocks.scale_rows(features, loss_grad, unit)
-    left, right = (products_grad, features) if class_major else (features, products_grad)
-    return tf.matmul(left, right, transpose_a=True)
+    return blocks.weights_product(features, products_grad, class_major)
 
 
 def _classes_of(op: Any) -> dict[str, Any]:
