@@ -134,8 +134,8 @@ def loss_grad(
 def weights_product(features: tf.Tensor, products_grad: tf.Tensor, class_major: bool) -> tf.Tensor:
     """Features^T times products_grad, [D, C], or its transpose: the weights' gradient through X W.
 
-    For the transpose, the batched product, of one batch: that of two matrices takes up to twice as long on a CPU where D
-    is small.
+    For the transpose, the batched product, of one batch: that of two matrices takes up to twice its time on a CPU where
+    D is small.
     """
     if class_major:
         return tf.raw_ops.BatchMatMulV2(x=products_grad, y=features, adj_x=True)
