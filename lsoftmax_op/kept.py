@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from lsoftmax_op import _terms, filtering, formula, library
+from lsoftmax_op import _op_margin, _terms, filtering, library
 from lsoftmax_op._tensors import batch_of, bias_of, margin_and_lambda
 from lsoftmax_op.gradients import none
 from lsoftmax_op.margins import Margin
@@ -53,8 +53,8 @@ def kept_classes(
         batch = batch_of(features, weights, labels)
         bias = none(batch.weights.dtype) if bias is None else bias_of(bias, batch.weights, margin)
         ops = library.load()
-        terms, attributes = formula.terms(margin), _terms.attributes(margin)
-        factors = formula.class_factors(ops, margin, batch.weights)
+        terms, attributes = _op_margin.terms(margin), _terms.attributes(margin)
+        factors = _op_margin.class_factors(ops, margin, batch.weights)
         products = tf.matmul(batch.features, batch.weights)
         state = ops.lsoftmax_loss(products, *batch, bias, lam, terms, factors, **attributes)
         classes = tf.shape(batch.weights, tf.int64)[1]

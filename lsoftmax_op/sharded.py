@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import _agreement, _checks, _terms, blocks, formula, library
+from lsoftmax_op import _agreement, _checks, _op_margin, _terms, blocks, formula, library
 from lsoftmax_op._collectives import Replicas
 from lsoftmax_op._tensors import Batch, batch_of, bias_of, count_of, features_and_weights, margin_and_lambda
 from lsoftmax_op.gradients import LossInputs, none, scaled_product
@@ -235,7 +235,7 @@ def sharded_top_k(
         same = {"k": k, **_agreement.of_margin(margin), "bias": bias is not None}
         shards = _agreement.agree(replicas, *own, None, first_class, num_classes, class_major, **same)
         joined, weights = replicas.rows(own.features), tf.stop_gradient(own.weights)
-        terms, attributes = formula.terms(margin), _terms.attributes(margin)
+        terms, attributes = _op_margin.terms(margin), _terms.attributes(margin)
         logits = formula.plain_logits(library.load(), joined, weights, terms, attributes, class_major)
         logits = tf.stop_gradient(logits)
         if bias is not None:
@@ -280,8 +280,8 @@ class _Shard:
         self.attributes = _terms.attributes(margin)
         self.normalize_features = {"normalize_features": self.attributes["normalize_features"]}
         self.class_major = class_major
-        self.terms = formula.terms(margin, label_smoothing, batch.weights, class_major, num_classes)
-        self.factors = formula.class_factors(self.ops, margin, batch.weights, class_major)
+        self.terms = _op_margin.terms(margin, label_smoothing, batch.weights, class_major, num_classes)
+        self.factors = _op_margin.class_factors(self.ops, margin, batch.weights, class_major)
         place = batch.labels - first_class
         self.is_here = (place >= 0) & (place < tf.shape(batch.weights, tf.int64)[0 if class_major else 1])
         self.columns = tf.where(self.is_here, place, -1)  # of the labels, among these classes; -1 for elsewhere or none
