@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import _terms, blocks, filtering, formula, library
+from lsoftmax_op import _op_margin, _terms, blocks, filtering, library
 from lsoftmax_op._collectives import Replicas
 from lsoftmax_op._tensors import Batch
 from lsoftmax_op.gradients import LossInputs, none, scaled_product
@@ -58,8 +58,8 @@ class Shard:
         self.normalize_features = {"normalize_features": self.attributes["normalize_features"]}
         self.class_major = class_major = settings.class_major
         self.filters = settings.filters and not self.smooths  # which has every class matter
-        self.terms = formula.terms(settings.margin, settings.label_smoothing, weights, class_major, num_classes)
-        self.factors = formula.class_factors(self.ops, settings.margin, weights, class_major)
+        self.terms = _op_margin.terms(settings.margin, settings.label_smoothing, weights, class_major, num_classes)
+        self.factors = _op_margin.class_factors(self.ops, settings.margin, weights, class_major)
         place = labels - first_class
         self.is_here = (place >= 0) & (place < tf.shape(weights, tf.int64)[0 if class_major else 1])
         self.columns = tf.where(self.is_here, place, -1)  # of the labels, among these classes; -1 for elsewhere or none

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import blocks, filtering, formula
+from lsoftmax_op import _op_margin, blocks, filtering, formula
 
 
 def register(ops: Any) -> None:
@@ -146,13 +146,15 @@ class _Gradients:
 
     def of_logits(self, op: Any, logits_grad: tf.Tensor) -> list[Any]:
         _, *target = op.inputs
-        products_grad, geometry_grad = self.ops.lsoftmax_logits_grad(logits_grad, *target, **formula.attributes_of(op))
+        products_grad, geometry_grad = self.ops.lsoftmax_logits_grad(
+            logits_grad, *target, **_op_margin.attributes_of(op)
+        )
         return [products_grad, None, geometry_grad, None, None]
 
     def of_logits_grad(self, op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Tensor) -> list[Any]:
         # products_grad = G, 0 at the targets; geometry_grad = g dt(geometry): bilinear in G, curved in the geometry.
         logits_grad, labels, geometry, lam, terms = op.inputs
-        margin = formula.attributes_of(op)
+        margin = _op_margin.attributes_of(op)
         alpha = 1 / (1 + lam)
         _, A, B = tf.unstack(geometry, num=3)
         has_target = labels >= 0
@@ -178,8 +180,8 @@ class _Gradients:
 
     def of_loss_with_gradient(self, op: Any, loss_grad: tf.Tensor) -> list[Any]:
         ops, state = self.ops, LossInputs(*op.inputs)
-        margin = formula.attributes_of(op)
-        block_size, class_major = formula.some_attributes_of(op, "class_block_size", "class_major").values()
+        margin = _op_margin.attributes_of(op)
+        block_size, class_major = _op_margin.some_attributes_of(op, "class_block_size", "class_major").values()
         if block_size > 0:
             dx, dw, db = blocks.loss_grad(ops, state, loss_grad, margin["normalize_features"], block_size, class_major)
         else:
@@ -245,7 +247,7 @@ class _Gradients:
     def of_loss_gradient(self, op: Any, upstream: tf.Tensor) -> list[Any]:
         # The derivative of sum(loss_grad * loss) in one of the variables.
         _, features, weights, labels, bias, lam, terms, loss_grad = op.inputs
-        margin = formula.attributes_of(op)
+        margin = _op_margin.attributes_of(op)
         variables = {"features": features, "weights": weights, "bias": bias, "loss_grad": loss_grad}
         argument = variables[op.get_attr("of").decode()]
         with tf.GradientTape() as outer:
@@ -296,7 +298,7 @@ def scaled_product(
 
 def _classes_of(op: Any) -> dict[str, Any]:
     """The attributes of an op that say which of all classes its weights are, and how they lie."""
-    return formula.some_attributes_of(op, "first_class", "num_classes", "class_major")
+    return _op_margin.some_attributes_of(op, "first_class", "num_classes", "class_major")
 
 
 def _class_dimension(op: Any) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from lsoftmax_op import _agreement, _checks, _terms, filtering, formula, library
+from lsoftmax_op import _agreement, _checks, _op_margin, _terms, filtering, library
 from lsoftmax_op._collectives import Replicas
 from lsoftmax_op._shard import Settings, Shard
 from lsoftmax_op._tensors import Batch, batch_of, bias_of, count_of, margin_and_lambda
@@ -81,8 +81,8 @@ def kept_classes(
 def _count_of_all(batch: Batch, bias: tf.Tensor, margin: Margin, lam: tf.Tensor, class_major: bool) -> tf.Tensor:
     """Returns how many of the classes matter, which are in one place."""
     ops = library.load()
-    terms, attributes = formula.terms(margin), _terms.attributes(margin)
-    factors = formula.class_factors(ops, margin, batch.weights, class_major)
+    terms, attributes = _op_margin.terms(margin), _terms.attributes(margin)
+    factors = _op_margin.class_factors(ops, margin, batch.weights, class_major)
     products = tf.matmul(batch.features, batch.weights, transpose_b=class_major)
     state = ops.lsoftmax_loss(products, *batch, bias, lam, terms, factors, class_major=class_major, **attributes)
     classes = tf.cast(tf.shape(batch.weights)[0 if class_major else 1], tf.float64)

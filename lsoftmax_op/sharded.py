@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import _agreement, _checks, _terms, formula, library
+from lsoftmax_op import _agreement, _checks, _op_margin, _terms, formula, library
 from lsoftmax_op._collectives import Replicas
 from lsoftmax_op._shard import Settings, Shard
 from lsoftmax_op._tensors import batch_of, bias_of, count_of, features_and_weights, margin_and_lambda
@@ -239,7 +239,7 @@ def sharded_top_k(
         same = {"k": k, **_agreement.of_margin(margin), "bias": bias is not None}
         shards = _agreement.agree(replicas, *own, None, first_class, num_classes, class_major, **same)
         joined, weights = replicas.rows(own.features), tf.stop_gradient(own.weights)
-        terms, attributes = formula.terms(margin), _terms.attributes(margin)
+        terms, attributes = _op_margin.terms(margin), _terms.attributes(margin)
         logits = formula.plain_logits(library.load(), joined, weights, terms, attributes, class_major)
         logits = tf.stop_gradient(logits)
         if bias is not None:
