@@ -16,10 +16,10 @@ SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.c
 CXX_FILES := $(shell find cc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-long test-fast bench docs gpu sanitize lint format clean
+.PHONY: help build demo test test-long test-fast bench docs gpu sdist aarch64 sanitize lint format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: $(VENV)/built  ## install what it needs into .venv and compile the library
 
@@ -45,6 +45,13 @@ docs: build  ## make a web site of the documentation: build/docs/index.html
 
 gpu:  ## on a machine with an NVIDIA GPU, CUDA and PyTorch: build, check and time the CUDA kernels there
 	build_tools/gpu.sh $(PYTHON)
+
+sdist: $(VENV)/ready  ## pack the sources into dist/
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py release)
+	$(BIN)/python -m build --sdist --outdir dist
+
+aarch64: $(VENV)/ready  ## cross-compile core, arrays and oracle for aarch64, and run their tests emulated (Debian, Ubuntu)
+	PATH="$(abspath $(BIN)):$$PATH" build_tools/aarch64.sh $(BIN)/python
 
 sanitize: build  ## run core and bindings under the address and undefined-behaviour sanitizers
 	PATH="$(abspath $(BIN)):$$PATH" build_tools/sanitize.sh $(BIN)/python

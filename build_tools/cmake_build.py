@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
-import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
+import diagnose
+import systems
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
@@ -34,6 +37,9 @@ class CMakeBuild(build_ext):
         """Builds all extensions, for `build_ext --inplace` and editable installs in the clone itself."""
         # Asked here, as setuptools clears self.inplace while it builds; what it built itself it copies afterwards.
         self.root = ROOT if self.inplace else Path(self.build_lib).resolve()
+        systems.check()
+        _check_tools()
+        _choose_c_compiler()
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
@@ -55,9 +61,9 @@ class CMakeBuild(build_ext):
             "LSOFTMAX_VERSION": self.distribution.get_version(),
         }
         options |= {name: os.environ[name] for name in FROM_ENVIRONMENT if name in os.environ}
-        self._cmake("-S", ROOT, "-B", build, "-G", "Ninja", *[f"-D{k}={v}" for k, v in options.items()])
-        self._cmake("--build", build)
-        self._cmake("--install", build, "--prefix", destination)
+        diagnose.run("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *[f"-D{k}={v}" for k, v in options.items()])
+        diagnose.run("cmake", "--build", build)
+        diagnose.run("cmake", "--install", build, "--prefix", destination)
 
     def copy_extensions_to_source(self) -> None:
         """Copies what setuptools built itself; CMake has installed its own in place."""
@@ -66,9 +72,17 @@ class CMakeBuild(build_ext):
         super().copy_extensions_to_source()
         self.extensions = everything
 
-    @staticmethod
-    def _cmake(*arguments: object) -> None:
-        cmake = shutil.which("cmake")
-        if cmake is None:
-            raise RuntimeError("CMake was not found: pip install cmake ninja")
-        subprocess.run([cmake, *map(str, arguments)], check=True)
+
+def _check_tools() -> None:
+    """Ends the build where a tool is missing that CMake does not ask for; an isolated build brings all along."""
+    here = {"cmake": shutil.which("cmake"), "cython": importlib.util.find_spec("Cython")}
+    missing = " ".join(name for name, found in here.items() if found is None)
+    if missing:
+        sys.exit(f"error: The build wants what is not installed: pip install {missing}.")
+
+
+def _choose_c_compiler() -> None:
+    """Has setuptools take `cc` where the compiler that CPython itself was built by is not here."""
+    command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    if "CC" not in os.environ and shutil.which(command.split()[0]) is None and shutil.which("cc") is not None:
+        os.environ["CC"] = "cc"

@@ -50,6 +50,49 @@ def test_a_build_in_place_leaves_every_part_in_the_package(clone):
     assert checked.endswith("All checks passed.\n")
 
 
+def script(path, text):
+    """Writes a program for the shell."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+# Builds that fail: what stands in for the compiler, and how the last line opens.
+FAILING = {
+    "none": (None, "error: No C++ compiler was found. Install one"),
+    "a wrong name": ("no-such-compiler", "error: The C++ compiler no-such-compiler, which the environment variable CXX names"),
+    "too old": (
+        'exec g++ -U__GNUC__ -D__GNUC__=8 "$@"',
+        "error: The C++ compiler is too old: expected GCC 9 or Clang 11 or later, got GNU 8.",
+    ),
+    "not whole": ("echo cannot find crt1.o; exit 1", "error: The C++ compiler"),
+    "out of memory": (
+        'case "$*" in */cc/*) ulimit -v 150000;; esac; exec g++ "$@"',
+        "error: The memory did not suffice: a compiler takes up to",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("compiler", "last"), FAILING.values(), ids=FAILING)
+def test_a_build_that_fails_says_last_what_to_do(clone, compiler, last):
+    pytest.importorskip("Cython")
+    environment = {"LSOFTMAX_TF": "OFF", "LSOFTMAX_CUDA": "OFF"}
+    if compiler is None:
+        # The build's own tools, and nothing else.
+        tools = clone / "tools"
+        tools.mkdir()
+        for tool in ("cmake", "ninja"):
+            (tools / tool).symlink_to(shutil.which(tool))
+        environment["PATH"] = str(tools)
+    else:
+        environment["CXX"] = script(clone / "fake" / "g++", compiler) if " " in compiler else compiler
+    built = run(sys.executable, "setup.py", "build_ext", cwd=clone, **environment)
+    assert built.returncode == 1
+    assert built.stderr.splitlines()[-1].startswith(last), (built.stdout + built.stderr)[-3000:]
+
+
 # What stands in for the programs that only a machine with a GPU has, or that would take long.
 SMI = """#!/bin/sh
 case "$*" in *compute_cap*) printf "9.0\\n9.0\\n";; *) echo "NVIDIA H100 80GB HBM3, 580.159, 81559 MiB";; esac
