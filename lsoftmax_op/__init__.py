@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lsoftmax_op.schedules import LambdaSchedule
     from lsoftmax_op.sharded import sharded_loss, sharded_top_k
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # said here alone: setuptools, CMake and the pages take it from this line
 
 _HOME = {
     "L_softmax": "drop_in",

@@ -17,7 +17,7 @@ from lsoftmax_op import library, reference
 from lsoftmax_op.margins import ArcFace, Combined, CosFace, Margin, SphereFace, margin_of
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "lsoftmax_op"
+PACKAGE = Path(library.__file__).resolve().parent  # in the clone, or where a wheel of it was installed
 
 # Where LSOFTMAX_TEST_XLA is cuda-on-cpu, XLA's calls of our kernels are those that it makes on a GPU, over the CUDA
 # kernels as they run on the CPU (tests/test_xla_cuda.py).
