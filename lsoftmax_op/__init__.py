@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lsoftmax_op import arrays, keras, margins, reference, scale, torch
+    from lsoftmax_op.angles import target_angles
     from lsoftmax_op.drop_in import L_softmax
     from lsoftmax_op.kept import kept_classes
     from lsoftmax_op.library import build_info, library_path
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         lsoftmax_loss,
         margin_softmax_logits,
         margin_softmax_loss,
-        target_angles,
     )
     from lsoftmax_op.sampling import sample_classes, sharded_sample
     from lsoftmax_op.scale import communication
@@ -47,7 +47,7 @@ _HOME = {
     "sharded_loss": "sharded",
     "sharded_sample": "sampling",
     "sharded_top_k": "sharded",
-    "target_angles": "ops",
+    "target_angles": "angles",
 }
 _MODULES = ("arrays", "keras", "margins", "reference", "scale", "torch")
 

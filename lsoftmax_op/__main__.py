@@ -19,7 +19,8 @@ def main() -> int:
     import lsoftmax_op
     from lsoftmax_op import _environment
 
-    faulthandler.enable(file=sys.__stderr__)  # where a check kills the process, it says in which it was
+    if sys.__stderr__ is not None:
+        faulthandler.enable(file=sys.__stderr__)  # where a check kills the process, it says in which it was
     print(f"lsoftmax_op {lsoftmax_op.__version__}")
     _print(_environment.describe())
     print("built")

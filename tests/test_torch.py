@@ -25,8 +25,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from lsoftmax_op import torch as functions
 from lsoftmax_op.torch import operators
 
-# Row-major weights; and transposed ones, of fewer and of more classes than rows.
-LAYERS = {"[D, C]": TorchLayer(), "[C, D]": TorchLayer(transposed=True)}
+LAYERS = {"[D, C]": TorchLayer(), "[C, D]": TorchLayer(class_major=True)}
 SHAPES = ((13, 33, 7), (5, 19, 40), (1, 1, 1), (1, 5, 9), (0, 4, 3))
 MORE_CLASSES = (9, 19, 40)
 
@@ -79,12 +78,12 @@ def test_angles_that_matter(layer, margin):
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("margin", [4, *KINDS], ids=repr)
-def test_the_results_of_arrays_to_the_last_bit(dtype, margin, label_smoothing):
+def test_the_results_of_arrays_to_the_last_bit(layer, dtype, margin, label_smoothing):
     batch = crowded(dtype=dtype, margin=margin)
-    x, w, y, b = arguments_of(batch)
+    x, w, y, b = arguments_of(batch, layer)
     leaves = [tensor for tensor in (x, w, b) if tensor is not None]
     grad = torch.linspace(-1, 2, len(x)).to(x.dtype)
-    options = {"margin": margin, "lam": 0.5, "label_smoothing": label_smoothing}
+    options = {"margin": margin, "lam": 0.5, "label_smoothing": label_smoothing, "class_major": layer.class_major}
     loss = functions.margin_softmax_loss(x, w, y, b, **options)
     expected = arrays.loss_grad(grad, x, w, y, b, **options)
     assert torch.equal(loss, expected.loss)
@@ -95,7 +94,7 @@ def test_the_results_of_arrays_to_the_last_bit(dtype, margin, label_smoothing):
 
 @pytest.mark.parametrize("margin", [4, CosFace(0.35, 16), Margin(3, 0.5, 0.1, 2, normalize_features=True)], ids=repr)
 def test_rows_that_share_a_class_among_many(dtype, margin):
-    """Where the kernels see the label columns alone, each is completed once, by all its rows and by no other."""
+    """In both layouts, the weights of a class are completed once, by all its rows and by no other."""
     batch = crowded(dtype=dtype, margin=margin)
     tolerance = {"float64": 1e-13, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}[dtype]
     for run in (TorchLayer.__call__, TorchLayer.loss):
@@ -105,14 +104,44 @@ def test_rows_that_share_a_class_among_many(dtype, margin):
             np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
 
 
+@pytest.mark.parametrize("margin", [4, ArcFace(0.5, 16)], ids=repr)
+@pytest.mark.parametrize("class_major", [False, True])
+@pytest.mark.parametrize("name", ["logits", "loss"])
+def test_the_transpose_of_weights_is_read_as_they_lie(monkeypatch, name, class_major, margin):
+    """`linear.weight.T` is no copy: the kernels are given the memory of the weights, in the layout that they have."""
+    weights_seen = set()
+
+    class Noting(_array_libraries.Torch):
+        def address(self, array):
+            if array.shape == w.shape:
+                weights_seen.add(array.data_ptr())
+            return super().address(array)
+
+    monkeypatch.setattr(operators, "Torch", Noting)
+    function = getattr(functions, f"margin_softmax_{name}")
+    x, w, y, _ = arguments_of(crowded(), LAYERS["[C, D]" if class_major else "[D, C]"])
+
+    def step(w, class_major):
+        value = function(x, w, y, margin=margin, lam=0.5, class_major=class_major)
+        return [value, *torch.autograd.grad(value.square().sum(), (x, w))]
+
+    expected = step(w, class_major)
+    got = step(w.T, not class_major)
+    got[2] = got[2].T
+    assert all(map(torch.equal, got, expected))
+    assert w.data_ptr() in weights_seen
+    assert len(weights_seen) == 3  # theirs, and those of two gradients
+
+
 def test_the_same_bits_and_the_callers_threads(layer):
     x, w, y, b = arguments_of(crowded((300, 19, 7), "float32"), layer)
+    options = {"lam": 0.5, "class_major": layer.class_major}
 
     def step():
-        loss = functions.lsoftmax_loss(x, w, y, b, lam=0.5)
+        loss = functions.lsoftmax_loss(x, w, y, b, **options)
         return [loss, *torch.autograd.grad(loss.sum(), (x, w, b), retain_graph=True)]
 
-    loss = functions.lsoftmax_loss(x, w, y, b, lam=0.5).sum()
+    loss = functions.lsoftmax_loss(x, w, y, b, **options).sum()
     expected = step()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -130,11 +159,12 @@ def test_of_what_is_frozen_no_gradient_is_computed(layer, dtype, wanted):
     batch = crowded(dtype=dtype)
     x, w, y, b = arguments_of(batch, layer)
     leaves = {"features": x, "weights": w, "bias": b}
-    expected = torch.autograd.grad(functions.lsoftmax_loss(x, w, y, b, lam=0.5).sum(), (x, w, b))
+    options = {"lam": 0.5, "class_major": layer.class_major}
+    expected = torch.autograd.grad(functions.lsoftmax_loss(x, w, y, b, **options).sum(), (x, w, b))
     for name, leaf in leaves.items():
         leaf.requires_grad_(name == wanted)
     with torch.profiler.profile() as profile:
-        (got,) = torch.autograd.grad(functions.lsoftmax_loss(x, w, y, b, lam=0.5).sum(), leaves[wanted])
+        (got,) = torch.autograd.grad(functions.lsoftmax_loss(x, w, y, b, **options).sum(), leaves[wanted])
     assert torch.equal(got, expected[list(leaves).index(wanted)])
     products = sum(event.count for event in profile.key_averages() if event.key == "aten::mm")
     assert products == (1 if wanted == "bias" else 2)
@@ -148,7 +178,8 @@ DERIVED = [4, SphereFace(3), ArcFace(0.5, 4), ArcFace(1.2, 4, "linear"), Margin(
 def test_derivatives_of_first_and_second_order(layer, name, margin):
     x, w, y, b = arguments_of(crowded((4, 3, 5), margin=margin), layer)
     function = getattr(functions, f"margin_softmax_{name}")
-    options = {"margin": margin, "lam": 0.5} | ({"label_smoothing": 0.1} if name == "loss" else {})
+    options = {"margin": margin, "lam": 0.5, "class_major": layer.class_major}
+    options |= {"label_smoothing": 0.1} if name == "loss" else {}
     leaves = [tensor for tensor in (x, w, b) if tensor is not None]
 
     def value(x, w, b=None):
@@ -176,7 +207,7 @@ def test_second_derivatives_of_zeros_are_finite(layer, margin):
     batch.features[0], batch.weights[:, 5] = 0, 0
     x, w, y, _ = arguments_of(batch, layer)
     for function in (functions.margin_softmax_logits, functions.margin_softmax_loss):
-        value = function(x, w, y, margin=margin).square().sum()
+        value = function(x, w, y, margin=margin, class_major=layer.class_major).square().sum()
         first = torch.autograd.grad(value, (x, w), create_graph=True)
         for second in torch.autograd.grad(sum(part.square().sum() for part in first), (x, w)):
             assert second.isfinite().all()
@@ -232,8 +263,8 @@ def test_the_operators_are_what_they_say(layer, dtype, name, margin):
     numbers = (
         (margin, 0.0, 0.0, 1.0, False, False, "unfolded") if margin == 4 else (1, 0.5, 0.0, 16.0, True, True, "linear")
     )
-    w, lam = w.T if layer.transposed else w, torch.tensor(0.5, dtype=torch.float64)
-    arguments = (x, w.detach().requires_grad_(), y, b, lam, layer.transposed, *numbers, *smoothing)
+    lam = torch.tensor(0.5, dtype=torch.float64)
+    arguments = (x, w, y, b, lam, layer.class_major, *numbers, *smoothing)
     torch.library.opcheck(getattr(torch.ops.lsoftmax_op, name).default, arguments)
 
 

@@ -1,10 +1,10 @@
-// `over` of core/batch.h on the threads of a pool that is somebody else's.
+// `over` of batch.h on the threads of a pool.
 //
 // Threads take ranges one after the other, and the caller takes part. In the end it waits for ranges that others have
 // begun, never for a thread to come: it may itself be the last one of its pool; and to wake a thread can take as long
 // as a kernel.
-#ifndef LSOFTMAX_TF_RANGES_H_
-#define LSOFTMAX_TF_RANGES_H_
+#ifndef LSOFTMAX_CORE_RANGES_H_
+#define LSOFTMAX_CORE_RANGES_H_
 
 #include <stdint.h>
 
@@ -64,4 +64,4 @@ auto over(Pool* pool, int64_t most) {
 
 }  // namespace lsoftmax
 
-#endif  // LSOFTMAX_TF_RANGES_H_
+#endif  // LSOFTMAX_CORE_RANGES_H_
