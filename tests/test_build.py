@@ -61,7 +61,10 @@ def script(path, text):
 # Builds that fail: what stands in for the compiler, and how the last line opens.
 FAILING = {
     "none": (None, "error: No C++ compiler was found. Install one"),
-    "a wrong name": ("no-such-compiler", "error: The C++ compiler no-such-compiler, which the environment variable CXX names"),
+    "a wrong name": (
+        "no-such-compiler",
+        "error: The C++ compiler no-such-compiler, which the environment variable CXX names",
+    ),
     "too old": (
         'exec g++ -U__GNUC__ -D__GNUC__=8 "$@"',
         "error: The C++ compiler is too old: expected GCC 9 or Clang 11 or later, got GNU 8.",
