@@ -17,7 +17,14 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent.parent
 
 # What a user chooses by environment variables, because pip has no other way to hand it on.
-FROM_ENVIRONMENT = ("LSOFTMAX_TF", "LSOFTMAX_XLA", "LSOFTMAX_CUDA", "LSOFTMAX_CUDA_ARCHITECTURES", "LSOFTMAX_TESTING")
+FROM_ENVIRONMENT = (
+    "LSOFTMAX_TF",
+    "LSOFTMAX_TENSORFLOWS",
+    "LSOFTMAX_XLA",
+    "LSOFTMAX_CUDA",
+    "LSOFTMAX_CUDA_ARCHITECTURES",
+    "LSOFTMAX_TESTING",
+)
 
 
 class CMakeExtension(Extension):
@@ -30,7 +37,8 @@ class CMakeExtension(Extension):
 class CMakeBuild(build_ext):
     """Builds and installs the CMake project; other extensions are built as ever.
 
-    The build folder is kept in build/, so that a second build compiles only what changed.
+    The build folder is kept in build/, so that a second build compiles only what changed; LSOFTMAX_BUILD_FOLDER names
+    another, which several CPythons may share: each compiles its own modules there, and what does not depend on it once.
     """
 
     def run(self) -> None:
@@ -48,12 +56,14 @@ class CMakeBuild(build_ext):
             super().build_extension(ext)
             return
         destination = self.root.joinpath(*ext.name.split(".")[:-1])
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        build = Path(
+            os.environ.get("LSOFTMAX_BUILD_FOLDER") or ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        )
         # An isolated build comes with another CMake, Ninja and pybind11 each time: find them anew, keep the objects.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
-        # The compiled parts of an earlier build, of which this one may make fewer.
-        for part in ("_lsoftmax_ops", "_lsoftmax_xla", "_lsoftmax_cuda", "_cuda"):
-            for stale in destination.glob(f"{part}*.so"):
+        # The compiled parts of an earlier build, of which this one may make fewer, or have them in other folders.
+        for part in ("_lsoftmax_*.so", "_cuda*.so", "tf-*/*"):
+            for stale in destination.glob(part):
                 stale.unlink()
         options = {
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",

@@ -84,8 +84,9 @@ def _load(name: str) -> object:
             if error.name != "tensorflow":
                 raise
             raise ImportError(
-                f"lsoftmax_op.{name} needs TensorFlow, which is not installed. Install it, then install lsoftmax_op "
-                "again, so that its ops are built; lsoftmax_op.arrays and lsoftmax_op.reference work without."
+                f"lsoftmax_op.{name} needs TensorFlow, which is not installed. Install it; and where lsoftmax_op was "
+                "built from source without it, build it again, so that it has its ops. lsoftmax_op.arrays and "
+                "lsoftmax_op.reference work without."
             ) from error
     elif name in _MODULES:
         value = importlib.import_module(f"{__name__}.{name}")

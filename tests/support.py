@@ -22,7 +22,7 @@ PACKAGE = ROOT / "lsoftmax_op"
 
 # Where LSOFTMAX_TEST_XLA is cuda-on-cpu, XLA's calls of our kernels are those that it makes on a GPU, over the CUDA
 # kernels as they run on the CPU (tests/test_xla_cuda.py).
-XLA_CUDA_ON_CPU = PACKAGE / "_lsoftmax_xla_cuda_on_cpu.so"
+XLA_CUDA_ON_CPU = "_lsoftmax_xla_cuda_on_cpu.so"
 XLA_CALLS_ARE_CUDA = os.environ.get("LSOFTMAX_TEST_XLA") == "cuda-on-cpu"
 if XLA_CALLS_ARE_CUDA:
     library._XLA_LIBRARY = XLA_CUDA_ON_CPU

@@ -15,7 +15,7 @@ PARTS = ("CMakeLists.txt", "README.md", "LICENSE", "setup.py", "pyproject.toml",
 @pytest.fixture
 def clone(tmp_path):
     """A copy of what a build needs, without anything that was built."""
-    built = shutil.ignore_patterns("*.so", "_build_info.json", "reference.c", "__pycache__")
+    built = shutil.ignore_patterns("*.so", "tf-*", "_build_info.json", "reference.c", "__pycache__")
     for part in PARTS:
         if (ROOT / part).is_dir():
             shutil.copytree(ROOT / part, tmp_path / part, ignore=built)
@@ -36,17 +36,22 @@ def run(*command, cwd, **environment):
 def test_a_build_in_place_leaves_every_part_in_the_package(clone):
     for tool in ("setuptools", "Cython", "pybind11"):
         pytest.importorskip(tool)
+    stale = clone / "lsoftmax_op" / "tf-2.17" / "_lsoftmax_ops.so"
+    stale.parent.mkdir()
+    stale.touch()
     options = {"LSOFTMAX_TF": "OFF", "LSOFTMAX_CUDA": "OFF", "LSOFTMAX_TESTING": "OFF"}
     # --debug, as compiling without optimising is the faster.
     built = run(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--debug", cwd=clone, **options)
     assert built.returncode == 0, built.stderr[-3000:]
     parts = {path.name.partition(".")[0] for path in (clone / "lsoftmax_op").glob("*.so")}
-    assert parts == {"_core", "reference"}
+    assert parts == {"_core", "_lsoftmax_core", "reference"}
     assert (clone / "lsoftmax_op" / "_build_info.json").exists()
+    assert not stale.exists()
     assert not list((clone / "build").glob("lib*/**/_core*"))
     code = "import lsoftmax_op, lsoftmax_op.__main__ as m; print(lsoftmax_op.__file__); m.main()"
     checked = run(sys.executable, "-c", code, cwd=clone).stdout
     assert checked.startswith(str(clone))
+    assert "built with LSOFTMAX_TF=OFF" in checked
     assert checked.endswith("All checks passed.\n")
 
 
