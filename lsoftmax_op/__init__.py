@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lsoftmax_op.schedules import LambdaSchedule
     from lsoftmax_op.sharded import sharded_loss, sharded_top_k
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # said here alone: setuptools, CMake and the pages take it from this line
 
 _HOME = {
     "L_softmax": "drop_in",
@@ -84,8 +84,9 @@ def _load(name: str) -> object:
             if error.name != "tensorflow":
                 raise
             raise ImportError(
-                f"lsoftmax_op.{name} needs TensorFlow, which is not installed. Install it, then install lsoftmax_op "
-                "again, so that its ops are built; lsoftmax_op.arrays and lsoftmax_op.reference work without."
+                f"lsoftmax_op.{name} needs TensorFlow, which is not installed. Install it; and where lsoftmax_op was "
+                "built from source without it, build it again, so that it has its ops. lsoftmax_op.arrays and "
+                "lsoftmax_op.reference work without."
             ) from error
     elif name in _MODULES:
         value = importlib.import_module(f"{__name__}.{name}")

@@ -164,9 +164,9 @@ def lsoftmax_loss(
             the upstream gradient. That in the weights of a class left out has its own samples' part alone, or is 0;
             the norm of what it lacks is at most ``eps / C sum(|g| (1 - p) |x|)``. An optimizer that divides by a
             gradient's size, as Adam does above its epsilon, can tell. Classes are left out on the CPU, not under XLA;
-            of layers of 4 million weights and more (D <= C, C >= 4096) whose shape is known; not with smoothed labels,
-            `class_block_size` or `class_major`. Elsewhere, and where more than a quarter of the classes matter, the
-            gradients are those of False, to the bit. `kept_classes` counts those that matter.
+            of layers of 4 million weights and more (D <= C, C >= 4096) whose shape is known; not with smoothed labels
+            or `class_block_size`. Elsewhere, and where more than a quarter of the classes matter, the gradients are
+            those of False, to the bit. `kept_classes` counts those that matter.
         class_major: whether the weights are [C, D], as for `lsoftmax_logits`.
         name: a name for the ops.
 

@@ -127,19 +127,21 @@ def assert_arrays_may_lie_anywhere(state, places):
         assert moved["products"].tobytes() == before.tobytes()
 
 
-def run_kernel(tmp_path, kernel, include="", threads=64):
+def run_kernel(folder, kernel, include="", threads=64):
     """Compiles a kernel over cc/cuda/testing and runs it on two blocks of `threads`, or on one of one thread."""
-    return run_program(compile_kernel(tmp_path, kernel, include, threads))
+    return run_program(compile_kernel(folder, kernel, include, threads))
 
 
-def compile_kernel(tmp_path, kernel, include="", threads=64, shared=0, cluster=1, before=""):
-    """`before`: what the host does before the launch."""
+def compile_kernel(folder, kernel, include="", threads=64, shared=0, cluster=1, before=""):
+    """`before`: what the host does before the launch. Both may ask for the numbers that run_program is given."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
-    (tmp_path / "main.cc").write_text(
+    (folder / "main.cc").write_text(
         f"#include <cuda_runtime.h>\n#include <stdio.h>\n{include}\n"
+        "static int given[8];\n"
         f"__global__ void kernel(int* out) {{ {kernel} }}\n"
-        "int main() {\n"
+        "int main(int count, char** numbers) {\n"
+        "  for (int n = 1; n < count; ++n) given[n - 1] = atoi(numbers[n]);\n"
         "  int out[128] = {};\n"
         "  cudaLaunchConfig_t config = {}; "
         f"config.gridDim = dim3({min(2, threads)}); config.blockDim = dim3({threads});\n"
@@ -162,13 +164,13 @@ def compile_kernel(tmp_path, kernel, include="", threads=64, shared=0, cluster=1
         "-o",
         "main",
     ]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    return tmp_path / "main"
+    subprocess.run(command, cwd=folder, check=True)
+    return folder / "main"
 
 
-def run_program(program):
-    """The error and the results of what compile_kernel made."""
-    run = subprocess.run([program], capture_output=True, text=True, timeout=60, check=True)
+def run_program(program, *given):
+    """The error and the results of what compile_kernel made, of numbers that it asks for."""
+    run = subprocess.run([program, *map(str, given)], capture_output=True, text=True, timeout=60, check=True)
     (error,), out = json.loads(run.stdout)
     return error, np.array(out)
 

@@ -187,132 +187,145 @@ def test_more_than_two_to_the_31_products(device, monkeypatch):
     assert_close(large, run(_core, ["loss"], small), names)
 
 
-COPY = """
-  struct Own {{ lsoftmax::cuda::Arrival arrival; }};
-  using namespace lsoftmax::cuda;
-  static char from[2][256] __attribute__((aligned(16)));
-  Own& own = of_block<Own>();
-  char* const to = dynamic_shared<char>();
-  const int t = static_cast<int>(threadIdx.x);
-  if (t == 0) {{
-    for (int n = 0; n < 256; ++n) {{ from[0][n] = 1; from[1][n] = 2; }}
-    init_arrival(&own.arrival);
-    publish_arrivals();
-    announce(&own.arrival, {announced});
-    bulk_copy(to, from[0] + {offset}, 256, &own.arrival);
-  }}
-  __syncthreads();
-  if ({waits}) await(&own.arrival, 0);
-  const int first = to[t];
-  if ({meets}) __syncthreads();
-  if (t == 0) {{
-    announce(&own.arrival, 256);
-    bulk_copy(to, from[1], 256, &own.arrival);
-  }}
-  await(&own.arrival, 1);
-  out[blockIdx.x * 64 + t] = 10 * first + to[t];
-"""
-
-
-def in_each_order(monkeypatch, program, right):
+def in_each_order(monkeypatch, program, given, right):
     """Whether the program's results are right(out), of one that may fail."""
     found = []
     for order in ORDERS:
         if order:
             monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
-        error, out = run_program(program)
+        error, out = run_program(program, *given)
         assert error in (0, 719)
         found.append(error == 0 and bool(right(out)))
     return found
 
 
-def run_copies(tmp_path, monkeypatch, **flaws):
-    """Whether a kernel that copies twice is right."""
-    kernel = COPY.format(**{"announced": 256, "offset": 0, "waits": 1, "meets": 1, **flaws})
-    program = compile_kernel(tmp_path, kernel, '#include "cuda/cluster.cuh"', shared=256)
-    return in_each_order(monkeypatch, program, lambda out: (out == 12).all())
-
-
-def test_bulk_copies_arrive(tmp_path, monkeypatch):
-    assert run_copies(tmp_path, monkeypatch) == [True] * 4
-
-
-@pytest.mark.parametrize(
-    "flaw",
-    [
-        {"waits": 0},  # read too soon
-        {"meets": 0},  # asked for before all have read
-        {"announced": 128},  # fewer bytes than come
-        {"announced": 512},  # more
-        {"offset": 4},  # not on a border of 16 bytes
-    ],
-    ids=str,
-)
-def test_what_is_wrong_with_copies_is_seen(tmp_path, monkeypatch, flaw):
-    found = run_copies(tmp_path, monkeypatch, **flaw)
-    assert not all(found)
-
-
-MERGE = """
-  struct Own {{ int number; }};
+COPY = """
+  struct Own { lsoftmax::cuda::Arrival arrival; };
   using namespace lsoftmax::cuda;
+  const int announced = given[0], offset = given[1], waits = given[2], meets = given[3];
+  static char from[2][256] __attribute__((aligned(16)));
   Own& own = of_block<Own>();
-  const Cluster cluster = Cluster::own();
-  if (threadIdx.x == 0) own.number = 1 + cluster.rank;
-  if ({meets}) cluster.sync();
-  if (threadIdx.x >= 32) {{
-    const int other = static_cast<int>(threadIdx.x) % cluster.blocks;
-    out[blockIdx.x * 64 + threadIdx.x] = *cluster.of_rank(&own.number, other) == 1 + other;
-  }}
-  if ({waits}) cluster.sync();
-  if ({tail}) cluster.sync();
+  char* const to = dynamic_shared<char>();
+  const int t = static_cast<int>(threadIdx.x);
+  if (t == 0) {
+    for (int n = 0; n < 256; ++n) { from[0][n] = 1; from[1][n] = 2; }
+    init_arrival(&own.arrival);
+    publish_arrivals();
+    announce(&own.arrival, announced);
+    bulk_copy(to, from[0] + offset, 256, &own.arrival);
+  }
+  __syncthreads();
+  if (waits) await(&own.arrival, 0);
+  const int first = to[t];
+  if (meets) __syncthreads();
+  if (t == 0) {
+    announce(&own.arrival, 256);
+    bulk_copy(to, from[1], 256, &own.arrival);
+  }
+  await(&own.arrival, 1);
+  out[blockIdx.x * 64 + t] = 10 * first + to[t];
 """
 
 
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    """A program that copies twice: how many bytes it announces, of what place, and whether it waits and meets."""
+    return compile_kernel(tmp_path_factory.mktemp("copies"), COPY, '#include "cuda/cluster.cuh"', shared=256)
+
+
 @pytest.mark.parametrize(
-    ("flaw", "works"),
+    ("given", "works"),
     [
-        ({}, True),
-        ({"meets": "0"}, False),  # reads before the others have written
-        ({"waits": "0"}, False),  # leaves before the others have read
-        ({"tail": "cluster.rank == 0"}, True),  # all others have ended, and none is waited for
-        ({"waits": "threadIdx.x > 0 || (__syncthreads(), false)"}, False),  # waits at another barrier
+        ((256, 0, 1, 1), True),
+        ((256, 0, 0, 1), False),  # read too soon
+        ((256, 0, 1, 0), False),  # asked for before all have read
+        ((128, 0, 1, 1), False),  # fewer bytes than come
+        ((512, 0, 1, 1), False),  # more
+        ((256, 4, 1, 1), False),  # not on a border of 16 bytes
     ],
     ids=str,
 )
-def test_blocks_of_a_cluster(tmp_path, monkeypatch, flaw, works):
-    kernel = MERGE.format(**{"meets": "1", "waits": "1", "tail": "0", **flaw})
-    program = compile_kernel(tmp_path, kernel, '#include "cuda/cluster.cuh"', cluster=2)
+def test_bulk_copies(copies, monkeypatch, given, works):
+    """They arrive, and what is wrong with them is seen."""
+    assert all(in_each_order(monkeypatch, copies, given, lambda out: (out == 12).all())) == works
+
+
+MERGE = """
+  struct Own { int number; };
+  using namespace lsoftmax::cuda;
+  Own& own = of_block<Own>();
+  const Cluster cluster = Cluster::own();
+  const int meets = given[0], waits = given[1], tail = given[2];
+  if (threadIdx.x == 0) own.number = 1 + cluster.rank;
+  if (meets) cluster.sync();
+  if (threadIdx.x >= 32) {
+    const int other = static_cast<int>(threadIdx.x) % cluster.blocks;
+    out[blockIdx.x * 64 + threadIdx.x] = *cluster.of_rank(&own.number, other) == 1 + other;
+  }
+  if (waits == 2 && threadIdx.x == 0) __syncthreads();
+  else if (waits) cluster.sync();
+  if (tail && cluster.rank == 0) cluster.sync();
+"""
+
+
+@pytest.fixture(scope="module")
+def merging(tmp_path_factory):
+    """A program of a cluster: whether blocks meet before they read, wait after that, and one once more."""
+    return compile_kernel(tmp_path_factory.mktemp("merging"), MERGE, '#include "cuda/cluster.cuh"', cluster=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "works"),
+    [
+        ((1, 1, 0), True),
+        ((0, 1, 0), False),  # reads before the others have written
+        ((1, 0, 0), False),  # leaves before the others have read
+        ((1, 1, 1), True),  # all others have ended, and none is waited for
+        ((1, 2, 0), False),  # a thread waits at another barrier
+    ],
+    ids=str,
+)
+def test_blocks_of_a_cluster(merging, monkeypatch, given, works):
     monkeypatch.setenv("CUDA_ON_CPU_CLUSTER", "2")
-    found = in_each_order(monkeypatch, program, lambda out: (out.reshape(2, 64)[:, 32:] == 1).all())
+    found = in_each_order(monkeypatch, merging, given, lambda out: (out.reshape(2, 64)[:, 32:] == 1).all())
     assert all(found) == works
 
 
-def test_a_device_refuses_clusters_that_it_has_not(tmp_path, monkeypatch):
-    program = compile_kernel(tmp_path, "", cluster=2)
+def test_a_device_refuses_clusters_that_it_has_not(merging, monkeypatch):
     for most, error in (("0", 912), ("1", 912), ("2", 0)):
         monkeypatch.setenv("CUDA_ON_CPU_CLUSTER", most)
-        assert run_program(program)[0] == error
+        assert run_program(merging, 1, 1, 0)[0] == error
 
 
-ALLOW = "lsoftmax::cuda::allow(kernel, {} << 10, 1);"
-ASK = "cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, {} << 10);"
+ALLOWED = """
+  for (int n = 0; n + 1 < count; ++n) {
+    const int kb = given[n];
+    if (kb < 0) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, -kb << 10);
+    else lsoftmax::cuda::allow(kernel, kb << 10, 1);
+  }
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A program that wants 60 KB of shared memory, having allowed itself so many, or, below 0, asked for so many."""
+    include = '#include "cuda/device.cuh"'
+    return compile_kernel(tmp_path_factory.mktemp("large"), "", include, shared=60 << 10, before=ALLOWED)
 
 
 @pytest.mark.parametrize(
-    ("before", "error"),
+    ("given", "error"),
     [
-        ([], 1),
-        ([ALLOW.format(50)], 0),  # all that there is
-        ([ALLOW.format(60), ALLOW.format(50), ALLOW.format(8)], 0),  # as another host thread may ask between
-        ([ASK.format(60), ALLOW.format(50)], 0),
-        ([ASK.format(60), ASK.format(50)], 1),  # the emulator's limit can be lowered, as a device's
+        ((), 1),
+        ((50,), 0),  # all that there is
+        ((60, 50, 8), 0),  # as another host thread may ask between
+        ((-60, 50), 0),
+        ((-60, -50), 1),  # the emulator's limit can be lowered, as a device's
     ],
     ids=str,
 )
-def test_no_launch_lowers_what_another_was_allowed(tmp_path, before, error):
-    program = compile_kernel(tmp_path, "", '#include "cuda/device.cuh"', shared=60 << 10, before=" ".join(before))
-    assert run_program(program)[0] == error
+def test_no_launch_lowers_what_another_was_allowed(large, given, error):
+    assert run_program(large, *given)[0] == error
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 8])

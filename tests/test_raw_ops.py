@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from support import PACKAGE, run_python
+from support import PACKAGE, XLA_CALLS_ARE_CUDA, run_python
 
 import lsoftmax_op
 
@@ -45,6 +45,9 @@ KINDS = {
     "xla_formulas": {"good", "none", "values"},
 }
 CHILDREN = (("eager", "unaligned", "graph", "imported", "function", "gradients"), ("xla", "xla_formulas"))
+if XLA_CALLS_ARE_CUDA:  # whom no other mode calls
+    CHILDREN = (("eager",), ("xla",))
+MODES = {mode for modes in CHILDREN for mode in modes}
 
 
 @dataclass(frozen=True)
@@ -298,7 +301,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
 
 
 def test_every_case_ran(answers: list[Answer]) -> None:
-    assert {answer.mode for answer in answers} == set(KINDS)
+    assert {answer.mode for answer in answers} == MODES
     assert {answer.case.split(",")[0] for answer in answers} == {op.name for op in registered_ops()}
     assert not [answer for answer in answers if answer.kind in ("good", "none") and answer.error]
 
@@ -322,10 +325,11 @@ def test_what_the_kernel_refuses_so_does_every_other_way(answers: list[Answer]) 
         if not (error and any(v in error for v in of_values))
     }
     others = [answer for answer in answers if answer.case in judged and answer.mode != "eager"]
-    assert len(others) > 2 * len(judged)
+    assert len(others) >= len(judged) * sum("sizes" in KINDS[mode] for mode in MODES - {"eager"}) > 0
     assert not [answer for answer in others if (answer.error is not None) != judged[answer.case]]
 
 
+@pytest.mark.skipif(XLA_CALLS_ARE_CUDA, reason="not in the process that this starts")
 @pytest.mark.parametrize("value", ["labels", "lam"])
 def test_values_that_another_thread_changes(value: str) -> None:
     """An input may be the memory of a variable, or somebody else's: what is checked is what is used."""

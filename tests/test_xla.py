@@ -213,6 +213,7 @@ def test_rows_whose_number_is_known_only_when_they_are_counted():
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(XLA_CALLS_ARE_CUDA, reason="not in the process that this starts")
 def test_the_package_may_come_after_the_first_compilation():
     run_python("""
 import tensorflow as tf

@@ -102,11 +102,15 @@ class Machine {
     if (!release(cluster_, live_)) wait(cluster_.passed);
   }
 
-  // Until every lane that `mask` names is here.
+  // Until every lane that `mask` names is here. The last one hands out what they asked each other for, so that nobody
+  // has to wait once more for the others to have taken it.
   void wait_for_warp(unsigned mask) {
     Warp& warp = warp_of_current();
     warp.arrived |= 1u << lane();
     if ((warp.arrived & mask) == mask) {
+      for (unsigned to = 0; to < kWarp; ++to) {
+        if (mask >> to & 1u) warp.taken[to] = warp.brought[warp.from[to]];
+      }
       warp.arrived &= ~mask;
       warp.passed += 1;
     } else {
@@ -119,11 +123,12 @@ class Machine {
   T exchange(unsigned mask, const T& value, unsigned from) {
     static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes");
     Warp& warp = warp_of_current();
-    memcpy(&warp.brought[lane()], &value, sizeof(T));
+    const unsigned own = lane();
+    memcpy(&warp.brought[own], &value, sizeof(T));
+    warp.from[own] = from < kWarp && (mask >> from & 1u) ? from : own;
     wait_for_warp(mask);
-    T result = value;
-    if (from < kWarp && (mask >> from & 1u)) memcpy(&result, &warp.brought[from], sizeof(T));
-    wait_for_warp(mask);
+    T result;
+    memcpy(&result, &warp.taken[own], sizeof(T));
     return result;
   }
 
@@ -205,7 +210,8 @@ class Machine {
   struct Warp {
     unsigned arrived = 0;
     uint64_t passed = 0;
-    uint64_t brought[kWarp] = {};
+    uint64_t brought[kWarp] = {}, taken[kWarp] = {};
+    unsigned from[kWarp] = {};
   };
   struct Barrier {
     unsigned arrived = 0;
