@@ -45,6 +45,10 @@ docs: build  ## make a web site of the documentation: build/docs/index.html
 	$(BIN)/python -m sphinx -W --keep-going --quiet -d build/doctrees docs build/docs
 	@echo "Open build/docs/index.html"
 
+sdist: $(VENV)/ready  ## pack the sources into dist/
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py release)
+	$(BIN)/python -m build --sdist --outdir dist
+
 # Of all architectures, unlike the other targets' CUDA kernels.
 wheels: LSOFTMAX_CUDA_ARCHITECTURES =
 wheels: $(VENV)/ready  ## build the wheel for every TensorFlow into dist/ (WHEELS="--python python3.12 ...": more of them)
@@ -53,10 +57,6 @@ wheels: $(VENV)/ready  ## build the wheel for every TensorFlow into dist/ (WHEEL
 
 gpu:  ## on a machine with an NVIDIA GPU, CUDA and PyTorch: build, check and time the CUDA kernels there
 	build_tools/gpu.sh $(PYTHON)
-
-sdist: $(VENV)/ready  ## pack the sources into dist/
-	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py release)
-	$(BIN)/python -m build --sdist --outdir dist
 
 aarch64: $(VENV)/ready  ## cross-compile core, arrays and oracle for aarch64, and run their tests emulated (Debian, Ubuntu)
 	PATH="$(abspath $(BIN)):$$PATH" build_tools/aarch64.sh $(BIN)/python

@@ -31,8 +31,9 @@ _SYMPTOMS = (
         "variable TMPDIR names another folder).",
     ),
     (
-        r"Killed signal terminated program|internal compiler error: Killed|virtual memory exhausted|[Oo]ut of memory"
-        r"|Cannot allocate memory|bad_alloc|terminated with signal 9|died due to signal 9|command: Killed|^Killed$",
+        r"Killed signal terminated program|internal compiler error: Killed|virtual memory exhausted"
+        r"|out of memory allocating|LLVM ERROR: out of memory|Cannot allocate memory|instance of 'std::bad_alloc'"
+        r"|terminated with signal 9|died due to signal 9|command: Killed|^Killed$",
         "The memory did not suffice: a compiler takes up to {peak} GB, and {free} GB are free now. {one_at_a_time}, or "
         "leave out the largest files: LSOFTMAX_XLA=OFF pip install ...",
     ),

@@ -96,18 +96,19 @@ def build(python: str, tensorflows: list[Path], nvcc: Path | None, output: Path)
 
 def _environment(python: str) -> tuple[str, Path]:
     """Returns the tag of a CPython, and the interpreter of an environment of its own with what a build needs."""
-    question = "import sys; print(sys.implementation.cache_tag)"
-    asked = subprocess.run([python, "-c", question], capture_output=True, text=True, check=False)
-    tag = asked.stdout.strip()
+    tag, question = "", "import sys; print(sys.implementation.cache_tag)"
+    if shutil.which(python):
+        tag = subprocess.run([python, "-c", question], stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
     if not re.fullmatch(r"cpython-3\d\d", tag):
         raise RuntimeError(f"--python: expected a CPython from 3.10 on, got {python}, which is {tag or 'none'}.")
     environment = FOLDER / tag
     own = environment / "bin" / "python"
-    if not (environment / "ready").exists():
+    ready = environment / "ready"
+    if not ready.exists() or ready.stat().st_mtime < (ROOT / "pyproject.toml").stat().st_mtime:
         _run([python, "-m", "venv", "--clear", environment], f"{tag}: environment", FOLDER / f"{tag}-venv.log")
         needed = requirements.listed(["build"])
         _run([own, "-m", "pip", "install", *needed], f"{tag}: build tools", FOLDER / f"{tag}-venv.log")
-        (environment / "ready").touch()
+        ready.touch()
     return tag, own
 
 
@@ -142,7 +143,8 @@ def _path() -> str:
 def _run(command: list[object], what: str, log: Path, environment: dict[str, str] | None = None) -> None:
     """Runs a command, shows how far Ninja is in it, and keeps all that it says in a file."""
     began, shown, last = time.monotonic(), sys.stdout.isatty(), 0
-    print(f"{what} ...", end="" if shown else "\n", flush=True)
+    start, end = ("\r\033[K", "") if shown else ("", "\n")  # a terminal's line is written anew
+    print(f"{what} ...", end=end, flush=True)
     process = subprocess.Popen(
         list(map(str, command)),
         stdout=subprocess.PIPE,
@@ -157,17 +159,13 @@ def _run(command: list[object], what: str, log: Path, environment: dict[str, str
             file.write(line)
             said.append(line)
             step = re.search(r"\[(\d+)/(\d+)\]", line)
-            percent = 100 * int(step[1]) // int(step[2]) if step else last
-            if percent != last and (shown or percent // 10 > last // 10):
-                print(
-                    f"\r{what} ... {step[0]}" if shown else f"{what} ... {step[0]}",
-                    end="" if shown else "\n",
-                    flush=True,
-                )
-            last = percent
+            tenth = 10 * int(step[1]) // int(step[2]) if step else last
+            if step and (shown or tenth > last):
+                print(f"{start}{what} ... {step[0]}", end=end, flush=True)
+            last = tenth
     status = process.wait()
     seconds = time.monotonic() - began
-    print(f"{chr(13) if shown else ''}{what}: {'done' if status == 0 else 'FAILED'}, {seconds:.0f} s", flush=True)
+    print(f"{start}{what}: {'done' if status == 0 else 'FAILED'}, {seconds:.0f} s", flush=True)
     if status != 0:
         raise RuntimeError(
             f"{''.join(said[-40:])}\n{what} failed: the end of what it said is above, all of it in {log}"

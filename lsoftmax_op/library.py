@@ -6,6 +6,7 @@ TensorFlow's C++ interface changes with each minor version, and so there is a fo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -50,7 +51,8 @@ def build_info() -> dict[str, Any]:
         compute; ``compiler``; ``build_type``; ``cpu_variants``, those built;
         ``cpu_variant``, the one this machine runs (the environment variable LSOFTMAX_CPU chooses another); ``cuda``,
         None for a build without it, else a dict with the version of ``nvcc`` and the ``architectures``; ``sizes``, the
-        bytes of each op library as it was installed; and ``library``, the path of the op library, or None.
+        bytes of each op library as it was installed; and ``library``, the path of the op library, or None. Where there
+        is no op library, ``no_tensorflow`` says why.
 
     Raises:
         ImportError: the compiled parts are missing.
@@ -61,6 +63,8 @@ def build_info() -> dict[str, Any]:
     except ImportError as error:
         raise _damaged(error) from error
     every = _builds()
+    if every or info.get("no_tensorflow") is None:
+        info.pop("no_tensorflow", None)
     one = _fitting(every, _version_at_hand()) or (every[-1] if every else None)
     about = one.info if one else {"tensorflow": None, "xla": "no: built without it", "xla_calls": False, "sizes": {}}
     return {
@@ -159,8 +163,8 @@ def _find() -> _Built:
     every = _builds()
     if not every:
         raise ImportError(
-            f"lsoftmax_op has no TensorFlow op library ({_PACKAGE}/tf-*/{_OPS_LIBRARY} does not exist): it was built "
-            f"where no TensorFlow was found. Install TensorFlow first, then rebuild: {_FROM_SOURCE}"
+            f"lsoftmax_op has no TensorFlow op library ({_PACKAGE}/tf-*/{_OPS_LIBRARY} does not exist). {_why_none()} "
+            f"Rebuild where the TensorFlow is that you want: {_FROM_SOURCE}"
         )
     version = _version_at_hand()
     built = _fitting(every, version)
@@ -176,6 +180,15 @@ def _find() -> _Built:
         f"lsoftmax_op was built for TensorFlow {versions}, and this is TensorFlow {version}. A newer lsoftmax_op may "
         f"have it; or build this one from source, for this TensorFlow: {_FROM_SOURCE}"
     )
+
+
+def _why_none() -> str:
+    """Returns why the build left out the op library."""
+    with contextlib.suppress(ImportError):
+        reason = _read(_PACKAGE).get("no_tensorflow")
+        if reason is not None:
+            return str(reason)
+    return "It was built where no TensorFlow was found."
 
 
 def _builds() -> list[_Built]:

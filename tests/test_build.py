@@ -51,6 +51,7 @@ def test_a_build_in_place_leaves_every_part_in_the_package(clone):
     code = "import lsoftmax_op, lsoftmax_op.__main__ as m; print(lsoftmax_op.__file__); m.main()"
     checked = run(sys.executable, "-c", code, cwd=clone).stdout
     assert checked.startswith(str(clone))
+    assert "built with LSOFTMAX_TF=OFF" in checked
     assert checked.endswith("All checks passed.\n")
 
 

@@ -7,13 +7,14 @@ from support import ROOT
 
 sys.path.insert(0, str(ROOT / "build_tools"))
 import diagnose
+import find_nvcc
 import jobs
 import systems
 
 # What the tools said, and a part of the sentence that it is answered with.
 SAID = {
     "no compiler": (
-        """CMake Error at CMakeLists.txt:13 (project):
+        """CMake Error at CMakeLists.txt:12 (project):
   No CMAKE_CXX_COMPILER could be found.
 
   Tell CMake where to find the compiler by setting either the environment
@@ -21,6 +22,94 @@ SAID = {
 """,
         "No C++ compiler was found. Install one (Debian, Ubuntu: apt install g++;",
     ),
+    "a compiler that is not there": (
+        """CMake Error at cmake/Modules/CMakeDetermineCXXCompiler.cmake:47 (message):
+  Could not find the compiler specified in the environment variable CXX:
+
+  no-such.
+
+CMake Error: CMAKE_CXX_COMPILER not set, after EnableLanguage
+""",
+        "The C++ compiler no-such, which the environment variable CXX names, was not found.",
+    ),
+    "no linker": (
+        """CMake Error at cmake/Modules/CMakeTestCXXCompiler.cmake:73 (message):
+  The C++ compiler
+
+    "/usr/bin/c++"
+
+  is not able to compile a simple test program.
+""",
+        "The C++ compiler /usr/bin/c++ does not compile an empty program",
+    ),
+    "no headers of CPython": (
+        """CMake Error at cmake/Modules/FindPackageHandleStandardArgs.cmake:290 (message):
+  Could NOT find Python (missing: Python_INCLUDE_DIRS Interpreter
+  Development.Module)
+Call Stack (most recent call first):
+""",
+        f"The headers of CPython {sys.version_info.major}.{sys.version_info.minor} (Python.h) were not found.",
+    ),
+    "a full disk, where CMake tries the compiler": (
+        """  The C++ compiler "/usr/bin/c++" is not able to compile a simple test program.
+    /tmp/ccqahmfr.s: Fatal error: can't write 451 bytes to section .text: 'No space left on device'
+""",
+        "The disk is full.",
+    ),
+    "a compiler that the kernel killed": (
+        """FAILED: [code=1] CMakeFiles/lsoftmax_xla_ops.dir/cc/tf/xla/loss.cc.o
+c++: fatal error: Killed signal terminated program cc1plus
+compilation terminated.
+ninja: build stopped: subcommand failed.
+""",
+        "The memory did not suffice: a compiler takes up to",
+    ),
+    "a limit of memory": (
+        "cc1plus: out of memory allocating 65536 bytes after a total of 104865792 bytes\n",
+        "CMAKE_BUILD_PARALLEL_LEVEL=1",
+    ),
+    "Clang without memory": ("clang: error: unable to execute command: Killed\n", "LSOFTMAX_XLA=OFF"),
+    "nvcc without memory": ("nvcc error   : 'cicc' died due to signal 9 (Kill signal)\n", "The memory did not suffice"),
+    "a compiler that fails itself": (
+        "rows.cc:7:1: internal compiler error: in tree_to_shwi, at tree.cc:7329\n",
+        "The compiler itself failed. Compile one file at a time",
+    ),
+    "no Ninja": (
+        """CMake Error: CMake was unable to find a build program corresponding to "Ninja".
+CMAKE_MAKE_PROGRAM is not set.  You probably need to select a different build tool.
+""",
+        "Ninja was not found: pip install ninja",
+    ),
+    "no pybind11": (
+        """CMake Error at CMakeLists.txt:66 (find_package):
+  Could not find a package configuration file provided by "pybind11"
+  with any of the following names:
+
+    pybind11Config.cmake
+    pybind11-config.cmake
+""",
+        "pybind11 was not found: pip install pybind11",
+    ),
+    "no TensorFlow that is supported": (
+        """CMake Error at CMakeLists.txt:89 (message):
+  LSOFTMAX_TF=ON, but: The TensorFlow in /venv/lib/python3.11/site-packages
+  is 2.17.1; supported is tensorflow>=2.18,<2.22.
+
+
+-- Configuring incomplete, errors occurred!
+""",
+        "LSOFTMAX_TF=ON, but: The TensorFlow in /venv/lib/python3.11/site-packages is 2.17.1; supported is "
+        "tensorflow>=2.18,<2.22.",
+    ),
+    "anything else": (
+        """[1/9] Building CXX object rows.cc.o
+FAILED: [code=1] CMakeFiles/lsoftmax_core.dir/cc/core/rows.cc.o
+cc/core/rows.cc:12:3: error: 'x' was not declared in this scope
+ninja: build stopped: subcommand failed.
+""",
+        "lsoftmax_op was not built. The first error was: cc/core/rows.cc:12:3: error: 'x' was not declared in this",
+    ),
+    "nothing": ("", "lsoftmax_op was not built. The first error was: nothing was said"),
 }
 
 
@@ -41,6 +130,29 @@ def test_a_step_that_fails_ends_in_the_sentence(capfd):
     assert "cc1plus" in capfd.readouterr().out
     diagnose.run(sys.executable, "-c", "print('good')")
     assert capfd.readouterr().out == "good\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            """In file included from /usr/local/cuda/include/cuda_runtime.h:82,
+                 from <command-line>:
+/usr/local/cuda/include/crt/host_config.h:137:2: error: #error -- unsupported GNU version! gcc versions later than \
+15 are not supported! The nvcc flag '-allow-unsupported-compiler' can be used to override this version check.
+""",
+            "unsupported GNU version! gcc versions later than 15 are not supported! Name one that is by the "
+            "environment variable NVCC_CCBIN, as NVCC_CCBIN=g++-12.",
+        ),
+        (
+            "nvcc warning : old\nnvcc fatal   : Cannot find compiler 'g++' in PATH\n",
+            "nvcc fatal   : Cannot find compiler 'g++' in PATH",
+        ),
+        ("", "no message"),
+    ],
+)
+def test_what_keeps_nvcc_from_compiling_is_told(said, reason):
+    assert find_nvcc.first_error(said) == reason
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Finding and loading the op library, and what is said where that fails."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -243,6 +244,17 @@ def test_no_library_fits(package, built, running, said):
     assert info["tensorflows"] == list(built)
     assert info["tensorflow"] == (built[-1] if built else None)
     assert (info["library"] is None) == (not built)
+
+
+def test_a_package_without_the_ops_says_why(package):
+    folder = package([], "2.17.1")
+    assert "no_tensorflow" not in library.build_info()
+    reason = 'The TensorFlow in /venv is 2.17.1; supported is "tensorflow>=2.18,<2.22".'
+    info = {"version": "0", "sizes": {}, "no_tensorflow": reason}
+    (folder / "_build_info.json").write_text(json.dumps(info))
+    assert library.build_info()["no_tensorflow"] == reason
+    with pytest.raises(ImportError, match=re.escape(f"{reason} Rebuild where the TensorFlow is that you want: pip")):
+        library.library_path()
 
 
 def test_the_only_library_is_taken_where_no_version_is_known(package):

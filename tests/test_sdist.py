@@ -15,6 +15,8 @@ LEFT_OUT = (".gitignore", ".ci/", ".github/")
 BUILT = (
     "lsoftmax_op/_core.cpython-311-x86_64-linux-gnu.so",
     "lsoftmax_op/_build_info.json",
+    "lsoftmax_op/tf-2.21/_lsoftmax_ops.so",
+    "lsoftmax_op/tf-2.21/_build_info.json",
     "lsoftmax_op/reference.c",
     "cc/core/__pycache__/rows.cpython-311.pyc",
     "benchmarks/results/a.json",

@@ -172,6 +172,32 @@ def test_which_compiler_is_chosen(monkeypatch, wanted, named, there, chosen):
         assert wheels.choose_nvcc(wanted) == (Path(chosen) if chosen else None)
 
 
+@pytest.mark.parametrize("python", ["no-such-python", "/bin/cat"])
+def test_what_is_no_python(python):
+    with pytest.raises(RuntimeError, match=f"expected a CPython from 3.10 on, got {python}, which is none"):
+        wheels._environment(python)
+
+
+def test_a_step_shows_how_far_it_is_and_keeps_what_it_said(tmp_path, capsys):
+    log = tmp_path / "log"
+    code = "for i in range(1, 41): print(f'[{i}/40] Building')"
+    wheels._run([sys.executable, "-c", code], "compiling", log)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:3] == ["compiling ...", "compiling ... [4/40]", "compiling ... [8/40]"]
+    assert len(shown) == 12
+    assert shown[-1].startswith("compiling: done, ")
+    assert len(log.read_text().splitlines()) == 40
+
+
+def test_a_step_that_fails_says_its_last_words_and_where_all_of_them_are(tmp_path):
+    code = "import sys; print('first'); print(*range(99), sep='\\n'); sys.exit('no such header')"
+    with pytest.raises(RuntimeError, match="no such header") as error:
+        wheels._run([sys.executable, "-c", code], "compiling", tmp_path / "log")
+    assert f"all of it in {tmp_path / 'log'}" in str(error.value)
+    assert "first" not in str(error.value)
+    assert "first" in (tmp_path / "log").read_text()
+
+
 def our_files():
     """The files of a wheel of ours that is in order."""
     names = ["_core.so", "_lsoftmax_core.so", "reference.so", "_cuda.so", "_lsoftmax_cuda.so"]
