@@ -62,8 +62,9 @@ def test_inside_a_function(dtype, name, shape):
     assert_loss_close_to_oracle(random_batch(shape, dtype), dtype, LAYERS[name], 4, 0.5)
 
 
+# Every data type meets every kind above: here each kind meets one, and both ways.
 @pytest.mark.parametrize("name", ["function", "blocks"])
-@pytest.mark.parametrize("margin", KINDS, ids=repr)
+@pytest.mark.parametrize(("margin", "dtype"), list(zip(KINDS, itertools.cycle(DTYPES), strict=False)), ids=repr)
 def test_every_kind_inside_a_function(dtype, name, margin):
     pytest.importorskip("tensorflow")
     assert_loss_close_to_oracle(random_batch((130, 19, 6), dtype), dtype, LAYERS[name], margin, 0.5, 0.1)
