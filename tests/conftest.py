@@ -21,7 +21,6 @@ from lsoftmax_op import arrays
 from lsoftmax_op._array_libraries import NumPy
 from lsoftmax_op.margins import Margin
 
-
 # Files that start processes, or train: a worker begins with one, so that none is left for the end of the suite.
 LONGEST = (
     "test_keras_sharded.py",

@@ -77,7 +77,7 @@ def test_every_shape(shape, name):
     ids=str,
 )
 def test_every_dtype(dtype, shape, name):
-    """Of float32 above. That which way goes to the weight gradient does not depend on the type; float16 has its unit."""
+    """float32 is above. The way to the weight gradient does not depend on the type; float16 has a unit of its own."""
     check(shape, dtype, name)
 
 
