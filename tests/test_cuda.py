@@ -175,10 +175,10 @@ def test_loss_of_rows_around_what_a_warp_or_shared_memory_holds(dtype, vectors, 
 HELD = {"float64": 4, "float32": 8, "bfloat16": 4, "float16": 4}  # vectors of a row that a thread holds in registers
 
 
-@pytest.mark.parametrize("threads", [2, 4, 32, 64, 96, 512, 1024])
-@pytest.mark.parametrize("beyond", [-7, 0, 1, 13])
-@pytest.mark.parametrize("bias", [True, False])
-def test_loss_of_rows_around_what_registers_hold(dtype, threads, beyond, bias):
+@pytest.mark.parametrize(("n", "threads"), list(enumerate([2, 4, 32, 64, 96, 512, 1024])))
+@pytest.mark.parametrize(("m", "beyond"), list(enumerate([-7, 0, 1, 13])))
+def test_loss_of_rows_around_what_registers_hold(dtype, n, threads, m, beyond):
+    bias = (n + m) % 2 == 0  # each number of threads, and what is beyond, with one and without
     classes = WIDE[dtype] * HELD[dtype] * threads + beyond
     rows = 5 if classes <= 2**14 else classes // 1024 + 1  # rows so few would be cut in parts
     assert_loss_is_that_of_the_cpu(loss_state(rows, classes, dtype, bias=bias))
