@@ -9,8 +9,8 @@ TENSORFLOW ?= $$($(BIN)/python build_tools/requirements.py tensorflow)
 LSOFTMAX_CUDA_ARCHITECTURES ?= 75;90
 export LSOFTMAX_CUDA_ARCHITECTURES
 BIN := $(VENV)/bin
-# Files of tests side by side, one a core: most tests keep one busy.
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# Files of tests side by side, one a core: most tests keep one busy. In the order of tests/conftest.py, the longest first.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.cc' -o -name '*.cmake' -o -name '*.map' -o -name "*.in" -o -name "*.cu" -o -name "*.cuh") \
            CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
 CXX_FILES := $(shell find cc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')

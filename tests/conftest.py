@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,31 @@ from support import DTYPES, Batch
 from lsoftmax_op import arrays
 from lsoftmax_op._array_libraries import NumPy
 from lsoftmax_op.margins import Margin
+
+# Files that start processes, or train: a worker begins with one, so that none is left for the end of the suite.
+LONGEST = (
+    "test_keras_sharded.py",
+    "test_sharded.py",
+    "test_keras_shards.py",
+    "test_distribute.py",
+    "test_xla_cuda.py",
+    "test_paper.py",
+    "test_docs.py",
+    "test_library.py",
+    "test_benchmarks.py",
+    "test_raw_ops.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts files, which is the order in which they are shared out."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected by now stays: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def present(values: Iterable) -> list:

@@ -286,7 +286,7 @@ def run_python(code: str, *, check: bool = True, **environment: str) -> subproce
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         cwd=ROOT,
     )

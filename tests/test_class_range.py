@@ -5,6 +5,7 @@ A label is here, elsewhere or none (-1). Columns are cut unevenly; of some range
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -40,15 +41,19 @@ def run(way, op, inputs, **attributes):
     """Returns the last output of lsoftmax_`op` over `inputs`, by their names."""
     if way in ("core", "cuda-on-cpu"):
         return run_kernel(_core if way == "core" else lsoftmax_op._cuda_on_cpu, op, inputs, **attributes)
+    call = caller(way, op, **attributes)
+    return call(**{name: tf.constant(value) for name, value in inputs.items()}).numpy()
+
+
+@functools.cache  # what is compiled for the same shapes is compiled once
+def caller(way, op, **attributes):
     function = getattr(lsoftmax_op.library.load(), f"lsoftmax_{op}")
 
     def call(**arguments):
         outputs = function(**arguments, **attributes)
         return outputs[-1] if op == "target_geometry" else outputs
 
-    if way != "eager":
-        call = tf.function(call, jit_compile=way != "function")
-    return call(**{name: tf.constant(value) for name, value in inputs.items()}).numpy()
+    return call if way == "eager" else tf.function(call, jit_compile=way != "function")
 
 
 def run_kernel(module, op, inputs, normalize_features=False, normalize_weights=False, first_class=0, num_classes=0):
@@ -93,6 +98,10 @@ def gradient_inputs(batch, loss):
     }
 
 
+# Of a loss or not, of unit vectors or not, which do not know of one another.
+COMPLETED = pytest.mark.parametrize(("loss", "normalize"), [(True, True), (True, False), (False, True)])
+
+
 def assert_same(way, got, expected, dtype):
     """To the bit, but where XLA is free to add up as it likes."""
     if "xla" in way:
@@ -113,8 +122,7 @@ def test_the_geometry_is_that_of_the_range_that_has_the_target(way, dtype):
         np.testing.assert_array_equal(geometry[:, ~here], 0)
 
 
-@pytest.mark.parametrize("loss", [True, False])
-@pytest.mark.parametrize("normalize", [True, False])
+@COMPLETED
 def test_the_features_gradients_of_all_ranges_add_up(way, dtype, loss, normalize):
     batch = batch_for(dtype)
     of_all = gradient_inputs(batch, loss)
@@ -140,8 +148,7 @@ def test_the_features_gradients_of_all_ranges_add_up(way, dtype, loss, normalize
     np.testing.assert_allclose(total, expected, rtol=0, atol=3 * TOLERANCE[dtype] * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("loss", [True, False])
-@pytest.mark.parametrize("normalize", [True, False])
+@COMPLETED
 def test_the_weights_gradients_of_all_ranges_are_its_columns(way, dtype, loss, normalize):
     batch = batch_for(dtype)
     base = batch.weights[::-1].copy()

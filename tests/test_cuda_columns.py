@@ -93,14 +93,13 @@ def test_gradients_are_those_of_three_kernels(dtype, shape, copies):
     assert without["weights_grad"].tobytes() == together["weights_grad"].tobytes()
 
 
-@pytest.mark.parametrize("order", ["reverse", "1", "2"])
-def test_gradients_in_any_order_of_threads_are_the_same_bits(monkeypatch, dtype, order):
-    shapes = [(70, 33, 9), (1100, 16, 500), (4500, 8, 3)]
-    first = [gradients_of(*shape, dtype, ["gradients"]) for shape in shapes]
-    monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
-    for shape, before in zip(shapes, first, strict=True):
+@pytest.mark.parametrize("shape", [(70, 33, 9), (1100, 16, 500), (4500, 8, 3)], ids=str)
+def test_gradients_in_any_order_of_threads_are_the_same_bits(monkeypatch, dtype, shape):
+    first = gradients_of(*shape, dtype, ["gradients"])
+    for order in ("reverse", "1", "2"):
+        monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
         for name, after in gradients_of(*shape, dtype, ["gradients"]).items():
-            assert after.tobytes() == before[name].tobytes()
+            assert after.tobytes() == first[name].tobytes(), order
 
 
 # The order beside the geometry and before it; rows in parts; the bias gradient beside the others and apart.

@@ -14,12 +14,15 @@ pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.slow
 
 STEPS = 50
-TRAIN = """
+BEGIN = """
 import json, tempfile
 import numpy as np, tensorflow as tf
 strategy = STRATEGY
 import keras, lsoftmax_op
 from lsoftmax_op.keras import LSoftmaxClassifier, LSoftmaxMonitor
+results = {}
+"""
+TRAIN = """
 keras.utils.set_random_seed(0)
 rng = np.random.default_rng(0)
 y = rng.integers(0, 5, 80)
@@ -39,22 +42,16 @@ class Losses(keras.callbacks.Callback):
         model.reset_metrics()
 callbacks = [LSoftmaxMonitor(tempfile.mkdtemp()), Losses()]
 logs = model.fit(data, epochs=2, steps_per_epoch=STEPS // 2, verbose=0, callbacks=callbacks).history
-print(json.dumps({
+results["trained"] = {
     "losses": Losses.losses,
     "evaluate": model.evaluate(data, steps=5, verbose=0),
     "predict": model.predict(x[:7], batch_size=4, verbose=0).tolist(),
     "lam of epochs": logs["lam"],
     "angle": logs["angle"],
     "lam of replicas": [float(lam) for lam in strategy.experimental_local_results(model.head.lam.value)],
-}, default=float))
+}
 """.replace("STEPS", str(STEPS))
 UNEVEN = """
-import json
-import numpy as np, tensorflow as tf
-strategy = STRATEGY
-import keras, lsoftmax_op
-from lsoftmax_op.keras import LSoftmaxClassifier, LSoftmaxMonitor
-
 def network():
     keras.utils.set_random_seed(0)
     return keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, "tanh", kernel_regularizer="l2")])
@@ -94,7 +91,10 @@ for rows, size in SIZES:
     for name, model in zip(("margin 1", "margin 3", "plain"), models):
         callbacks = [LSoftmaxMonitor()] if name == "margin 3" else []
         found[f"{name}, {rows} by {size}"] = trained(model, rows, size, callbacks)
-print(json.dumps(found, default=float))  # Keras 3.6 leaves logs of a step tensors
+results["uneven"] = found
+"""
+END = """
+print(json.dumps(results, default=float))  # Keras 3.6 leaves logs of a step tensors
 """
 ONE = "tf.distribute.get_strategy()"
 MIRRORED = """None
@@ -102,6 +102,10 @@ cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * REPLICAS)
 strategy = tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(REPLICAS)])"""
 WORKERS = "tf.distribute.MultiWorkerMirroredStrategy()"
+
+
+def program(*parts):
+    return "".join((BEGIN, *parts, END))
 
 
 def run(code, strategy, **environment):
@@ -117,9 +121,32 @@ def mirrored(replicas):
     return MIRRORED.replace("REPLICAS", str(replicas))
 
 
+# Batches that replicas cannot share evenly, one of which may get nothing.
+SIZES = [(33, 16), (7, 7), (2, 1)]
+
+
+def uneven(sizes, also_plain=False):
+    return UNEVEN.replace("SIZES", repr(sizes)).replace("ALSO_PLAIN", repr(also_plain))
+
+
 @pytest.fixture(scope="module")
-def one():
-    return run(TRAIN, ONE)
+def one_replica():
+    return run(program(TRAIN, uneven(SIZES, also_plain=True)), ONE)
+
+
+@pytest.fixture(scope="module")
+def one(one_replica):
+    return one_replica["trained"]
+
+
+@pytest.fixture(scope="module")
+def joined(one_replica):
+    return one_replica["uneven"]
+
+
+@pytest.fixture(scope="module")
+def two_workers():
+    return run_on_two_workers(program(TRAIN, uneven(SIZES[:1])))
 
 
 def without_wrong_logs(names):
@@ -146,26 +173,12 @@ def test_one_replica(one):
 
 
 def test_mirrored_strategy(one):
-    assert_same(run(TRAIN, mirrored(2)), one, replicas=2)
+    assert_same(run(program(TRAIN), mirrored(2))["trained"], one, replicas=2)
 
 
-def test_multi_worker_mirrored_strategy(one):
-    for got in run_on_two_workers(TRAIN):
-        assert_same(got, one, replicas=1)
-
-
-# ---- batches that replicas cannot share evenly, one of which may get nothing
-
-SIZES = [(33, 16), (7, 7), (2, 1)]
-
-
-def uneven(sizes, also_plain=False):
-    return UNEVEN.replace("SIZES", repr(sizes)).replace("ALSO_PLAIN", repr(also_plain))
-
-
-@pytest.fixture(scope="module")
-def joined():
-    return run(uneven(SIZES, also_plain=True), ONE)
+def test_multi_worker_mirrored_strategy(one, two_workers):
+    for got in two_workers:
+        assert_same(got["trained"], one, replicas=1)
 
 
 def assert_as_joined(got, joined):
@@ -183,9 +196,9 @@ def test_one_device_is_plain_keras_without_a_margin(joined):
 
 
 def test_uneven_replicas(joined):
-    assert_as_joined(run(uneven(SIZES), mirrored(3)), joined)
+    assert_as_joined(run(program(uneven(SIZES)), mirrored(3))["uneven"], joined)
 
 
-def test_uneven_workers(joined):
-    for got in run_on_two_workers(uneven(SIZES[:1])):
-        assert_as_joined(got, joined)
+def test_uneven_workers(joined, two_workers):
+    for got in two_workers:
+        assert_as_joined(got["uneven"], joined)

@@ -63,20 +63,24 @@ def test_gradients_are_as_near_as_the_plain_layers(layer, kind, classes, scale):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["arrays", "function"])
-@pytest.mark.parametrize("scale", SCALES)
-def test_small_probabilities_of_many_classes(name, scale):
-    for kind in ("even", "few", "own"):
-        assert_as_near_as_plain(LAYERS[name], scaled_batch(kind, 200_000, scale, rows=16))
+@pytest.mark.parametrize("kind", ["even", "few", "own"])
+@pytest.mark.parametrize(
+    ("name", "scale"), [*(("arrays", scale) for scale in SCALES), ("function", SCALES[0]), ("function", SCALES[-1])]
+)
+def test_small_probabilities_of_many_classes(name, scale, kind):
+    """Nearly all of them below 2^-14, where float16 has fewer digits."""
+    assert_as_near_as_plain(LAYERS[name], scaled_batch(kind, 100_000, scale, rows=8))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["function", "blocks", "xla", "xla-formulas", "xla-blocks"])
-@pytest.mark.parametrize(("kind", "scale"), [("even", 1), ("few", 1024), ("own", 32768)])
-def test_every_way_through_tensorflow(name, kind, scale):
+@pytest.mark.parametrize(
+    ("kind", "scale", "depth"), [("even", 1, 8), ("few", 1024, 33), ("own", 32768, 8), ("own", 32768, 33)]
+)
+def test_every_way_through_tensorflow(name, kind, scale, depth):
+    """The depth is less or more than the classes."""
     pytest.importorskip("tensorflow")
-    for depth in (8, 33):  # fewer and more than the classes
-        assert_as_near_as_plain(LAYERS[name], scaled_batch(kind, 20, scale, depth=depth))
+    assert_as_near_as_plain(LAYERS[name], scaled_batch(kind, 20, scale, depth=depth))
 
 
 def test_probabilities_below_the_smallest_number_are_kept(layer):

@@ -1,5 +1,7 @@
 """Logits and gradients against the oracle: every data type, margin, lambda, shape, segment, edge, pole and norm."""
 
+import itertools
+
 import numpy as np
 import pytest
 from conftest import LAYERS
@@ -15,9 +17,13 @@ from support import (
     random_batch,
 )
 
+# Each margin alone, and beside one lambda; one margin of every number beside each of them.
+ANGLES = {(margin, 0.0) for margin in (*MARGINS, *KINDS)}
+ANGLES |= set(zip((*MARGINS, *KINDS), itertools.cycle(LAMBDAS[1:]), strict=False))
+ANGLES |= {(margin, lam) for margin in (4, KINDS[4], KINDS[5]) for lam in LAMBDAS}
 
-@pytest.mark.parametrize("lam", LAMBDAS)
-@pytest.mark.parametrize("margin", [*MARGINS, *KINDS], ids=repr)
+
+@pytest.mark.parametrize(("margin", "lam"), sorted(ANGLES, key=repr), ids=repr)
 def test_every_angle_and_norm(layer, dtype, margin, lam):
     assert_close_to_oracle(angle_batch(margin, dtype), dtype, layer, margin, lam)
 

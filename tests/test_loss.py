@@ -49,8 +49,13 @@ def test_every_angle_of_every_kind(layer, dtype, margin, label_smoothing):
         assert_loss_close_to_oracle(batch, dtype, layer, margin, lam, label_smoothing)
 
 
-@pytest.mark.parametrize("shape", WIDER_SHAPES + WIDE_SHAPES, ids=str)
-@pytest.mark.parametrize("margin", KINDS[::2], ids=repr)
+# Each shape meets two kinds, and each kind meets two shapes at least.
+SHAPES_OF_KINDS = [
+    (shape, KINDS[(2 * n + k) % len(KINDS)]) for n, shape in enumerate(WIDER_SHAPES + WIDE_SHAPES) for k in (0, 5)
+]
+
+
+@pytest.mark.parametrize(("shape", "margin"), SHAPES_OF_KINDS, ids=repr)
 def test_every_shape_of_every_kind(layer, dtype, shape, margin):
     assert_loss_close_to_oracle(random_batch(shape, dtype), dtype, layer, margin, 0.5, 0.1)
 
@@ -62,8 +67,9 @@ def test_inside_a_function(dtype, name, shape):
     assert_loss_close_to_oracle(random_batch(shape, dtype), dtype, LAYERS[name], 4, 0.5)
 
 
+# Every data type meets every kind above: here each kind meets one, and both ways.
 @pytest.mark.parametrize("name", ["function", "blocks"])
-@pytest.mark.parametrize("margin", KINDS, ids=repr)
+@pytest.mark.parametrize(("margin", "dtype"), list(zip(KINDS, itertools.cycle(DTYPES), strict=False)), ids=repr)
 def test_every_kind_inside_a_function(dtype, name, margin):
     pytest.importorskip("tensorflow")
     assert_loss_close_to_oracle(random_batch((130, 19, 6), dtype), dtype, LAYERS[name], margin, 0.5, 0.1)

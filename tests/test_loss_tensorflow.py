@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from support import LAMBDAS, gradient_error, random_batch, run_python
+from support import LAMBDAS, gradient_error, random_batch
 
 import lsoftmax_op
 from lsoftmax_op import ops, reference
@@ -226,36 +226,6 @@ def test_the_graph_does_not_grow_with_the_batch():
         return len(step.get_concrete_function(*shapes).graph.get_operations())
 
     assert nodes(8) == nodes(1024) <= 30  # README's figure
-
-
-@pytest.mark.slow
-def test_determinism_for_any_number_of_threads():
-    code = """
-import hashlib, sys, tensorflow as tf, lsoftmax_op
-sys.path.insert(0, "tests")
-from support import random_batch
-tf.config.threading.set_intra_op_parallelism_threads(THREADS)
-digest = hashlib.sha256()
-raw = tf.load_op_library(lsoftmax_op.library_path())
-for shape, dtype in (((130, 19, 6), "float32"), ((700, 65, 90), "float32"), ((64, 16, 5000), "float16")):
-    b = random_batch(shape, dtype)
-    x, w, bias, g = (tf.constant(v) for v in (b.features, b.weights, b.bias, b.loss_grad))
-    no_terms, no_factors = tf.zeros([0], tf.float64), tf.zeros([0])
-    state = raw.lsoftmax_loss(b.grad, x, w, b.labels, bias, 0.5, no_terms, no_factors, margin=4)
-    first = tf.constant(0, tf.int64)
-    before = tf.zeros([5, shape[0]], tf.float64)
-    sums = raw.lsoftmax_sums(b.grad, b.labels, bias, first, no_factors, no_terms, state.geometry, before)
-    unit = state.grad_unit
-    target = (state.geometry_grad, g, unit, state.target_weights)
-    for result in (*state, sums,
-                   raw.lsoftmax_bias_grad(state.products_grad, b.labels, first, g, state.target_grad, unit),
-                   raw.lsoftmax_features_grad(x, x, w, b.labels, *target),
-                   raw.lsoftmax_weights_grad(w, x, w, b.labels, *target)):
-        digest.update(result.numpy().tobytes())
-print(digest.hexdigest())
-"""
-    digests = {run_python(code.replace("THREADS", str(n))).stdout for n in (1, 2, 3)}
-    assert len(digests) == 1
 
 
 def test_a_saved_model_still_trains(tmp_path):

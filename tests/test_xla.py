@@ -71,8 +71,13 @@ def test_every_shape(shape, name):
 
 @pytest.mark.slow
 @WAYS
-@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [("float16", SHAPES[0]), ("float16", SHAPES[1]), ("bfloat16", SHAPES[1]), ("float64", SHAPES[0])],
+    ids=str,
+)
 def test_every_dtype(dtype, shape, name):
+    """float32 is above. The way to the weight gradient does not depend on the type; float16 has a unit of its own."""
     check(shape, dtype, name)
 
 
