@@ -132,8 +132,9 @@ class Run:
             log.seek(begin)
             said = log.read().decode(errors="replace")
         if done.returncode != 0:
-            last = (said.strip() or "it said nothing").splitlines()[-1].strip()
-            raise CellError(f"{step} ended with {done.returncode}: {last}")
+            named = re.search(r"^.*\bFAILED[: ].*$", said, re.MULTILINE)  # a check of ours, or a test
+            what = named.group() if named else (said.strip() or "it said nothing").splitlines()[-1]
+            raise CellError(f"{step} ended with {done.returncode}: {what.strip()}")
         return said
 
 

@@ -149,7 +149,8 @@ PYTHON = """
 case "$*" in
 *pip*install*) ;;
 *-c*) printf '{{"package": "%s/env/lib/lsoftmax_op/__init__.py", "tensorflow": "2.20.0"}}' {folder};;
-*-m?lsoftmax_op*) printf '  eager  ok\\n  tf.function  ok\\n  {xla}\\n';;
+*-m?lsoftmax_op*) printf '  eager  ok\\n  tf.function  ok\\n  {xla}\\nthe end\\n'
+  case '{xla}' in *FAILED*) exit 1;; esac;;
 *pytest*) [ -z "$PYTHONPATH$LSOFTMAX_CPU" ] && ls lsoftmax_op tests/test_docs.py pyproject.toml tests/support.py
   echo '<testsuites><testsuite tests="9" failures="{failures}" errors="0" skipped="2"/></testsuites>' >../tests.xml
   echo {failures} failed; exit {failures};;
@@ -163,6 +164,12 @@ esac
         ("jit_compile  ok", 0, None, {"passed": 7, "failed": 0, "skipped": 2}),
         ("jit_compile  ok", 1, "pytest ended with 1: 1 failed", {"passed": 6, "failed": 1, "skipped": 2}),
         ("", 0, "did not check jit_compile", None),
+        (
+            "jit_compile  FAILED: rain",
+            0,
+            "python -m lsoftmax_op ended with 1: jit_compile  FAILED: rain",
+            None,
+        ),
     ],
 )
 def test_a_cell_runs_its_steps_and_says_what_failed(run, tmp_path, monkeypatch, xla, failures, error, tests):
