@@ -542,7 +542,7 @@ def test_scikit_learn(model):
     y = np.arange(40) % C
     x = (5 * np.eye(C, D)[y] + rng.normal(size=(40, D))).astype("float32")
     estimator = keras.wrappers.SKLearnClassifier(model or build(x, y), model_kwargs={"margin": 3} if model else None)
-    estimator.fit(x, y, epochs=40, verbose=0)
+    estimator.fit(x, y, epochs=40, batch_size=len(y), verbose=0)
     assert estimator.score(x, y) > 0.7
     assert selection.cross_val_score(base.clone(estimator), x, y, cv=2, error_score="raise").shape == (2,)
     if model:
