@@ -63,6 +63,6 @@ import pytest
 import lsoftmax_op
 
 assert "aarch64" in lsoftmax_op.__file__ and lsoftmax_op.build_info()["version"] == "aarch64"
-files = [f"tests/test_{name}.py" for name in ("core", "layer", "loss", "properties")]
+files = [f"tests/test_{name}.py" for name in ("core", "properties", "layer", "loss")]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "not cuda", *files]))
 P
