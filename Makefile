@@ -15,11 +15,13 @@ SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.c
            CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
 CXX_FILES := $(shell find cc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
+RELEASE_STEPS := lint test test-long docs sdist wheels matrix
+
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-long test-fast bench docs gpu sanitize lint format clean
+.PHONY: help build demo test test-long test-fast bench docs sdist wheels matrix release-check gpu aarch64 sanitize lint format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: $(VENV)/built  ## install what it needs into .venv and compile the library
 
@@ -43,11 +45,31 @@ docs: build  ## make a web site of the documentation: build/docs/index.html
 	$(BIN)/python -m sphinx -W --keep-going --quiet -d build/doctrees docs build/docs
 	@echo "Open build/docs/index.html"
 
+sdist: $(VENV)/ready  ## pack the sources into dist/
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py release)
+	$(BIN)/python -m build --sdist --outdir dist
+
+# Of all architectures, unlike the other targets' CUDA kernels.
+wheels: LSOFTMAX_CUDA_ARCHITECTURES =
+wheels: $(VENV)/ready  ## build the wheel for every TensorFlow into dist/ (WHEELS="--python python3.12 ...": more of them)
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py release)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python build_tools/wheels.py $(WHEELS)
+
 gpu:  ## on a machine with an NVIDIA GPU, CUDA and PyTorch: build, check and time the CUDA kernels there
 	build_tools/gpu.sh $(PYTHON)
 
+aarch64: $(VENV)/ready  ## cross-compile core, arrays and oracle for aarch64, and run their tests emulated (Debian, Ubuntu)
+	PATH="$(abspath $(BIN)):$$PATH" build_tools/aarch64.sh $(BIN)/python
+
 sanitize: build  ## run core and bindings under the address and undefined-behaviour sanitizers
 	PATH="$(abspath $(BIN)):$$PATH" build_tools/sanitize.sh $(BIN)/python
+
+matrix: $(VENV)/ready  ## try the wheels of dist/ beside every TensorFlow and CPython; MATRIX has options, such as --checks-only
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py release)
+	$(BIN)/python build_tools/matrix.py $(MATRIX)
+
+release-check:  ## all that a release must pass, in order, to the first that fails
+	@for step in $(RELEASE_STEPS); do echo "== make $$step" && $(MAKE) --no-print-directory $$step || exit 1; done
 
 lint: $(VENV)/linters  ## judge the code: its style, and its types in Python
 	$(BIN)/ruff format --check .
@@ -61,7 +83,7 @@ format: $(VENV)/linters  ## rewrite the code in that style
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:  ## remove what was built (.venv stays)
-	rm -rf build dist lsoftmax_op/*.so lsoftmax_op/_build_info.json lsoftmax_op/reference.c $(VENV)/built
+	rm -rf build dist lsoftmax_op/*.so lsoftmax_op/tf-* lsoftmax_op/_build_info.json lsoftmax_op/reference.c $(VENV)/built
 
 # The build is not isolated, so that a second one compiles only what changed: its tools are installed beforehand.
 $(VENV)/ready: pyproject.toml

@@ -10,8 +10,8 @@ from cmake_build import CMakeBuild, CMakeExtension
 
 setup(
     ext_modules=[
+        CMakeExtension("lsoftmax_op._core"),  # first: it says what is missing
         Extension("lsoftmax_op.reference", ["lsoftmax_op/reference.pyx"]),
-        CMakeExtension("lsoftmax_op._core"),
     ],
     cmdclass={"build_ext": CMakeBuild},
 )

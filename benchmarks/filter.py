@@ -1,7 +1,8 @@
 """What does a step take where few classes matter to its gradients, and what does it cost to look for them in vain?
 
 `lsoftmax_loss` with filter="auto" over filter=False, and over TensorFlow's plain softmax step. Classes come in
-clusters: those of a sample's cluster matter to it, all others are below rounding, as late in a training.
+clusters: those of a sample's cluster matter to it, all others are below rounding, as late in a training. At the
+smallest share, and where all matter to the same layer, also with weights [C, D], a row for every class.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from benchmarks.batches import SHAPES, TINY, Shape, batch, name
 if TYPE_CHECKING:
     import tensorflow as tf
 
-MINUTES = 5
+MINUTES = 7
 TRAINED = (128, 512, 100_000)
 SHARES = (0.01, 0.05, 0.2, 0.4)  # of the classes, those that matter
 TARGETS = {0.01: (0.45, 0.6)}  # of the backward pass over that of all classes, of the step over plain softmax's
@@ -33,27 +34,38 @@ def main(output: Path | None, quick: bool = False) -> None:
     for share in (0.25,) if quick else SHARES:
         shape = TINY if quick else TRAINED
         harness.progress(f"{name(shape)}: {share:.0%} of the classes matter")
-        rows.append(_row(shape, share, trained(shape, share, 1 if quick else STEPS), quick))
+        arrays = trained(shape, share, 1 if quick else STEPS)
+        rows += [_row(shape, share, arrays, quick, rows_of) for rows_of in _layouts(share == SHARES[0] or quick)]
     for shape in [TINY] if quick else [shape for shape in SHAPES if shape[2] > 4096]:
         harness.progress(f"{name(shape)}: all matter")
-        rows.append(_row(shape, None, batch(*shape), quick))
+        rows += [_row(shape, None, batch(*shape), quick, rows_of) for rows_of in _layouts(shape == TRAINED or quick)]
     harness.report("filter", __doc__.splitlines()[0], rows, output)
 
 
-def _row(shape: Shape, share: float | None, arrays: tuple[np.ndarray, ...], quick: bool) -> dict[str, object]:
+def _layouts(both: bool) -> tuple[bool, ...]:
+    """Which layouts are measured: whether weights are class-major."""
+    return (False, True) if both else (False,)
+
+
+def _row(
+    shape: Shape, share: float | None, arrays: tuple[np.ndarray, ...], quick: bool, class_major: bool
+) -> dict[str, object]:
     import tensorflow as tf
 
     import lsoftmax_op
     from benchmarks import peers
 
-    features, labels, weights = tf.constant(arrays[0]), tf.constant(arrays[2]), tf.Variable(arrays[1])
-    kept = int(lsoftmax_op.kept_classes(features, weights, labels, margin=peers.MARGIN, lam=peers.LAMBDA))
+    features, labels = tf.constant(arrays[0]), tf.constant(arrays[2])
+    weights = tf.Variable(np.ascontiguousarray(arrays[1].T) if class_major else arrays[1])
+    layer, layout = (features, weights, labels), {"class_major": class_major}
+    kept = int(lsoftmax_op.kept_classes(*layer, margin=peers.MARGIN, lam=peers.LAMBDA, **layout))
+    plain = peers.cross_entropy(lambda x, w, y: tf.matmul(x, w, transpose_b=class_major))
     steps = {
-        "filter": peers.step(_loss("auto"), features, weights, labels),
-        "forced": forced(peers.step(_loss("auto"), features, weights, labels)),
-        "all": peers.step(_loss(False), features, weights, labels),
-        "plain": peers.step(peers.LOSSES["plain"], features, weights, labels),
-        "forward": _forward(features, weights, labels),
+        "filter": peers.step(_loss("auto", **layout), *layer),
+        "forced": forced(peers.step(_loss("auto", **layout), *layer)),
+        "all": peers.step(_loss(False, **layout), *layer),
+        "plain": peers.step(plain, *layer),
+        "forward": _forward(_loss(False, **layout), *layer),
     }
     if share is None:
         del steps["forced"]
@@ -62,6 +74,7 @@ def _row(shape: Shape, share: float | None, arrays: tuple[np.ndarray, ...], quic
     of_backward, over_plain = TARGETS.get(share, ("", ""))
     return {
         "N,D,C": name(shape),
+        "weights": "[C, D]" if class_major else "[D, C]",
         "matter": f"{kept / shape[2]:.2%}",
         "plain ms": harness.milliseconds(seconds["plain"]),
         "all ms": harness.milliseconds(seconds["all"]),
@@ -77,13 +90,13 @@ def _row(shape: Shape, share: float | None, arrays: tuple[np.ndarray, ...], quic
     }
 
 
-def _loss(filter: Any) -> Callable[..., tf.Tensor]:
+def _loss(filter: Any, **layout: bool) -> Callable[..., tf.Tensor]:
     from functools import partial
 
     import lsoftmax_op
     from benchmarks import peers
 
-    return partial(lsoftmax_op.lsoftmax_loss, margin=peers.MARGIN, lam=peers.LAMBDA, filter=filter)
+    return partial(lsoftmax_op.lsoftmax_loss, margin=peers.MARGIN, lam=peers.LAMBDA, filter=filter, **layout)
 
 
 def forced(step: Callable[[], tuple]) -> Callable[[], tuple]:
@@ -98,11 +111,10 @@ def forced(step: Callable[[], tuple]) -> Callable[[], tuple]:
     return step
 
 
-def _forward(features: tf.Tensor, weights: tf.Variable, labels: tf.Tensor) -> Callable[[], tf.Tensor]:
+def _forward(loss: Callable[..., tf.Tensor], *layer: Any) -> Callable[[], tf.Tensor]:
     import tensorflow as tf
 
-    loss = _loss(False)
-    return tf.function(lambda: tf.reduce_mean(loss(features, weights, labels)))
+    return tf.function(lambda: tf.reduce_mean(loss(*layer)))
 
 
 def _minus(seconds: list[float], others: list[float]) -> list[float]:

@@ -53,15 +53,8 @@ def _measure(python: str, shape: Shape, rounds: int, repeats: int) -> list[dict]
     for process in processes:
         process.close()
     return [
-        {
-            "N,D,C": name(shape),
-            "step": peer,
-            "loss": losses[peer],
-            "ms": harness.milliseconds(values),
-            "over plain": harness.ratio(values, seconds["plain"]),
-            "ours over it": harness.ratio(seconds["ours"], values),
-            "target": TARGET if "metric" in peer else "",
-        }
+        turns.row(shape, peer, losses, seconds)
+        | {"ours over it": harness.ratio(seconds["ours"], values), "target": TARGET if "metric" in peer else ""}
         for peer, values in seconds.items()
     ]
 

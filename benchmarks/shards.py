@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import harness, memory
+from benchmarks import harness, local_cluster, memory
 
 MINUTES = 3
 ROWS, MARGIN, LAMBDA = 256, 4, 5.0
@@ -67,7 +67,7 @@ def main(output: Path | None, quick: bool = False) -> None:
 def _row(case: Case, processes: int, found: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
     from lsoftmax_op import communication
 
-    taken = round(case.sample_rate * case.classes)
+    collectives = communication(ROWS, case.depth, case.classes, processes, sample_rate=case.sample_rate)
     return {
         "N,D,C": f"{ROWS},{case.depth},{case.classes}",
         "sampled": case.sample_rate,
@@ -79,38 +79,26 @@ def _row(case: Case, processes: int, found: dict[str, Any], alone: dict[str, Any
         "target": TARGETS[0] if processes == 2 and case == WIDEST else "",
         "step": "",
         "its target": "",
-        "sent MB": sum(one.sent for one in communication(ROWS, case.depth, taken, processes)) / 1e6,
+        "sent MB": sum(one.sent for one in collectives) / 1e6,
         "loss": found["loss"],
     }
 
 
 def _run(case: Case, processes: int) -> dict[str, Any]:
     """Returns the median time of a step and the largest peak of the processes, and the first loss."""
-    addresses = [f"localhost:{port}" for port in _free_ports(processes)]
 
-    def worker(index: int) -> dict[str, Any]:
-        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        own = {"TF_CONFIG": json.dumps(config)} if processes > 1 else {}
+    def worker(config: str) -> dict[str, Any]:
+        own = {"TF_CONFIG": config} if processes > 1 else {}
         command = (sys.executable, "-m", "benchmarks.shards", *map(str, case))
         return json.loads(harness.child(*command, **memory.GIVES_BACK, **own).splitlines()[-1])
 
     with ThreadPoolExecutor(processes) as pool:
-        found = list(pool.map(worker, range(processes)))
+        found = list(pool.map(worker, local_cluster.tf_configs(processes)))
     return {
         "seconds": max(one["seconds"] for one in found),
         "peak": max(one["peak"] for one in found),
         "loss": sum(one["loss"] for one in found),
     }
-
-
-def _free_ports(count: int) -> list[int]:
-    import socket
-
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _measure(case: Case) -> dict[str, Any]:
@@ -192,14 +180,10 @@ def _step(case: Case, worker: int, workers: int) -> Callable[[], Any]:
             losses = lsoftmax_op.sharded_loss(features, rows, sampled.labels, class_major=True, **shard, **settings)
             loss = tf.reduce_sum(losses) / ROWS
         _, gradient = tape.gradient(loss, [features, head])
-        tf.raw_ops.ResourceSparseApplyMomentum(
-            var=head.handle,
-            accum=slots[0].handle,
-            lr=0.1,
-            grad=gradient.values,
-            indices=gradient.indices,
-            momentum=0.9,
-        )
+        # In rows that are gathered, as Keras' heads do it: ResourceSparseApplyMomentum takes one after the other.
+        momentum = 0.9 * tf.gather(slots[0], sampled.columns) + gradient.values
+        for variable, updated in ((slots[0], momentum), (head, rows - 0.1 * momentum)):
+            variable.scatter_update(tf.IndexedSlices(updated, sampled.columns))
         return loss
 
     return with_all if case.sample_rate == 1 else with_samples

@@ -37,13 +37,5 @@ def _measure(python: str, shape: Shape, rounds: int) -> list[dict]:
     seconds = turns.take([process], rounds, 3)
     process.close()
     return [
-        {
-            "N,D,C": name(shape),
-            "step": peer,
-            "loss": losses[peer],
-            "ms": harness.milliseconds(values),
-            "over plain": harness.ratio(values, seconds["plain"]),
-            "target": TARGET if peer == "L-Softmax" else "",
-        }
-        for peer, values in seconds.items()
+        turns.row(shape, peer, losses, seconds) | {"target": TARGET if peer == "L-Softmax" else ""} for peer in seconds
     ]

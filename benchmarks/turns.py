@@ -13,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks import harness
-from benchmarks.batches import Shape
+from benchmarks.batches import Shape, name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,17 +62,35 @@ def take(processes: list[Process], rounds: int, repeats: int) -> dict[str, list[
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds):
         for process in processes:
-            for name, median in process.medians(repeats).items():
-                seconds.setdefault(name, []).append(median)
+            for peer, median in process.medians(repeats).items():
+                seconds.setdefault(peer, []).append(median)
     return seconds
+
+
+def row(shape: Shape, peer: str, losses: dict[str, float], seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Returns what a table says of a peer: its loss, its time, and that over the plain step's.
+
+    Args:
+        shape: that of the batch.
+        peer: its name.
+        losses: of every peer.
+        seconds: of every peer, as `take` returns them.
+    """
+    return {
+        "N,D,C": name(shape),
+        "step": peer,
+        "loss": losses[peer],
+        "ms": harness.milliseconds(seconds[peer]),
+        "over plain": harness.ratio(seconds[peer], seconds["plain"]),
+    }
 
 
 def _serve(module: str, shape: list[int]) -> None:
     steps = importlib.import_module(module).steps(*shape)
-    print(json.dumps({name: float(step()[0]) for name, step in steps.items()}), flush=True)
+    print(json.dumps({peer: float(step()[0]) for peer, step in steps.items()}), flush=True)
     for line in sys.stdin:
         seconds = harness.interleave(steps, int(line), warm_up=1)
-        print(json.dumps({name: statistics.median(values) for name, values in seconds.items()}), flush=True)
+        print(json.dumps({peer: statistics.median(values) for peer, values in seconds.items()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from setuptools.build_meta import *  # noqa: F403  (the hooks that need no chang
 
 sys.path.insert(0, str(Path(__file__).parent))
 import find_tensorflow
+import systems
 
 
 def _with_tensorflow(requirements: list[str]) -> list[str]:
+    systems.check()
     if os.environ.get("LSOFTMAX_TF", "AUTO") == "ON" and find_tensorflow.find_folder() is None:
         return [*requirements, find_tensorflow.REQUIREMENT]
     return requirements

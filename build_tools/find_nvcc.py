@@ -67,8 +67,7 @@ def describe(nvcc: Path) -> dict[str, object]:
         options = ["-std=c++17", "-shared", "-Xcompiler", "-fPIC", *_flags(nvcc)]
         compiled = _run(nvcc, *options, source, "-o", Path(folder) / "kernel.so")
         if compiled.returncode != 0:
-            said = (compiled.stderr.strip() or compiled.stdout.strip() or "no message").splitlines()
-            raise RuntimeError(f"{nvcc} does not compile: {said[0]}")
+            raise RuntimeError(f"{nvcc} does not compile: {first_error(compiled.stderr or compiled.stdout)}")
     version = re.search(r"V(\d+)\.\d+\.\d+", _run(nvcc, "--version").stdout)
     known = re.findall(r"compute_(\d+)\b", _run(nvcc, "--list-gpu-arch").stdout)
     return {
@@ -77,6 +76,16 @@ def describe(nvcc: Path) -> dict[str, object]:
         "flags": " ".join(_flags(nvcc) + (_SMALLER if version and int(version.group(1)) >= 13 else [])),
         "architectures": [a for a in ARCHITECTURES if a in known] or known[-1:],
     }
+
+
+def first_error(said: str) -> str:
+    """Returns the line that tells why a compiler failed; where it is about the host's compiler, what to do about it."""
+    lines = said.strip().splitlines() or ["no message"]
+    line = next((line for line in lines if re.search("error|fatal", line)), lines[0])
+    unsupported = re.search(r"unsupported \S+ version! .*?!", line)
+    if unsupported is None:
+        return line
+    return f"{unsupported[0]} Name one that is by the environment variable NVCC_CCBIN, as NVCC_CCBIN=g++-12."
 
 
 def _flags(nvcc: Path) -> list[str]:

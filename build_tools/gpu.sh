@@ -26,7 +26,7 @@ check() {
 
 tests() { LSOFTMAX_REQUIRE_GPU=1 "$python" -m pytest -q -p no:cacheprovider "$@"; }
 
-build() { LSOFTMAX_CUDA=ON "$python" setup.py --quiet build_ext --inplace && du -ch lsoftmax_op/*.so; }
+build() { LSOFTMAX_CUDA=ON "$python" setup.py --quiet build_ext --inplace && du -ch lsoftmax_op/*.so lsoftmax_op/tf-*/*.so; }
 
 checks_and_tables() {
   echo "lsoftmax_op $(git describe --always --dirty 2>/dev/null || echo 'of no commit'), $(date -u +%F)"
@@ -36,7 +36,8 @@ checks_and_tables() {
   [ $failed = 0 ] || { echo "Not built: $log has all that was said."; return 1; }
   check self-check "$python" -m lsoftmax_op
   check tests tests tests/test_gpu.py tests/test_gpu_arrays.py
-  check kernels tests tests/test_layer.py tests/test_loss.py tests/test_float16.py -k "cuda and not cpu"
+  check kernels tests tests/test_layer.py tests/test_loss.py tests/test_float16.py tests/test_class_major_arrays.py \
+    -k "cuda and not cpu"
   for tool in memcheck racecheck; do
     if command -v compute-sanitizer >/dev/null; then
       check $tool compute-sanitizer --tool $tool --error-exitcode 9 "$python" -m pytest -q -p no:cacheprovider \

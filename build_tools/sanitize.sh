@@ -29,7 +29,7 @@ sys.modules["tensorflow"] = None  # what needs TensorFlow skips
 import lsoftmax_op, pytest
 
 assert "sanitize" in lsoftmax_op.__file__ and lsoftmax_op.build_info()["version"] == "sanitized"
-names = ("layer", "loss", "properties", "core", "cuda", "cuda_columns", "cuda_clusters", "cuda_margins")
+names = ("layer", "loss", "class_major_arrays", "properties", "core", "cuda", "cuda_columns", "cuda_clusters", "cuda_margins")
 files = [f"tests/test_{name}.py" for name in names]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", sys.argv[1], *files]))
 P

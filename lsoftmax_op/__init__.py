@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lsoftmax_op import arrays, keras, margins, reference, scale, torch
+    from lsoftmax_op.angles import target_angles
     from lsoftmax_op.drop_in import L_softmax
     from lsoftmax_op.kept import kept_classes
     from lsoftmax_op.library import build_info, library_path
@@ -23,14 +24,13 @@ if TYPE_CHECKING:
         lsoftmax_loss,
         margin_softmax_logits,
         margin_softmax_loss,
-        target_angles,
     )
     from lsoftmax_op.sampling import sample_classes, sharded_sample
     from lsoftmax_op.scale import communication
     from lsoftmax_op.schedules import LambdaSchedule
     from lsoftmax_op.sharded import sharded_loss, sharded_top_k
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # said here alone: setuptools, CMake and the pages take it from this line
 
 _HOME = {
     "L_softmax": "drop_in",
@@ -47,7 +47,7 @@ _HOME = {
     "sharded_loss": "sharded",
     "sharded_sample": "sampling",
     "sharded_top_k": "sharded",
-    "target_angles": "ops",
+    "target_angles": "angles",
 }
 _MODULES = ("arrays", "keras", "margins", "reference", "scale", "torch")
 
@@ -84,8 +84,9 @@ def _load(name: str) -> object:
             if error.name != "tensorflow":
                 raise
             raise ImportError(
-                f"lsoftmax_op.{name} needs TensorFlow, which is not installed. Install it, then install lsoftmax_op "
-                "again, so that its ops are built; lsoftmax_op.arrays and lsoftmax_op.reference work without."
+                f"lsoftmax_op.{name} needs TensorFlow, which is not installed. Install it; and where lsoftmax_op was "
+                "built from source without it, build it again, so that it has its ops. lsoftmax_op.arrays and "
+                "lsoftmax_op.reference work without."
             ) from error
     elif name in _MODULES:
         value = importlib.import_module(f"{__name__}.{name}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
+import importlib.util
 import math
 import os
-import platform
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -16,26 +17,34 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 def main() -> int:
     """Prints the report; returns 0 where every check passed."""
     import lsoftmax_op
+    from lsoftmax_op import _environment
 
-    print(f"lsoftmax_op {lsoftmax_op.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    if sys.__stderr__ is not None:
+        faulthandler.enable(file=sys.__stderr__)  # where a check kills the process, it says in which it was
+    print(f"lsoftmax_op {lsoftmax_op.__version__}")
+    _print(_environment.describe())
+    print("built")
     try:
         info = lsoftmax_op.build_info()
     except ImportError as error:
         print(f"FAILED   {error}")
         return 1
-    for key, value in info.items():
-        print(f"  {key:<14}{', '.join(value) if isinstance(value, list) else value}")
+    _print(info)
+    print("checks")
     checks = {"arrays": _check_arrays}
-    if info["tensorflow"] is not None:
+    if info["tensorflow"] is not None and importlib.util.find_spec("tensorflow") is None:
+        print("  tensorflow    is not installed: the ops are not checked")
+    elif info["tensorflow"] is not None:
         checks |= {
             "tensorflow": _report_tensorflow,
             "eager": _check_eager,
             "tf.function": _check_graph,
         }
-    if info["xla"] == "yes":
-        checks["jit_compile"] = _check_xla
+        if info["xla"] == "yes":
+            checks["jit_compile"] = _check_xla
     failed = 0
     for name, check in checks.items():
+        sys.stdout.flush()
         try:
             print(f"  {name:<14}{check()}")
         except Exception as error:
@@ -43,6 +52,11 @@ def main() -> int:
             print(f"  {name:<14}FAILED: {type(error).__name__}: {error}")
     print("All checks passed." if not failed else f"{failed} of {len(checks)} checks FAILED.")
     return 1 if failed else 0
+
+
+def _print(facts: dict[str, Any]) -> None:
+    for key, value in facts.items():
+        print(f"  {key:<14}{', '.join(value) if isinstance(value, list) else value}")
 
 
 def _batch() -> tuple[Any, ...]:

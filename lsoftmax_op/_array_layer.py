@@ -27,9 +27,11 @@ class Layer:
         margin: Margin | int,
         lam: Any,
         label_smoothing: float = 0.0,
+        class_major: bool = False,
     ) -> None:
         self.margin = known_margin(margin_of(margin))
         label_smoothing = _checks.label_smoothing(label_smoothing)
+        self.class_major = _checks.flag(class_major, "class_major")
         _checks.bias_beside(bias, self.margin)
         if isinstance(lam, (bool, Real)):
             lam = _checks.host_lambda(lam)
@@ -40,12 +42,13 @@ class Layer:
         self.array_library = library
         self.dtype = ""
         self.features = self.array("features", features, "[N, D]")
-        self.weights = self.array("weights", weights, "[D, C]")
+        self.weights = self.array("weights", weights, _checks.layout(self.class_major))
+        self.columns = self.weights.T if self.class_major else self.weights  # [D, C], for products
         self.labels = self._labels(labels)
         self.wide_labels = self.array_library.dtype(self.labels) == "int64"
         self.bias = None if bias is None else self.array("bias", bias, "[C]")
         self.rows, self.depth = map(int, self.features.shape)
-        self.classes = int(self.weights.shape[1])
+        self.classes = int(self.columns.shape[1])
         self._check_shapes()
         with self.array_library.device():
             self.lam = self._lambda(lam)
@@ -120,16 +123,17 @@ class Layer:
         `shared`: arrays to be filled for kernels that come later.
         """
         library, rows = self.array_library, self.rows
-        products = library.product(self.features, self.weights)
+        products = library.product(self.features, self.columns)
         state = {
             "geometry": library.empty((3, rows), "float64"),
-            "target_weights": library.empty((rows, self.depth), self.dtype),
             "loss": library.empty((rows,), self.dtype),
             "products_grad": products,
             "geometry_grad": library.empty((3, rows), "float64"),
             "target_grad": library.empty((rows,), "float64"),
             "predicted": library.empty((rows,), "int64"),
         }
+        if not self.class_major:  # strided columns are read once; a row is read where it lies
+            state["target_weights"] = library.empty((rows, self.depth), self.dtype)
         if self.dtype == "float16":
             state["grad_unit"] = library.empty((rows,), "float32")
         factors = self.class_factors()
@@ -151,7 +155,7 @@ class Layer:
             products_grad = state["products_grad"]
             gradients = {}
             if of_features:
-                gradients["features_grad"] = library.product(products_grad, self.weights.T)
+                gradients["features_grad"] = library.product(products_grad, self.columns.T)
             if of_weights:
                 gradients["weights_grad"] = self._weights_product(self._scaled_features(**upstream), products_grad)
             if self.bias is not None:
@@ -176,15 +180,15 @@ class Layer:
         """Returns the logits without the margin and without a bias, [N, C]."""
         library = self.array_library
         rows = _array_factors.row_factors(library, self.margin, self.features)
-        products = library.product(_array_factors.scale_rows(library, self.features, rows), self.weights)
+        products = library.product(_array_factors.scale_rows(library, self.features, rows), self.columns)
         return _array_factors.scale_columns(library, products, self.class_factors())
 
     def _through_products(self, logits_grad: Any) -> tuple[Any, Any]:
-        """Returns what comes through the plain logits to features [N, D] and weights [D, C]; its radial parts, too."""
+        """Returns what comes through the plain logits to features and weights; its radial parts, too."""
         library = self.array_library
         rows = _array_factors.row_factors(library, self.margin, self.features)
         products_grad = _array_factors.scale_columns(library, logits_grad, self.class_factors())
-        features_grad = library.product(products_grad, self.weights.T)
+        features_grad = library.product(products_grad, self.columns.T)
         features = _array_factors.scale_rows(library, self.features, rows)
         return (
             _array_factors.scale_rows(library, features_grad, rows),
@@ -192,8 +196,9 @@ class Layer:
         )
 
     def _weights_product(self, features: Any, products_grad: Any) -> Any:
-        """Returns features^T products_grad, [D, C]."""
-        return self.array_library.product(features.T, products_grad)
+        """Returns features^T products_grad in the layout of the weights."""
+        factors = (products_grad.T, features) if self.class_major else (features.T, products_grad)
+        return self.array_library.product(*factors)
 
     def _scaled_features(self, loss_grad: Any, grad_unit: Any = None) -> Any:
         """Returns diag(loss_grad grad_unit) times the features, in their dtype, rounded once (cc/core/grad_unit.h)."""
@@ -209,7 +214,7 @@ class Layer:
         for name, value in self.attributes.items():
             setattr(call, name, value)
         call.rows, call.depth, call.classes = self.rows, self.depth, self.classes
-        call.wide_labels = self.wide_labels
+        call.wide_labels, call.class_major = self.wide_labels, self.class_major
         layer = {"features": self.features, "weights": self.weights, "labels": self.labels, "lam": self.lam}
         if self.bias is not None:
             layer["bias"] = self.bias
@@ -249,9 +254,9 @@ class Layer:
 
     def _check_shapes(self) -> None:
         features, weights, labels = (list(array.shape) for array in (self.features, self.weights, self.labels))
-        _checks.batch_shapes(features, weights, labels)
+        _checks.batch_shapes(features, weights, labels, class_major=self.class_major)
         if self.bias is not None:
-            _checks.bias_shape(list(self.bias.shape), weights)
+            _checks.bias_shape(list(self.bias.shape), weights, class_major=self.class_major)
 
     def _check_labels(self) -> None:
         row = self.array_library.kernels.first_bad_label(self._call({}))

@@ -29,7 +29,7 @@ class Gradients(NamedTuple):
 
     Attributes:
         features: [N, D].
-        weights: [D, C].
+        weights: [D, C], or [C, D] as the weights are.
         bias: [C], None where the layer has no bias.
     """
 
@@ -43,7 +43,7 @@ class LossGradients(NamedTuple):
 
     Attributes:
         features: [N, D].
-        weights: [D, C].
+        weights: [D, C], or [C, D] as the weights are.
         bias: [C], None where the layer has no bias.
         loss: [N], the loss of each sample.
         predicted: [N], int64, the class of each sample's largest logit without the margin.
@@ -64,6 +64,7 @@ def logits(
     *,
     margin: Margin | int = 4,
     lam: float | Any = 0.0,
+    class_major: bool = False,
     num_threads: int | None = None,
 ) -> Any:
     """Computes the logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6), or of another margin.
@@ -71,12 +72,14 @@ def logits(
     Args:
         features: [N, D], float16, bfloat16 (NumPy's is that of ml_dtypes), float32 or float64. Arrays that are
             read-only, strided or of the other byte order are fine.
-        weights: [D, C], of the same library, device and dtype, a column for every class.
+        weights: [D, C], of the same library, device and dtype, a column for every class; [C, D] if `class_major`.
         labels: [N], integers, each in [0, C); -1 leaves its row the plain dense layer's.
         bias: [C], of the features' dtype, or None; None with a margin that normalises or scales.
         margin: the integer m from 1 (no margin) to 64, or any of `lsoftmax_op.margins` whose m2, m3 and scale are
             numbers, not tensors.
         lam: the annealing weight lambda >= 0, a number or a scalar array; infinity is the plain dense layer.
+        class_major: whether the weights are [C, D], a row for every class: as they are in ``torch.nn.Linear``, and for
+            heads whose classes are gathered. They are not copied to another layout, and their gradient is [C, D], too.
         num_threads: on the CPU, at most so many threads; by default one for each processor this process may use.
 
     Returns:
@@ -87,8 +90,9 @@ def logits(
         ValueError: shapes that do not fit, or a label, margin or lambda out of range.
         ImportError: arrays on a CUDA device, and the package was built without CUDA.
     """
-    layer = Layer(library_of(features, num_threads), features, weights, labels, bias, margin, lam)
-    with layer.array_library.device():
+    library = library_of(features, num_threads)
+    layer = Layer(library, features, weights, labels, bias, margin, lam, class_major=class_major)
+    with library.device():
         return layer.logits()
 
 
@@ -101,6 +105,7 @@ def logits_grad(
     *,
     margin: Margin | int = 4,
     lam: float | Any = 0.0,
+    class_major: bool = False,
     num_threads: int | None = None,
 ) -> Gradients:
     """Computes the gradient of ``sum(grad * logits(features, weights, labels, bias))``.
@@ -108,20 +113,22 @@ def logits_grad(
     Args:
         grad: [N, C], of the features' library and dtype: the loss's derivative in the logits.
         features: [N, D], as for `logits`.
-        weights: [D, C], as for `logits`.
+        weights: [D, C], or [C, D], as for `logits`.
         labels: [N], as for `logits`.
         bias: [C] or None, as for `logits`. Its values do not matter.
         margin: as for `logits`.
         lam: as for `logits`.
+        class_major: as for `logits`.
         num_threads: as for `logits`.
 
     Returns:
-        The derivatives in features [N, D], weights [D, C] and bias [C] (None without a bias).
+        The derivatives in features [N, D], weights (in their layout) and bias [C] (None without a bias).
 
     Raises:
         TypeError, ValueError, ImportError: as for `logits`.
     """
-    layer = Layer(library_of(features, num_threads), features, weights, labels, bias, margin, lam)
+    library = library_of(features, num_threads)
+    layer = Layer(library, features, weights, labels, bias, margin, lam, class_major=class_major)
     return Gradients(*layer.logits_gradients(grad))
 
 
@@ -134,6 +141,7 @@ def loss(
     margin: Margin | int = 4,
     lam: float | Any = 0.0,
     label_smoothing: float = 0.0,
+    class_major: bool = False,
     num_threads: int | None = None,
 ) -> Any:
     """Computes the loss of Large-Margin Softmax (Liu et al., ICML 2016, equations 3 to 6), or of another margin.
@@ -143,7 +151,7 @@ def loss(
 
     Args:
         features: [N, D], as for `logits`.
-        weights: [D, C], as for `logits`.
+        weights: [D, C], or [C, D], as for `logits`.
         labels: [N], as for `logits`; -1 gives its row loss 0.
         bias: [C] or None, as for `logits`.
         margin: as for `logits`.
@@ -151,6 +159,7 @@ def loss(
         label_smoothing: epsilon in [0, 1): the target distribution is 1 - epsilon on the sample's class, and
             epsilon / C on each of the C classes (Szegedy et al., CVPR 2016, section 7). The margin stays on the
             target's logit alone.
+        class_major: as for `logits`.
         num_threads: as for `logits`.
 
     Returns:
@@ -159,8 +168,9 @@ def loss(
     Raises:
         TypeError, ValueError, ImportError: as for `logits`.
     """
-    layer = Layer(library_of(features, num_threads), features, weights, labels, bias, margin, lam, label_smoothing)
-    with layer.array_library.device():
+    library = library_of(features, num_threads)
+    layer = Layer(library, features, weights, labels, bias, margin, lam, label_smoothing, class_major)
+    with library.device():
         return layer.loss()["loss"]
 
 
@@ -174,6 +184,7 @@ def loss_grad(
     margin: Margin | int = 4,
     lam: float | Any = 0.0,
     label_smoothing: float = 0.0,
+    class_major: bool = False,
     num_threads: int | None = None,
 ) -> LossGradients:
     """Computes the gradient of ``sum(grad * loss(features, weights, labels, bias))``, and the loss itself.
@@ -183,24 +194,26 @@ def loss_grad(
     Args:
         grad: [N], of the features' library and dtype: 1/N each for the mean; sample weights go here.
         features: [N, D], as for `logits`.
-        weights: [D, C], as for `logits`.
+        weights: [D, C], or [C, D], as for `logits`.
         labels: [N], as for `logits`; -1 gives its row loss 0 and gradient 0.
         bias: [C] or None, as for `logits`.
         margin: as for `logits`.
         lam: as for `logits`.
         label_smoothing: as for `loss`.
+        class_major: as for `logits`.
         num_threads: as for `logits`.
 
     Returns:
-        The derivatives in features [N, D], weights [D, C] and bias [C] (None without a bias), the loss [N], and the
-        classes that the layer without a margin predicts [N].
+        The derivatives in features [N, D], weights (in their layout) and bias [C] (None without a bias), the loss [N],
+        and the classes that the layer without a margin predicts [N].
 
     Raises:
         TypeError, ValueError, ImportError: as for `logits`.
     """
-    layer = Layer(library_of(features, num_threads), features, weights, labels, bias, margin, lam, label_smoothing)
+    library = library_of(features, num_threads)
+    layer = Layer(library, features, weights, labels, bias, margin, lam, label_smoothing, class_major)
     grad = layer.upstream(grad, "[N]", (layer.rows,))
-    with layer.array_library.device():
-        label_order = layer.array_library.empty((2, layer.rows), "int64")
+    with library.device():
+        label_order = library.empty((2, layer.rows), "int64")
         state = layer.loss(label_order=label_order) | {"label_order": label_order}
     return LossGradients(*layer.loss_gradients(grad, state), state["loss"], state["predicted"])

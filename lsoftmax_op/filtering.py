@@ -18,19 +18,20 @@ has its own gradient to the last digits, too.
     dX   = P[:, kept] W[:, kept]^T
     dW   = SpreadColumns((g X)^T P[:, kept], kept)        cc/tf/filter.cc
 
-Where too many matter nothing is gathered, and both products are those of all classes, to the bit.
+with rows for columns where weights are class-major. Where too many matter nothing is gathered, and both products are
+those of all classes, to the bit.
+
+Of classes that lie on several replicas (sharded.py) each replica keeps some of its own, by the same limits: q is known
+on all of them, and C is that of all. So the bounds are the same, whichever replicas leave something out.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from lsoftmax_op import formula
-
-if TYPE_CHECKING:
-    from lsoftmax_op.gradients import LossInputs
 
 # Smaller layers are not looked at: the look would take its part of the step.
 LEAST_CLASSES = 4096
@@ -45,36 +46,48 @@ _EPSILON = {tf.float16: 2.0**-10, tf.bfloat16: 2.0**-7, tf.float32: 2.0**-23, tf
 class Kept(NamedTuple):
     """The classes that a batch's products are computed over."""
 
-    classes: tf.Tensor  # [K], int64, ascending; [0]: all
+    classes: tf.Tensor | None  # [K], int64, ascending; [0]: all; None: all, and none were looked for
     products_grad: tf.Tensor  # [N, K], or [N, C]
-    weights: tf.Tensor  # [D, K], or [D, C]
+    weights: tf.Tensor  # [D, K], or [D, C]; [K, D], or [C, D], if they are class-major
 
 
-def looks_at(weights: tf.Tensor) -> bool:
+def looks_at(weights: tf.Tensor, class_major: bool) -> bool:
     """Whether a layer with these weights is large enough, as far as its shape is known, to look for classes at all."""
     if not weights.shape.is_fully_defined():
         return False
-    depth, classes = weights.shape
+    depth, classes = weights.shape[::-1] if class_major else weights.shape
     return classes >= max(LEAST_CLASSES, depth) and depth * classes >= LEAST_WEIGHTS
 
 
-def keep(ops: Any, state: LossInputs, normalize_features: bool) -> Kept:
+def keep(
+    ops: Any,
+    products_grad: tf.Tensor,
+    weights: tf.Tensor,
+    class_factors: tf.Tensor,
+    row_limits: tf.Tensor,
+    class_major: bool,
+) -> Kept:
     """Returns what is left of products_grad and weights, and which classes these are.
 
     Args:
         ops: the raw ops.
-        state: the inputs of LsoftmaxLossWithGradient, of a layer that `looks_at` is True of.
-        normalize_features: whether the logits are divided by the norms of the features.
+        products_grad: [N, C], P.
+        weights: [D, C], or [C, D] if they are class-major, which `looks_at` is True of.
+        class_factors: [C], or [0] for none.
+        row_limits: [N], what `limits` returns.
+        class_major: whether the weights are.
     """
-    products_grad, weights = state.whole_products_grad, state.weights
-    classes = weights.shape[1]
-    kept = ops.lsoftmax_kept_classes(
-        products_grad,
-        state.class_factors,
-        limits(state.features, state.target_grad, state.terms, state.class_factors, classes, normalize_features),
-        most=int(MOST * classes),
-    )
-    return Kept(kept, ops.lsoftmax_take_columns(products_grad, kept), ops.lsoftmax_take_columns(weights, kept))
+    most = int(MOST * weights.shape[0 if class_major else 1])
+    kept = ops.lsoftmax_kept_classes(products_grad, class_factors, row_limits, most=most)
+    entries = ops.lsoftmax_take_columns(products_grad, kept)
+    return Kept(kept, entries, ops.lsoftmax_take_columns(weights, kept, class_major=class_major))
+
+
+def spread(ops: Any, gradient: tf.Tensor, kept: Kept, weights: tf.Tensor, class_major: bool) -> tf.Tensor:
+    """Returns the gradient in all weights, 0 in those of the classes that are left out, from that in kept.weights."""
+    if kept.classes is None:
+        return gradient
+    return ops.lsoftmax_spread_columns(gradient, kept.classes, weights, class_major=class_major)
 
 
 def limits(
@@ -92,7 +105,7 @@ def limits(
         target_grad: [N], -q, in the units that products_grad has, too.
         terms: [7], or [0] for none.
         class_factors: [C], or [0] for none, where r is 1.
-        classes: C, a number or a float64 scalar.
+        classes: C, of all replicas if there are several, a number or a float64 scalar.
         normalize_features: whether the logits are divided by the norms of the features.
     """
     limit = tf.abs(target_grad) * (_EPSILON[features.dtype] / classes)

@@ -1,7 +1,7 @@
 """The margin of one sample in TensorFlow's ops, where TensorFlow is to derive it, or where it is only watched.
 
-The formulas are those of cc/core/margin.h, of [N] samples at once. They take O(N) time, but many small ops. And what
-the raw ops take of a margin: attributes, terms and the factors of the classes.
+The formulas are those of cc/core/margin.h, of [N] samples at once. They take O(N) time, but many small ops. And the
+logits without a margin, [N, C], that the margin is put into.
 """
 
 from __future__ import annotations
@@ -10,73 +10,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op._terms import Terms, has_terms, known_terms
-from lsoftmax_op.margins import Margin
+from lsoftmax_op._op_margin import inverse_norms
+from lsoftmax_op._terms import Terms
 
 _POLE = 2.0**-46  # of sin(theta)^2
-
-
-def attributes_of(op: Any) -> dict[str, Any]:
-    """Returns those of an op."""
-    return some_attributes_of(op, "margin", "normalize_features", "normalize_weights", "linear_continuation")
-
-
-def some_attributes_of(op: Any, *names: str) -> dict[str, Any]:
-    """Returns attributes, which are no strings, of an op.
-
-    An eager tape's has them in one list, name by name, of which a get_attr would take five microseconds each.
-    """
-    listed = getattr(op, "attrs", None)
-    if listed is None:
-        return {name: op.get_attr(name) for name in names}
-    known = dict(zip(listed[::2], listed[1::2], strict=True))
-    return {name: known[name] for name in names}
-
-
-def terms(
-    margin: Margin,
-    smoothing: float = 0.0,
-    weights: tf.Tensor | None = None,
-    class_major: bool = False,
-    num_classes: int | tf.Tensor | None = None,
-) -> tf.Tensor:
-    """Returns the terms [7], float64; [0] where there are none: of L-Softmax with labels that are not smoothed.
-
-    `num_classes` is the C that smoothed labels divide by, where `weights` are not those of all classes.
-    """
-    if not has_terms(margin, smoothing):
-        return tf.constant([], tf.float64)
-    of_class: Any = 0.0
-    if smoothing != 0 and weights is not None:
-        dim = _class_dimension(class_major)
-        classes = weights.shape[dim] if num_classes is None else num_classes
-        if classes is None:
-            classes = tf.shape(weights)[dim]
-        of_class = smoothing / (tf.cast(classes, tf.float64) if isinstance(classes, tf.Tensor) else classes)
-    numbers = (margin.m2, margin.m3, margin.scale, smoothing, of_class)
-    if all(isinstance(number, float) for number in numbers):
-        return tf.constant(known_terms(*numbers), tf.float64)
-    # Not tf.cast of a float, which would make it a float32 first.
-    shift, offset, scale, smoothing, of_class = (
-        tf.constant(number, tf.float64) if isinstance(number, float) else tf.cast(number, tf.float64)
-        for number in numbers
-    )
-    # No gradient goes to them; of the logits, it would miss the target's share.
-    return tf.stop_gradient(tf.stack(Terms(shift, tf.cos(shift), tf.sin(shift), offset, scale, smoothing, of_class)))
-
-
-def _class_dimension(class_major: bool) -> int:
-    """Returns which dimension of the weights is that of the classes."""
-    return 0 if class_major else 1
-
-
-def class_factors(ops: Any, margin: Margin, weights: tf.Tensor, class_major: bool = False) -> tf.Tensor:
-    """Returns what the logits of each class are multiples of, [C], in the type they are computed in; [0] for none."""
-    wide = tf.float64 if weights.dtype == tf.float64 else tf.float32
-    if margin.normalize_weights:
-        return ops.lsoftmax_class_factors(weights, Twide=wide, class_major=class_major)
-    dim = _class_dimension(class_major)
-    return tf.ones(tf.shape(weights)[dim : dim + 1], wide) if margin.has_factors else tf.constant([], wide)
 
 
 def plain_logits(
@@ -95,9 +32,8 @@ def plain_logits(
     logits = tf.matmul(scaled, weights, transpose_b=class_major)
     if not attributes["normalize_weights"]:
         return logits
-    wide = tf.float64 if weights.dtype == tf.float64 else tf.float32
-    factors = ops.lsoftmax_class_factors(weights, Twide=wide, class_major=class_major)
-    return tf.cast(tf.cast(logits, wide) * factors, logits.dtype)
+    factors = inverse_norms(ops, weights, class_major)
+    return tf.cast(tf.cast(logits, factors.dtype) * factors, logits.dtype)
 
 
 def row_factor(features: tf.Tensor, terms: tf.Tensor, normalize_features: bool) -> tf.Tensor:
@@ -132,7 +68,7 @@ class Psi(NamedTuple):
 
 
 def psi(c: tf.Tensor, terms: tf.Tensor, *, margin: int, linear_continuation: bool = False, **_: Any) -> Psi:
-    """Returns psi at c, from the recurrence of the Chebyshev polynomials; the keywords are `attributes`."""
+    """Returns psi at c, from the recurrence of the Chebyshev polynomials; the keywords are an op's attributes."""
     before, u = tf.zeros_like(c), tf.ones_like(c)  # U_{j-1} and U_j, from j = 0
     segment, sign = tf.zeros_like(c), tf.ones_like(c)  # k and (-1)^k
     for _j in range(1, margin):

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import blocks, filtering, formula
+from lsoftmax_op import _op_margin, blocks, filtering, formula
 
 
 def register(ops: Any) -> None:
@@ -146,13 +146,15 @@ class _Gradients:
 
     def of_logits(self, op: Any, logits_grad: tf.Tensor) -> list[Any]:
         _, *target = op.inputs
-        products_grad, geometry_grad = self.ops.lsoftmax_logits_grad(logits_grad, *target, **formula.attributes_of(op))
+        products_grad, geometry_grad = self.ops.lsoftmax_logits_grad(
+            logits_grad, *target, **_op_margin.attributes_of(op)
+        )
         return [products_grad, None, geometry_grad, None, None]
 
     def of_logits_grad(self, op: Any, products_upstream: tf.Tensor, geometry_upstream: tf.Tensor) -> list[Any]:
         # products_grad = G, 0 at the targets; geometry_grad = g dt(geometry): bilinear in G, curved in the geometry.
         logits_grad, labels, geometry, lam, terms = op.inputs
-        margin = formula.attributes_of(op)
+        margin = _op_margin.attributes_of(op)
         alpha = 1 / (1 + lam)
         _, A, B = tf.unstack(geometry, num=3)
         has_target = labels >= 0
@@ -178,16 +180,14 @@ class _Gradients:
 
     def of_loss_with_gradient(self, op: Any, loss_grad: tf.Tensor) -> list[Any]:
         ops, state = self.ops, LossInputs(*op.inputs)
-        margin = formula.attributes_of(op)
-        block_size, class_major = formula.some_attributes_of(op, "class_block_size", "class_major").values()
+        margin = _op_margin.attributes_of(op)
+        block_size, class_major = _op_margin.some_attributes_of(op, "class_block_size", "class_major").values()
         if block_size > 0:
             dx, dw, db = blocks.loss_grad(ops, state, loss_grad, margin["normalize_features"], block_size, class_major)
         else:
             unwanted = _unwanted(op)
-            filters = op.get_attr("filter") and not class_major and not {0, 1} <= {*unwanted}
-            kept = None
-            if filters and filtering.looks_at(state.weights):
-                kept = filtering.keep(ops, state, margin["normalize_features"])
+            filters = op.get_attr("filter") and not {0, 1} <= {*unwanted}
+            kept = self._kept(state, filters, margin["normalize_features"], class_major)
             dx, dw, db = self._through_products(state, loss_grad, unwanted, kept, class_major)
         batch = (state.features, state.weights, state.labels)
         target = (state.geometry_grad, loss_grad, state.grad_unit, state.target_weights)
@@ -212,24 +212,31 @@ class _Gradients:
             )
         )
 
+    def _kept(self, state: LossInputs, filters: bool, normalize_features: bool, class_major: bool) -> filtering.Kept:
+        """The classes that the products run over."""
+        products_grad, weights, factors = state.whole_products_grad, state.weights, state.class_factors
+        if not (filters and filtering.looks_at(weights, class_major)):
+            return filtering.Kept(None, products_grad, weights)
+        classes = weights.shape[0 if class_major else 1]
+        of_rows = (state.features, state.target_grad, state.terms, factors, classes, normalize_features)
+        return filtering.keep(self.ops, products_grad, weights, factors, filtering.limits(*of_rows), class_major)
+
     def _through_products(
         self,
         state: LossInputs,
         loss_grad: tf.Tensor,
         unwanted: tuple[Any, ...],
-        kept: filtering.Kept | None,
+        kept: filtering.Kept,
         class_major: bool,
     ) -> tuple[Any, ...]:
         """The loss's gradients through X W, in features (not yet times the upstream gradient), weights and bias."""
         products_grad, unit = state.whole_products_grad, state.grad_unit
-        entries, columns = (products_grad, state.weights) if kept is None else (kept.products_grad, kept.weights)
         dx = dw = db = None
         if 0 not in unwanted:
-            dx = tf.matmul(entries, columns, transpose_b=not class_major)
+            dx = tf.matmul(kept.products_grad, kept.weights, transpose_b=not class_major)
         if 1 not in unwanted:
-            dw = scaled_product(state.features, loss_grad, entries, unit, class_major)
-            if kept is not None:
-                dw = self.ops.lsoftmax_spread_columns(dw, kept.classes, state.weights)
+            dw = scaled_product(state.features, loss_grad, kept.products_grad, unit, class_major)
+            dw = filtering.spread(self.ops, dw, kept, state.weights, class_major)
         if 3 not in unwanted and state.bias.shape[0] != 0:
             first_class = tf.constant(0, tf.int64)
             db = self.ops.lsoftmax_bias_grad(
@@ -240,7 +247,7 @@ class _Gradients:
     def of_loss_gradient(self, op: Any, upstream: tf.Tensor) -> list[Any]:
         # The derivative of sum(loss_grad * loss) in one of the variables.
         _, features, weights, labels, bias, lam, terms, loss_grad = op.inputs
-        margin = formula.attributes_of(op)
+        margin = _op_margin.attributes_of(op)
         variables = {"features": features, "weights": weights, "bias": bias, "loss_grad": loss_grad}
         argument = variables[op.get_attr("of").decode()]
         with tf.GradientTape() as outer:
@@ -286,13 +293,12 @@ def scaled_product(
         products_grad = blocks.scale_rows(products_grad, loss_grad, unit)
     else:
         features = blocks.scale_rows(features, loss_grad, unit)
-    left, right = (products_grad, features) if class_major else (features, products_grad)
-    return tf.matmul(left, right, transpose_a=True)
+    return blocks.weights_product(features, products_grad, class_major)
 
 
 def _classes_of(op: Any) -> dict[str, Any]:
     """The attributes of an op that say which of all classes its weights are, and how they lie."""
-    return formula.some_attributes_of(op, "first_class", "num_classes", "class_major")
+    return _op_margin.some_attributes_of(op, "first_class", "num_classes", "class_major")
 
 
 def _class_dimension(op: Any) -> int:

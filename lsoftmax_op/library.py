@@ -1,62 +1,94 @@
-"""Finds the compiled op library, checks that it fits the running TensorFlow, and loads it once."""
+"""Finds the op library that fits the TensorFlow at hand, checks it, and loads it once.
+
+TensorFlow's C++ interface changes with each minor version, and so there is a folder for each that was built for,
+`tf-2.21` and the like: a build from source makes one, a wheel has several.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.util
 import json
 import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-_FOLDER = Path(__file__).resolve().parent
-_LIBRARY = _FOLDER / "_lsoftmax_ops.so"
-_XLA_LIBRARY = _FOLDER / "_lsoftmax_xla.so"
-_CUDA_LIBRARY = _FOLDER / "_lsoftmax_cuda.so"  # what the other two call, if they were built with CUDA
-_BUILD_INFO = _FOLDER / "_build_info.json"
-_REBUILD = "pip install --force-reinstall --no-deps --no-cache-dir lsoftmax-op (or, in a clone: pip install .)"
+_PACKAGE = Path(__file__).resolve().parent
+_OPS_LIBRARY = "_lsoftmax_ops.so"  # in the folder of a TensorFlow, as is the next
+_XLA_LIBRARY = "_lsoftmax_xla.so"
+_KERNEL_LIBRARIES = ("_lsoftmax_core.so", "_lsoftmax_cuda.so")  # what they call, built with CUDA or not: the package's
+_BUILD_INFO = "_build_info.json"  # in every folder
+_REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir lsoftmax-op (or, in a clone: pip install .)"
+_FROM_SOURCE = _REINSTALL.replace("lsoftmax-op", "--no-binary lsoftmax-op lsoftmax-op", 1)
+
+
+class _Built(NamedTuple):
+    """What was built for one TensorFlow."""
+
+    folder: Path
+    info: dict[str, Any]
+
+    @property
+    def tensorflow(self) -> str:
+        """The version that it was built against."""
+        return str(self.info["tensorflow"])
 
 
 def build_info() -> dict[str, Any]:
     """Returns what the compiled parts were built with, and what this machine runs of them.
 
+    A package may hold op libraries for several versions of TensorFlow. What depends on it is told of the one that fits
+    the TensorFlow that is imported, or else installed; of the newest, where none fits.
+
     Returns:
         A dict with the package's ``version``; ``tensorflow``, the version built against, None for a build without it;
+        ``tensorflows``, all versions that there is an op library for;
         ``xla``, "yes", or why XLA (``jit_compile=True``) cannot compile the ops; ``xla_calls``, whether it calls the
         library's own kernels: on a CPU for the fused loss, on a GPU, if they were built for one, for all that they
         compute; ``compiler``; ``build_type``; ``cpu_variants``, those built;
         ``cpu_variant``, the one this machine runs (the environment variable LSOFTMAX_CPU chooses another); ``cuda``,
         None for a build without it, else a dict with the version of ``nvcc`` and the ``architectures``; ``sizes``, the
-        bytes of each op library as it was installed; and ``library``, the path of the op library, or None.
+        bytes of each op library as it was installed; and ``library``, the path of the op library, or None. Where there
+        is no op library, ``no_tensorflow`` says why.
 
     Raises:
         ImportError: the compiled parts are missing.
     """
+    info = _read(_PACKAGE)
     try:
-        info = json.loads(_BUILD_INFO.read_text())
         from lsoftmax_op import _core
-    except (OSError, ImportError) as error:
-        raise ImportError(
-            f"The compiled parts of lsoftmax_op are missing or damaged in {_FOLDER} ({error}). Rebuild: {_REBUILD}"
-        ) from error
-    info["cpu_variant"] = _core.cpu_variant()
-    info["library"] = str(_LIBRARY) if _LIBRARY.exists() else None
-    return info
+    except ImportError as error:
+        raise _damaged(error) from error
+    every = _builds()
+    if every or info.get("no_tensorflow") is None:
+        info.pop("no_tensorflow", None)
+    one = _fitting(every, _version_at_hand()) or (every[-1] if every else None)
+    about = one.info if one else {"tensorflow": None, "xla": "no: built without it", "xla_calls": False, "sizes": {}}
+    return {
+        "version": info.pop("version"),
+        "tensorflow": about["tensorflow"],
+        "tensorflows": [built.tensorflow for built in every],
+        "xla": about["xla"],
+        "xla_calls": about["xla_calls"],
+        **info,
+        "sizes": info["sizes"] | about["sizes"],
+        "cpu_variant": _core.cpu_variant(),
+        "library": str(one.folder / _OPS_LIBRARY) if one else None,
+    }
 
 
 def library_path() -> str:
     """Returns the path of the op library, for ``tf.load_op_library``.
 
+    It is the one for the TensorFlow that is imported, or else installed; TensorFlow is not imported for it.
+
     Raises:
-        ImportError: the package was built without TensorFlow, or the file is missing.
+        ImportError: the package was built without TensorFlow, the file is missing, or it was built for other versions.
     """
-    if not _LIBRARY.exists():
-        raise ImportError(
-            f"lsoftmax_op has no TensorFlow op library ({_LIBRARY} does not exist): it was built where no TensorFlow "
-            f"was found. Install TensorFlow first, then rebuild: {_REBUILD}"
-        )
-    return str(_LIBRARY)
+    return str(_find().folder / _OPS_LIBRARY)
 
 
 def load() -> Any:
@@ -75,16 +107,17 @@ def load() -> Any:
 def _load() -> Any:
     import tensorflow as tf
 
-    path = library_path()
-    _check_version(tf.__version__)
-    _check_complete(path)
-    if _CUDA_LIBRARY.exists():
-        _check_complete(str(_CUDA_LIBRARY))
-    _check_single(path)
+    built = _find()
+    path = built.folder / _OPS_LIBRARY
+    _check_complete(path, built.info)
+    for kernels in (_PACKAGE / name for name in _KERNEL_LIBRARIES):
+        if kernels.exists():
+            _check_complete(kernels, _read(_PACKAGE))
+    _check_single(str(path))
     try:
-        ops = tf.load_op_library(path)
+        ops = tf.load_op_library(str(path))
     except (tf.errors.OpError, RuntimeError) as error:
-        raise ImportError(f"TensorFlow cannot load {path}: {error}. Rebuild: {_REBUILD}") from error
+        raise ImportError(f"TensorFlow cannot load {path}: {error}. Rebuild: {_FROM_SOURCE}") from error
     from lsoftmax_op import gradients
 
     gradients.register(ops)
@@ -94,7 +127,7 @@ def _load() -> Any:
 
 def load_if_built() -> None:
     """Loads the op library where there is one; what keeps it from loading becomes a warning."""
-    if not _LIBRARY.exists():
+    if next(_PACKAGE.glob(f"tf-*/{_OPS_LIBRARY}"), None) is None:
         return
     try:
         load()
@@ -110,32 +143,114 @@ def load_xla() -> bool:
     """
     import tensorflow as tf
 
-    if not _XLA_LIBRARY.exists():
+    if next(_PACKAGE.glob(f"tf-*/{_XLA_LIBRARY}"), None) is None:
         return False
     try:
-        _check_version(tf.__version__)
-        _check_complete(str(_XLA_LIBRARY))
-        tf.load_library(str(_XLA_LIBRARY))
+        built = _find()
+        path = built.folder / _XLA_LIBRARY
+        if not path.exists():
+            return False
+        _check_complete(path, built.info)
+        tf.load_library(str(path))
     except (ImportError, tf.errors.OpError, RuntimeError) as error:
         warnings.warn(f"XLA (jit_compile=True) cannot compile the ops of lsoftmax_op. {error}", stacklevel=2)
         return False
     return True
 
 
-def _check_version(running: str) -> None:
-    """The library uses TensorFlow's C++ interface, which holds for one minor version."""
-    built = build_info()["tensorflow"]
-    if running.split(".")[:2] != built.split(".")[:2]:
+def _find() -> _Built:
+    """Returns the build for the TensorFlow at hand; an ImportError says what there is instead."""
+    every = _builds()
+    if not every:
         raise ImportError(
-            f"lsoftmax_op was built for TensorFlow {built}, and this is TensorFlow {running}. Rebuild: {_REBUILD}"
+            f"lsoftmax_op has no TensorFlow op library ({_PACKAGE}/tf-*/{_OPS_LIBRARY} does not exist). {_why_none()} "
+            f"Rebuild where the TensorFlow is that you want: {_FROM_SOURCE}"
         )
+    version = _version_at_hand()
+    built = _fitting(every, version)
+    if built is not None:
+        return built
+    versions = ", ".join(built.tensorflow for built in every)
+    if version is None:
+        raise ImportError(
+            f"lsoftmax_op was built for TensorFlow {versions}, and no TensorFlow is installed here that tells its "
+            "version. Install one of them; or import tensorflow first."
+        )
+    raise ImportError(
+        f"lsoftmax_op was built for TensorFlow {versions}, and this is TensorFlow {version}. A newer lsoftmax_op may "
+        f"have it; or build this one from source, for this TensorFlow: {_FROM_SOURCE}"
+    )
 
 
-def _check_complete(path: str) -> None:
+def _why_none() -> str:
+    """Returns why the build left out the op library."""
+    with contextlib.suppress(ImportError):
+        reason = _read(_PACKAGE).get("no_tensorflow")
+        if reason is not None:
+            return str(reason)
+    return "It was built where no TensorFlow was found."
+
+
+def _builds() -> list[_Built]:
+    """Returns what there is, the newest TensorFlow last."""
+    every = [_Built(library.parent, _read(library.parent)) for library in _PACKAGE.glob(f"tf-*/{_OPS_LIBRARY}")]
+    return sorted(every, key=lambda built: _minor(built.tensorflow))
+
+
+def _fitting(every: list[_Built], version: str | None) -> _Built | None:
+    """Returns the build of a version's minor one; the only build, where nobody knows the version."""
+    if version is None:
+        return every[0] if len(every) == 1 else None
+    return next((built for built in every if _minor(built.tensorflow) == _minor(version)), None)
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    """Returns (2, 21) of "2.21.0"."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _version_at_hand() -> str | None:
+    """Returns the version of the TensorFlow that is imported, or else installed; None where none is, or tells."""
+    return getattr(sys.modules.get("tensorflow"), "__version__", None) or _installed_version()
+
+
+@functools.cache
+def _installed_version() -> str | None:
+    """Asks the files that were installed, as an import takes seconds: whichever package brought `tensorflow`."""
+    try:
+        spec = importlib.util.find_spec("tensorflow")
+    except ValueError:  # a module that somebody made, without a spec
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    from importlib import metadata
+
+    for distribution in metadata.distributions(path=[str(Path(spec.origin).parent.parent)]):
+        if "tensorflow" in (distribution.read_text("top_level.txt") or "").split():
+            return distribution.version
+    return None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """Returns what the build wrote down in a folder."""
+    try:
+        info: dict[str, Any] = json.loads((folder / _BUILD_INFO).read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(error) from error
+    return info
+
+
+def _damaged(error: Exception) -> ImportError:
+    return ImportError(
+        f"The compiled parts of lsoftmax_op are missing or damaged in {_PACKAGE} ({error}). Rebuild: {_REINSTALL}"
+    )
+
+
+def _check_complete(path: Path, info: dict[str, Any]) -> None:
     """A truncated library can kill the process that maps it: is it as large as the build left it, or larger?"""
-    size, built = os.path.getsize(path), build_info()["sizes"].get(os.path.basename(path), 0)
+    size, built = path.stat().st_size, info["sizes"].get(path.name, 0)
     if size < built:
-        raise ImportError(f"{path} is truncated: it has {size} of {built} bytes. Rebuild: {_REBUILD}")
+        raise ImportError(f"{path} is truncated: it has {size} of {built} bytes. Rebuild: {_REINSTALL}")
 
 
 def _check_single(path: str) -> None:

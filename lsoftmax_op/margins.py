@@ -109,7 +109,7 @@ class Margin:
     def _is_shifted(self) -> bool:
         return any(not isinstance(value, float) or value != 0 for value in (self.m2, self.m3))
 
-    @functools.cached_property
+    @property  # uncached: torch.compile cannot follow the lock of a cache
     def has_factors(self) -> bool:
         """Whether a layer's plain logits are multiples of X W: it normalises or scales. It has no bias then."""
         return self.normalizes or not isinstance(self.scale, float) or self.scale != 1

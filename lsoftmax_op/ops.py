@@ -11,15 +11,15 @@ completed in place.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import _checks, _terms, blocks, formula, library
+from lsoftmax_op import _checks, _op_margin, _terms, blocks, formula, library
 from lsoftmax_op._tensors import batch_of, bias_of, margin_and_lambda
+from lsoftmax_op.angles import angles_of
 from lsoftmax_op.gradients import LossInputs, none
-from lsoftmax_op.margins import Margin, margin_of
+from lsoftmax_op.margins import Margin
 
 if TYPE_CHECKING:
     from tensorflow.types.experimental import TensorLike
@@ -164,9 +164,9 @@ def lsoftmax_loss(
             the upstream gradient. That in the weights of a class left out has its own samples' part alone, or is 0;
             the norm of what it lacks is at most ``eps / C sum(|g| (1 - p) |x|)``. An optimizer that divides by a
             gradient's size, as Adam does above its epsilon, can tell. Classes are left out on the CPU, not under XLA;
-            of layers of 4 million weights and more (D <= C, C >= 4096) whose shape is known; not with smoothed labels,
-            `class_block_size` or `class_major`. Elsewhere, and where more than a quarter of the classes matter, the
-            gradients are those of False, to the bit. `kept_classes` counts those that matter.
+            of layers of 4 million weights and more (D <= C, C >= 4096) whose shape is known; not with smoothed labels
+            or `class_block_size`. Elsewhere, and where more than a quarter of the classes matter, the gradients are
+            those of False, to the bit. `kept_classes` counts those that matter.
         class_major: whether the weights are [C, D], as for `lsoftmax_logits`.
         name: a name for the ops.
 
@@ -253,46 +253,6 @@ def margin_softmax_loss(
         ).loss
 
 
-def target_angles(
-    features: TensorLike, weights: TensorLike, labels: TensorLike, *, margin: Margin | int = 4
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Computes the angle between every sample and the weights of its class, to watch it while training.
-
-    Args:
-        features: [N, D], float16, bfloat16, float32 or float64.
-        weights: [D, C], of the same dtype.
-        labels: [N], int32 or int64, each in [0, C), or -1.
-        margin: the integer m from 1 to 64 that cuts [0, pi] into segments, or one of `lsoftmax_op.margins`.
-
-    Returns:
-        A pair of cos(theta) [N], of the features' dtype, 0 where a norm is zero and NaN where the label is -1; and
-        the segment k [N], int32, for which theta is in [k pi/margin, (k+1) pi/margin] (of another margin, m1 theta + m2
-        in [k pi, (k+1) pi]), -1 where the label is -1.
-        Neither is differentiable.
-
-    Raises:
-        TypeError, ValueError, tf.errors.InvalidArgumentError: as for `lsoftmax_logits`.
-    """
-    margin = margin_of(margin)
-    with tf.name_scope("target_angles"):
-        batch = batch_of(features, weights, labels)
-        ops = library.load()
-        geometry = ops.lsoftmax_target_geometry(*batch).geometry
-        return _angles(batch.labels, geometry, margin, batch.features.dtype)
-
-
-def target_cosines(features: TensorLike, weights: TensorLike, labels: TensorLike) -> tf.Tensor:
-    """Returns cos(theta) [N] as `target_angles` does, but 0 where the label is -1.
-
-    For training steps: a NaN would stop whoever looks for other ones (``tf.debugging.enable_check_numerics``).
-    """
-    with tf.name_scope("target_cosines"):
-        batch = batch_of(features, weights, labels)
-        geometry = library.load().lsoftmax_target_geometry(*batch).geometry
-        # The geometry of a row without a target is 0, which has the cosine 0.
-        return tf.cast(formula.cos_theta(geometry), batch.features.dtype)
-
-
 class MarginLayer(NamedTuple):
     """The margin logits and, for whoever wants to watch them, the angles behind."""
 
@@ -319,14 +279,14 @@ def margin_layer(
     bias = None if bias is None else bias_of(bias, batch.weights, margin, class_major=class_major)
     ops = library.load()
     features, weights, geometry = ops.lsoftmax_target_geometry(*batch, class_major=class_major)
-    terms, attributes = formula.terms(margin), _terms.attributes(margin)
+    terms, attributes = _op_margin.terms(margin), _terms.attributes(margin)
     products = formula.plain_logits(ops, features, weights, terms, attributes, class_major)
     logits = ops.lsoftmax_logits(products, batch.labels, geometry, lam, terms, **attributes)
     if bias is not None:
         logits = tf.nn.bias_add(logits, bias)
     if not angles:
         return MarginLayer(logits, None, None)
-    return MarginLayer(logits, *_angles(batch.labels, geometry, margin, logits.dtype))
+    return MarginLayer(logits, *angles_of(batch.labels, geometry, margin, logits.dtype))
 
 
 class LossLayer(NamedTuple):
@@ -361,8 +321,8 @@ def loss_layer(
     no_double = none(tf.float64)  # once: eagerly a constant costs as much as a small op
     terms = no_double
     if _terms.has_terms(margin, label_smoothing):
-        terms = formula.terms(margin, label_smoothing, weights, class_major)
-    factors, attributes = formula.class_factors(ops, margin, weights, class_major), _terms.attributes(margin)
+        terms = _op_margin.terms(margin, label_smoothing, weights, class_major)
+    factors, attributes = _op_margin.class_factors(ops, margin, weights, class_major), _terms.attributes(margin)
     if class_block_size is None:
         block_size = 0
         products = tf.matmul(features, weights, transpose_b=class_major)
@@ -395,11 +355,3 @@ def loss_layer(
     layout = {"class_block_size": block_size, "class_major": class_major, "filter": filters}
     loss = ops.lsoftmax_loss_with_gradient(*inputs, **layout, **attributes)
     return LossLayer(loss, state.predicted)
-
-
-def _angles(labels: tf.Tensor, geometry: tf.Tensor, margin: Margin, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
-    has_target = labels >= 0
-    cos_theta = formula.cos_theta(geometry)
-    segment = tf.cast(formula.psi(cos_theta, formula.terms(margin), **_terms.attributes(margin)).segment, tf.int32)
-    cos_theta = tf.where(has_target, cos_theta, tf.constant(math.nan, tf.float64))
-    return tf.cast(cos_theta, dtype), tf.where(has_target, segment, -1)

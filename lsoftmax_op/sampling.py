@@ -1,8 +1,9 @@
 """Sampled classes: a step computes with the classes of its labels, and a random share of the others.
 
 Partial FC (An et al., ICCV 2021 workshops and CVPR 2022) trains heads of millions of classes so. Of C classes, L of
-them labels, a step takes K = max(ceil(sample_rate C), L): the L, and n = K - L of the M = C - L others, numbered
-0 .. M - 1 in their order. These fill a circle that is turned at random and cut into n pieces, of which each gives one:
+them labels, a step takes K = max(ceil(sample_rate C), L), the ceiling but for rounding (scale.sample_size): the L, and
+n = K - L of the M = C - L others, numbered 0 .. M - 1 in their order. These fill a circle that is turned at random and
+cut into n pieces, of which each gives one:
 
     piece i       begins at b_i = floor(i M / n), i = 0 .. n - 1, and holds b_{i+1} - b_i of them
     takes         (s + b_i + floor(u_i (b_{i+1} - b_i))) mod M        s uniform in 0 .. M - 1, u_i uniform in [0, 1)
@@ -14,12 +15,11 @@ taken together, which of independent draws happens; a gradient is a sum over cla
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import _checks
+from lsoftmax_op import _checks, scale
 from lsoftmax_op._collectives import Replicas, is_compiled
 from lsoftmax_op._tensors import INTEGERS, checked_tensor, count_of
 
@@ -70,9 +70,9 @@ def sample_classes(
         name: a name for the ops.
 
     Returns:
-        K = max(ceil(sample_rate C), distinct labels) classes, and the labels' places among them. K is known when the
-        function is traced if N is, and N is no larger than sample_rate C. Each class that is no label's has the same
-        chance to be among them.
+        K = max(ceil(sample_rate C), distinct labels) classes, and the labels' places among them; of 0.07 times 100,
+        7 (`lsoftmax_op.scale.sample_size`). K is known when the function is traced if N is, and N is no larger than
+        sample_rate C. Each class that is no label's has the same chance to be among them.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape or range.
@@ -191,7 +191,7 @@ def _sampled(labels: tf.Tensor, num_classes: int, sample_rate: float, seed: tf.T
             "sample_rate: expected 1 in a function with jit_compile=True, as XLA has no sizes that depend on the "
             f"labels, got {sample_rate}. Sample before it, and compile the rest"
         )
-    wanted = math.ceil(sample_rate * num_classes)
+    wanted = scale.sample_size(num_classes, sample_rate)
     of_labels = tf.unique(tf.boolean_mask(labels, labels >= 0)).y
     of_labels = tf.sort(of_labels)
     count = tf.size(of_labels, tf.int64)

@@ -1,4 +1,6 @@
-"""What a sharded head costs, on paper: the bytes of its collectives, and of its arrays. No TensorFlow is needed.
+"""What a head of many classes costs, on paper: sizes of samples, the bytes of collectives, and of arrays.
+
+No TensorFlow is needed.
 
 With N samples and C classes of all R replicas, and D features. A ring passes a whole of B bytes around in R pieces:
 
@@ -11,12 +13,37 @@ of which each shard has its own: 4 N R, or 4 R / D as many as the features. C is
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import NamedTuple
 
 from lsoftmax_op import _checks
 
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 _AGREEMENT = 18  # numbers of a replica that all compare before a step (_agreement.py)
+_ROUNDING = Fraction(4, 2**52)  # a rate may be so far from what was meant, relative to it
+
+
+def sample_size(num_classes: int, sample_rate: float) -> int:
+    """Tells how many classes `sample_classes` takes, and `sharded_sample` of each replica's, unless more are labels.
+
+    They are ceil(sample_rate C), up to rounding: where the product is an integer but for a few units in the last place
+    of the rate, it is this integer. 0.07 of 100 classes are 7, though the float64 next to 0.07 is above it.
+
+    Args:
+        num_classes: C, an integer.
+        sample_rate: in (0, 1].
+
+    Returns:
+        From 1 to C.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, or out of range.
+    """
+    num_classes = _checks.positive_integer(num_classes, "num_classes")
+    exact = Fraction(_checks.sample_rate(sample_rate)) * num_classes
+    nearest = round(exact)
+    return nearest if abs(exact - nearest) <= _ROUNDING * exact else math.ceil(exact)
 
 
 class Collective(NamedTuple):
@@ -41,6 +68,7 @@ def communication(
     *,
     bias: bool = False,
     label_smoothing: bool = False,
+    sample_rate: float = 1.0,
 ) -> tuple[Collective, ...]:
     """Tells the collectives of a step with `lsoftmax_op.sharded_loss` and its gradient, in their order.
 
@@ -53,19 +81,28 @@ def communication(
             float32, the numbers of a row as float64.
         bias: whether there is one.
         label_smoothing: whether labels are smoothed.
+        sample_rate: as for `sharded_sample`. Below 1 its collectives come before the others, of as many bytes at any
+            rate; with 1 it is taken not to be called, as nothing is sampled.
 
     Returns:
         The collectives; none with one replica. tf.distribute's own, which asks for the shapes before each gather, are
         not among them: a few numbers a replica.
 
     Raises:
-        TypeError, ValueError: a size that is no positive integer, or another dtype.
+        TypeError, ValueError: a size that is no positive integer, another dtype, or a rate out of range.
     """
     rows, depth, _, replicas = _sizes(num_samples, depth, num_classes, replicas)
-    own = _bytes(dtype)
+    own, rate = _bytes(dtype), _checks.sample_rate(sample_rate)
     if replicas == 1:
         return ()
+    of_samples = (
+        _all_reduce("shards to sample from", 3 * replicas, 8, replicas),
+        _all_gather("labels to sample", rows, 8, replicas),
+        _all_reduce("sizes of the samples", replicas, 8, replicas),
+        _all_reduce("places of the labels", rows, 8, replicas),
+    )
     return (
+        *(of_samples if rate < 1 else ()),
         _all_reduce("agreement", _AGREEMENT * replicas, 8, replicas),
         _all_gather("features", rows * depth, own, replicas),
         _all_gather("labels", rows, 8, replicas),
@@ -124,12 +161,12 @@ def memory(
         The bytes of each kind of array.
 
     Raises:
-        TypeError, ValueError: a size that is no positive integer, or another dtype.
+        TypeError, ValueError: a size that is no positive integer, another dtype, or a rate out of range.
     """
     rows, depth, classes, replicas = _sizes(num_samples, depth, num_classes, replicas)
     own, rate = _bytes(dtype), _checks.sample_rate(sample_rate)
     of_replica = -(-classes // replicas)
-    taken = min(of_replica, round(rate * of_replica))
+    taken = sample_size(of_replica, rate)
     width = taken if class_block_size is None else min(taken, class_block_size)
     weights = depth * of_replica * own
     copies = 0 if rate == 1 else depth * taken * own

@@ -12,20 +12,22 @@ With X of all replicas' samples and W_r of this replica's classes:
     here       P = dloss/d(X W_r);  dW_r = (g X)^T P, completed: it stays here, and so does db_r
     summed     P W_r^T, completed [N, D], of which each replica multiplies its own rows by g
 
-`lsoftmax_op.communication` tells what that comes to in bytes. The kernels are those of blocks of classes (blocks.py).
+What a replica computes is in _shard.py, and `lsoftmax_op.communication` tells what they send, in bytes. The kernels are
+those of blocks of classes (blocks.py).
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-from lsoftmax_op import _agreement, _checks, _terms, blocks, formula, library
+from lsoftmax_op import _agreement, _checks, _op_margin, _terms, formula, library
 from lsoftmax_op._collectives import Replicas
-from lsoftmax_op._tensors import Batch, batch_of, bias_of, count_of, features_and_weights, margin_and_lambda
-from lsoftmax_op.gradients import LossInputs, none, scaled_product
+from lsoftmax_op._shard import Settings, Shard
+from lsoftmax_op._tensors import batch_of, bias_of, count_of, features_and_weights, margin_and_lambda
+from lsoftmax_op.gradients import none
 from lsoftmax_op.margins import Margin
 from lsoftmax_op.ops import LossLayer, loss_layer
 
@@ -45,6 +47,7 @@ def sharded_loss(
     lam: float | TensorLike = 0.0,
     label_smoothing: float = 0.0,
     class_block_size: int | None = None,
+    filter: Literal["auto", False] = "auto",
     class_major: bool = False,
     name: str | None = None,
 ) -> tf.Tensor:
@@ -81,6 +84,8 @@ def sharded_loss(
         lam: the annealing weight lambda >= 0, as for `lsoftmax_logits`.
         label_smoothing: as for `lsoftmax_loss`; its C is `num_classes`.
         class_block_size: as for `lsoftmax_loss`, of this replica's classes; replicas may differ in it.
+        filter: as for `lsoftmax_loss`, with the C of `num_classes`: each replica leaves out classes of its own, if they
+            are as many weights as a layer has to have there. Replicas may differ in it.
         class_major: whether the weights are [C_r, D], a row for every class, and so their gradient.
         name: a name for the ops.
 
@@ -109,6 +114,7 @@ def sharded_loss(
             lam=lam,
             label_smoothing=label_smoothing,
             class_block_size=class_block_size,
+            filter=filter,
             class_major=class_major,
         ).loss
 
@@ -125,15 +131,18 @@ def sharded_layer(
     lam: float | TensorLike,
     label_smoothing: float = 0.0,
     class_block_size: int | None = None,
+    filter: Literal["auto", False] = "auto",
     class_major: bool = False,
 ) -> LossLayer:
     """Returns the loss [N_r] of this replica's samples and the global class index of each one's largest plain logit."""
     asked: dict[str, Any] = {"margin": margin, "lam": lam}
-    asked |= {"label_smoothing": label_smoothing, "class_block_size": class_block_size, "class_major": class_major}
+    asked |= {"label_smoothing": label_smoothing, "class_block_size": class_block_size}
+    asked |= {"filter": filter, "class_major": class_major}
     margin, lam = margin_and_lambda(margin, lam)
     label_smoothing = _checks.label_smoothing(label_smoothing)
     if class_block_size is not None:
         class_block_size = _checks.positive_integer(class_block_size, "class_block_size")
+    filters = _checks.gradient_filter(filter)
     class_major = _checks.flag(class_major, "class_major")
     own = batch_of(features, weights, labels, class_major=class_major)
     bias = none(own.weights.dtype) if bias is None else bias_of(bias, own.weights, margin, class_major=class_major)
@@ -153,14 +162,9 @@ def sharded_layer(
     if replicas.count == 1:
         return loss_layer(*own, bias if bias.shape[0] != 0 else None, **asked)
 
-    joined = Batch(
-        replicas.rows(own.features),
-        tf.stop_gradient(own.weights),
-        replicas.rows(tf.cast(own.labels, tf.int64)),
-    )
-    settings = (margin, label_smoothing, class_block_size, class_major)
-    shard = _Shard(joined, tf.stop_gradient(bias), first_class, num_classes, *settings)
-    state = shard.loss(replicas, lam)
+    settings = Settings(margin, label_smoothing, class_block_size, class_major, filters)
+    shard = Shard(replicas, own, bias, first_class, num_classes, settings)
+    state = shard.loss(lam)
 
     def own_rows(rows: tf.Tensor) -> tf.Tensor:
         return shards.own_rows(rows, replicas, own.labels)
@@ -168,7 +172,7 @@ def sharded_layer(
     @tf.custom_gradient
     def differentiable(features: tf.Tensor, weights: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dx, dw, db = shard.gradients(replicas, state, upstream, own_rows)
+            dx, dw, db = shard.gradients(state, upstream, own_rows)
             depends_on = (features, weights, bias, upstream)
             return tuple(_differentiable_once(part, *depends_on) for part in (dx, dw, db))
 
@@ -235,7 +239,7 @@ def sharded_top_k(
         same = {"k": k, **_agreement.of_margin(margin), "bias": bias is not None}
         shards = _agreement.agree(replicas, *own, None, first_class, num_classes, class_major, **same)
         joined, weights = replicas.rows(own.features), tf.stop_gradient(own.weights)
-        terms, attributes = formula.terms(margin), _terms.attributes(margin)
+        terms, attributes = _op_margin.terms(margin), _terms.attributes(margin)
         logits = formula.plain_logits(library.load(), joined, weights, terms, attributes, class_major)
         logits = tf.stop_gradient(logits)
         if bias is not None:
@@ -258,138 +262,6 @@ def sharded_top_k(
         best, classes = candidates(best), candidates(classes)
         best, places = tf.math.top_k(best, k)
         return TopK(best, tf.gather(classes, places, batch_dims=1))
-
-
-class _Shard:
-    """A replica's classes, and the samples of all replicas."""
-
-    def __init__(
-        self,
-        batch: Batch,
-        bias: tf.Tensor,
-        first_class: tf.Tensor,
-        num_classes: tf.Tensor,
-        margin: Margin,
-        label_smoothing: float,
-        block_size: int | None,
-        class_major: bool,
-    ) -> None:
-        self.ops = library.load()
-        self.batch, self.bias, self.first_class, self.block_size = batch, bias, first_class, block_size
-        self.has_bias, self.smooths = bias.shape[0] != 0, label_smoothing != 0
-        self.attributes = _terms.attributes(margin)
-        self.normalize_features = {"normalize_features": self.attributes["normalize_features"]}
-        self.class_major = class_major
-        self.terms = formula.terms(margin, label_smoothing, batch.weights, class_major, num_classes)
-        self.factors = formula.class_factors(self.ops, margin, batch.weights, class_major)
-        place = batch.labels - first_class
-        self.is_here = (place >= 0) & (place < tf.shape(batch.weights, tf.int64)[0 if class_major else 1])
-        self.columns = tf.where(self.is_here, place, -1)  # of the labels, among these classes; -1 for elsewhere or none
-
-    def loss(self, replicas: Replicas, lam: tf.Tensor) -> Any:
-        """Returns the outputs of LsoftmaxFinish for all samples, and keeps what the gradients need."""
-        ops, (features, weights, labels) = self.ops, self.batch
-        geometry, bias = self._of_targets(replicas)
-        self.geometry = geometry
-        if self.block_size is None:
-            self.products = tf.matmul(features, weights, transpose_b=self.class_major)
-            no_sums = blocks.no_sums(features)
-            sums = ops.lsoftmax_sums(self.products, *self._of_products(geometry), no_sums, **self.normalize_features)
-        else:
-            of_classes = (self.bias, self.factors, self.terms, geometry, self.block_size, self.first_class)
-            layout = {**self.normalize_features, "class_major": self.class_major}
-            sums = blocks.sums_of(ops, *self.batch, *of_classes, **layout)
-        sums = _merged(replicas.stacked(sums if self.smooths else sums[:4]))
-        if self.has_bias:  # that of each row's target is all that LsoftmaxFinish reads
-            labels = tf.where(labels >= 0, tf.range(tf.size(labels, tf.int64)), -1)
-        depth = tf.shape(features, tf.int64)[1]
-        return ops.lsoftmax_finish(sums, geometry, labels, bias, lam, self.terms, depth, **self.attributes)
-
-    def _of_targets(self, replicas: Replicas) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the geometry [3, N] of all rows, and the bias [N] of their targets, or [0]."""
-        features, weights, _ = self.batch
-        layout = {"class_major": self.class_major}
-        known = self.ops.lsoftmax_target_geometry(features, weights, self.columns, **layout).geometry
-        if not self.has_bias:
-            return replicas.sum(known), self.bias
-        bias = tf.cast(tf.gather(self.bias, tf.maximum(self.columns, 0)), tf.float64)
-        bias = tf.where(self.is_here, bias, 0)
-        *geometry, bias = tf.unstack(replicas.sum(tf.concat([known, bias[None]], 0)), num=4)
-        return tf.stack(geometry), tf.cast(bias, self.bias.dtype)
-
-    def _of_products(self, geometry: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """What LsoftmaxSums and LsoftmaxProductsGrad are told beside the products."""
-        return self.batch.labels, self.bias, self.first_class, self.factors, self.terms, geometry
-
-    def gradients(
-        self, replicas: Replicas, state: Any, own_upstream: tf.Tensor, own_rows: Any
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns those in this replica's features, weights and bias.
-
-        Args:
-            replicas: those of the step.
-            state: what `loss` returned.
-            own_upstream: [N_r], the upstream gradient of this replica's losses.
-            own_rows: takes this replica's rows out of those of all.
-        """
-        ops, (features, weights, labels) = self.ops, self.batch
-        upstream, unit = replicas.rows(own_upstream), state.grad_unit
-        if self.block_size is None:
-            known = (*self._of_products(self.geometry), state.normalizer)
-            grad = ops.lsoftmax_products_grad(self.products, *known, **self.normalize_features)
-            dx = tf.matmul(grad, weights, transpose_b=not self.class_major)
-        else:
-            dx, dw, db = self._through_blocks(state, upstream, self.block_size)
-        batch, none_of_loss = (features, weights, self.columns), (none(dx.dtype), none(tf.float32), none(dx.dtype))
-        layout = {"class_major": self.class_major}
-        of_features = {**self.normalize_features, **layout}
-        dx = ops.lsoftmax_features_grad(dx, *batch, state.geometry_grad, *none_of_loss, **of_features)
-        # Halves are added up in float32: among many replicas, each addition in their own type would round once more.
-        wide = tf.float64 if dx.dtype == tf.float64 else tf.float32
-        scale = tf.cast(own_upstream, wide)
-        if dx.dtype == tf.float16:
-            scale *= own_rows(unit)
-        own_dx = tf.cast(own_rows(replicas.sum(tf.cast(dx, wide))) * scale[:, None], dx.dtype)
-        # The weights' gradient next, while that sum is on its way. And an optimizer that had it before this use of the
-        # weights has ended would copy them first.
-        with tf.control_dependencies([dx]):
-            if self.block_size is None:
-                dw, db = scaled_product(features, upstream, grad, unit, self.class_major), self.bias
-                if self.has_bias:
-                    db = ops.lsoftmax_bias_grad(grad, labels, self.first_class, upstream, state.target_grad, unit)
-            of_loss = (state.geometry_grad, upstream, unit, none(dw.dtype))
-            normalize_weights = self.attributes["normalize_weights"]
-            dw = ops.lsoftmax_weights_grad(dw, *batch, *of_loss, normalize_weights=normalize_weights, **layout)
-        return own_dx, dw, db
-
-    def _through_blocks(self, state: Any, upstream: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns the gradients through X W_r: in features, not yet times the upstream gradient, weights and bias."""
-        inputs = LossInputs(
-            *self.batch,
-            bias=self.bias,
-            terms=self.terms,
-            class_factors=self.factors,
-            target_grad=state.target_grad,
-            normalizer_of_blocks=state.normalizer,
-            grad_unit=state.grad_unit,
-        )
-        normalize_features = self.attributes["normalize_features"]
-        at = (size, self.class_major, self.geometry, self.first_class)
-        dx, dw, db = blocks.loss_grad(self.ops, inputs, upstream, normalize_features, *at)
-        return dx, dw, self.bias if db is None else db
-
-
-def _merged(sums: tf.Tensor) -> tf.Tensor:
-    """Returns the sums [5, N] over the classes of all shards, from [R, 5, N], or from [R, 4, N] without the last.
-
-    It is `merge` of cc/core/softmax.h, in the order of the replicas. Of equal logits the first class is predicted.
-    """
-    m, s, best, predicted, *total = tf.unstack(sums, axis=1)
-    largest, highest = tf.reduce_max(m, 0), tf.reduce_max(best, 0)
-    s = tf.where(s == 0, s, s * tf.exp(m - largest))
-    predicted = tf.reduce_min(tf.where(best < highest, tf.constant(2.0**53, tf.float64), predicted), 0)
-    s, *total = (tf.add_n(tf.unstack(part)) for part in (s, *total))
-    return tf.stack([largest, s, highest, predicted, *(total or [tf.zeros_like(s)])])
 
 
 def _differentiable_once(gradient: tf.Tensor, *depends_on: tf.Tensor) -> tf.Tensor:

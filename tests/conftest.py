@@ -166,11 +166,11 @@ class CudaLayer:
 
 
 class TorchLayer(ArraysLayer):
-    """lsoftmax_op.torch; the weights [D, C] or, as torch.nn.Linear has them, transposed. The plain layer is NumPy's."""
+    """lsoftmax_op.torch; the weights [D, C] or, as torch.nn.Linear has them, [C, D]. The plain layer is NumPy's."""
 
-    def __init__(self, device: str = "cpu", transposed: bool = False) -> None:
+    def __init__(self, device: str = "cpu", class_major: bool = False) -> None:
         self.device = device
-        self.transposed = transposed
+        self.class_major = class_major
 
     def __call__(self, batch: Batch, margin: Margin | int, lam: float) -> tuple:
         from lsoftmax_op import torch as functions
@@ -186,7 +186,7 @@ class TorchLayer(ArraysLayer):
         return self._run(loss, layer, batch.loss_grad, margin=margin, lam=lam, **settings)
 
     def tensors(self, *arrays: np.ndarray | None) -> list:
-        """The arrays of a layer, and others behind it, on the device; the second of them maybe transposed."""
+        """The arrays of a layer, and others behind it, on the device; the weights in their layout."""
         import torch
 
         found = []
@@ -195,8 +195,8 @@ class TorchLayer(ArraysLayer):
                 found.append(torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(self.device))
             else:
                 found.append(None if array is None else torch.from_numpy(array).to(self.device))
-        if self.transposed:
-            found[1] = found[1].T.contiguous().T
+        if self.class_major:
+            found[1] = found[1].T.contiguous()
         return found
 
     def _run(self, function: Callable, layer: tuple, grad: np.ndarray, **options: object) -> tuple:
@@ -204,8 +204,11 @@ class TorchLayer(ArraysLayer):
 
         *layer, grad = self.tensors(*layer, grad)
         leaves = [tensor.requires_grad_() for tensor in present(layer) if tensor.is_floating_point()]
-        value = function(*layer, **options)
-        return CudaLayer._arrays(value.detach(), torch.autograd.grad(value, leaves, grad))
+        value = function(*layer, **options, class_major=self.class_major)
+        gradients = list(torch.autograd.grad(value, leaves, grad))
+        assert gradients[1].shape == leaves[1].shape
+        gradients[1] = gradients[1].T if self.class_major else gradients[1]
+        return CudaLayer._arrays(value.detach(), gradients)
 
 
 class TensorFlowLayer:

@@ -5,6 +5,7 @@ REPLICAS is the number of logical CPUs of a MirroredStrategy, or 0: the workers 
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -17,13 +18,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import tensorflow as tf
-from support import KINDS, random_batch
+from support import KINDS, Batch, random_batch
 
 import lsoftmax_op
-from lsoftmax_op import _collectives, ops, sharded
+from lsoftmax_op import _collectives, filtering, ops, sampling, sharded
+from lsoftmax_op.margins import ArcFace
 
 DEPTH, CLASSES = 5, 11
 SHARES = {2: ([7, 4], [6, 3]), 4: ([4, 1, 3, 3], [5, 0, 1, 4])}  # of the classes and of the samples, by replicas
+CLUSTERS, MATES = 16, 8  # classes of a cluster compete, others are at right angles
+CLUSTERED = {2: [70, 58], 4: [40, 32, 30, 26]}
+FILTERED = {"columns": {}, "rows": {"class_major": True}, "ArcFace": {"margin": ArcFace(0.2, 60), "class_major": True}}
 WHOLE = {"first_class": 0, "num_classes": 7}  # of a single replica
 CASES = {
     **{f"{dtype}": {"dtype": dtype} for dtype in ("float16", "bfloat16", "float32", "float64")},
@@ -116,6 +121,20 @@ def joined(batch: Any, has_bias: bool, **settings: Any) -> list[np.ndarray]:
 
 def errors_of(team: Team, case: dict[str, Any], is_eager: bool = False) -> dict[str, float]:
     """Returns how far each part of a case is from one replica's, relative to its largest entry."""
+    batch, settings = arguments_of(team, case)
+    want = joined(batch, **{**settings, "class_major": False})
+    names = ("loss", "predicted", "features_grad", "weights_grad", "bias_grad")
+    found: dict[str, float] = {}
+    for replica, got in zip(team.own, parts_of(team, batch, settings, is_eager), strict=True):
+        rows, columns = team.rows_of(replica), team.columns_of(replica)
+        own = (want[0][rows], want[1][rows], want[2][rows], want[3][:, columns], want[4][columns])
+        for name, one, expected, whole in zip(names, got, own, want, strict=True):
+            found[name] = max(found.get(name, 0.0), error_of(one, expected, whole))
+    return found
+
+
+def arguments_of(team: Team, case: dict[str, Any]) -> tuple[Batch, dict[str, Any]]:
+    """Returns the batch of all replicas, and what the layer is told."""
     case = dict(case)
     has_bias, spoil = case.pop("has_bias", True), case.pop("spoil", "")
     batch = random_batch((team.rows, DEPTH, CLASSES), case.pop("dtype", "float64"), seed=len(case))
@@ -127,31 +146,81 @@ def errors_of(team: Team, case: dict[str, Any], is_eager: bool = False) -> dict[
         masked = team.columns_of(0)
         batch.bias[masked] = -np.inf
         batch.labels[(masked.start <= batch.labels) & (batch.labels < masked.stop)] = -1
-    settings = {"margin": 4, "lam": 0.0, **case}
-    want = joined(batch, has_bias, **{**settings, "class_major": False})
-    class_major = settings.get("class_major", False)
+    return batch, {"has_bias": has_bias, "margin": 4, "lam": 0.0, **case}
+
+
+def parts_of(team: Team, batch: Batch, settings: dict[str, Any], is_eager: bool = False) -> list[Any]:
+    """Returns what each replica of this process computes: loss, predicted and gradients, the weights' as [D, C_r]."""
+    settings = dict(settings)
+    has_bias, class_major = settings.pop("has_bias"), settings.get("class_major", False)
 
     def step(x: Any, w: Any, y: Any, b: Any, first: Any, upstream: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch([x, w, b])
             bias, own = b if has_bias else None, tf.transpose(w) if class_major else w
-            layer = sharded.sharded_layer(x, own, y, bias, first_class=first, num_classes=CLASSES, **settings)
+            shard = {"first_class": first, "num_classes": int(team.classes[-1])}
+            layer = sharded.sharded_layer(x, own, y, bias, **shard, **settings)
         gradients = tape.gradient(layer.loss, [x, w, b], output_gradients=upstream, unconnected_gradients="zero")
         return (*layer, *gradients)
 
-    found: dict[str, float] = {}
-    for replica, got in zip(team.own, team.run(step, *team.shards(batch), is_eager=is_eager), strict=True):
-        rows, columns = team.rows_of(replica), team.columns_of(replica)
-        own = (want[0][rows], want[1][rows], want[2][rows], want[3][:, columns], want[4][columns])
-        names = ("loss", "predicted", "features_grad", "weights_grad", "bias_grad")
-        for name, one, expected, whole in zip(names, got, own, want, strict=True):
-            assert one.shape == expected.shape, (name, one.shape, expected.shape)
-            one, expected = np.asarray(one, np.float64), np.asarray(expected, np.float64)
-            alike = (one == expected) | (np.isnan(one) & np.isnan(expected))
-            size = max(np.nanmax(np.abs(whole.astype(np.float64)), initial=0), 1e-30)
-            error = np.where(alike, 0, np.abs(one - expected)).max(initial=0) / size
-            found[name] = max(found.get(name, 0.0), float(error))
+    return team.run(step, *team.shards(batch), is_eager=is_eager)
+
+
+def error_of(got: np.ndarray, expected: np.ndarray, whole: np.ndarray) -> float:
+    """Returns how far a part is from what it should be, relative to the largest entry of the whole."""
+    assert got.shape == expected.shape, (got.shape, expected.shape)
+    one, other = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    alike = (one == other) | (np.isnan(one) & np.isnan(other))
+    size = max(np.nanmax(np.abs(whole.astype(np.float64)), initial=0), 1e-30)
+    return float(np.where(alike, 0, np.abs(one - other)).max(initial=0) / size)
+
+
+def below_rounding(team: Team) -> dict[str, Any]:
+    """Gradients that leave out classes: beside those of all, and which they are beside those of one replica."""
+    team = copy.copy(team)
+    team.classes = np.cumsum([0, *CLUSTERED[team.replicas]])
+    batch = clustered(team.rows)
+    x, w, y, _ = batch.layer
+    found = {}
+    for name, case in FILTERED.items():
+        settings = {"has_bias": False, "margin": 4, "lam": 0.0, **case}
+        alone = {**settings, "class_major": False}
+        dense = joined(batch, **alone, filter=False)
+
+        def count(x: Any, w: Any, y: Any, b: Any, first: Any, upstream: Any, case: dict = case) -> Any:
+            own = tf.transpose(w) if case.get("class_major") else w
+            shard = {"first_class": first, "num_classes": CLUSTERS * MATES}
+            return (lsoftmax_op.kept_classes(x, own, y, **shard, **case),)
+
+        with mock.patch.multiple(filtering, LEAST_CLASSES=1, LEAST_WEIGHTS=1):
+            one = joined(batch, **alone)
+            parts = parts_of(team, batch, settings)
+            counts = team.run(count, *team.shards(batch))
+        replicas = []
+        for replica, got, (kept,) in zip(team.own, parts, counts, strict=True):
+            columns = team.columns_of(replica)
+            left_out, by_one = (np.flatnonzero(~g.any(axis=0)).tolist() for g in (got[3], one[3][:, columns]))
+            of_features = error_of(got[2], dense[2][team.rows_of(replica)], dense[2])
+            errors = [of_features, error_of(got[3], dense[3][:, columns], dense[3])]
+            replicas.append({"errors": errors, "kept": int(kept), "left_out": left_out, "by_one": by_one})
+        found[name] = {
+            "replicas": replicas,
+            "kept_by_one": int(lsoftmax_op.kept_classes(x, w, y, margin=settings["margin"])),
+            "left_out_of_all": int((~dense[3].any(axis=0)).sum()),
+        }
     return found
+
+
+def clustered(rows: int) -> Batch:
+    """Returns samples of the first and of the last cluster: the classes of the others are far below rounding."""
+    rng = np.random.default_rng(0)
+    directions = np.linalg.qr(rng.normal(size=(CLUSTERS, CLUSTERS)))[0]
+    classes = np.repeat(directions, MATES, axis=0) + 0.04 * rng.normal(size=(CLUSTERS * MATES, CLUSTERS))
+    labels = rng.integers(0, MATES, rows) + np.arange(rows) % 2 * (CLUSTERS - 1) * MATES
+    features = 60 * (classes[labels] + 0.02 * rng.normal(size=(rows, CLUSTERS)))
+    arrays = (features, classes.T, np.zeros(CLUSTERS * MATES), rng.normal(size=(rows, CLUSTERS * MATES)))
+    x, w, b, g = (array.astype(np.float32) for array in arrays)
+    return Batch(x, w, labels, b, g)
 
 
 def training(team: Team, steps: int = 50) -> dict[str, Any]:
@@ -226,7 +295,7 @@ def top_k(team: Team) -> dict[str, Any]:
 def traffic(team: Team) -> dict[str, Any]:
     """The bytes of the whole that each collective of a step is of: those that come, and those of `communication`."""
     found = {}
-    for dtype in ("float32", "bfloat16"):
+    for dtype, rate in (("float32", 1.0), ("bfloat16", 1.0), ("float32", 0.5)):
         arrived: dict[int, list] = {replica: [] for replica in team.own}
 
         class Counting(_collectives.Replicas):
@@ -235,29 +304,35 @@ def traffic(team: Team) -> dict[str, Any]:
                 arrived[team.replica()].append(whole.dtype.size * tf.size(whole))
                 return whole
 
-        def step(arrived: dict = arrived, dtype: str = dtype) -> Any:
+        def step(arrived: dict = arrived, dtype: str = dtype, rate: float = rate) -> Any:
             replica = team.replica()
-            x, w = tf.ones([3, DEPTH], dtype), tf.ones([DEPTH, 2], dtype)
+            x, w, b = tf.ones([3, DEPTH], dtype), tf.ones([DEPTH, 2], dtype), tf.zeros([2], dtype)
+            y = tf.zeros([3], tf.int64)
             shard = {"first_class": 2 * replica, "num_classes": 2 * team.replicas}
+            if rate < 1:
+                of_sample = {"num_columns": 2, "sample_rate": rate, "seed": [1, 2]}
+                sampled = lsoftmax_op.sharded_sample(y, first_class=2 * replica, **of_sample)
+                w, b, y = tf.gather(w, sampled.columns, axis=1), tf.gather(b, sampled.columns), sampled.labels
+                shard = {"first_class": sampled.first_class, "num_classes": sampled.num_classes}
             with tf.GradientTape() as tape:
                 tape.watch([x, w])
-                loss = lsoftmax_op.sharded_loss(x, w, tf.zeros([3], tf.int64), tf.zeros([2], dtype), **shard)
+                loss = lsoftmax_op.sharded_loss(x, w, y, b, **shard)
             tape.gradient(loss, [x, w])
             return (tf.stack(arrived[replica]),)
 
-        with mock.patch.object(sharded, "Replicas", Counting):
+        with mock.patch.object(sharded, "Replicas", Counting), mock.patch.object(sampling, "Replicas", Counting):
             ((came,), *_) = team.run(step)
         sizes = (3 * team.replicas, DEPTH, 2 * team.replicas, team.replicas)
-        told = lsoftmax_op.communication(*sizes, dtype, bias=True)
+        told = lsoftmax_op.communication(*sizes, dtype, bias=True, sample_rate=rate)
         times, share = {"all-gather": 1, "all-reduce": 2}, (team.replicas - 1) / team.replicas
-        found[dtype] = {
+        found[f"{dtype}, {rate}"] = {
             "came": came.tolist(),
             "told": [round(one.sent / share / times[one.kind]) for one in told],
         }
     return found
 
 
-def sampling(team: Team) -> dict[str, Any]:
+def samples(team: Team) -> dict[str, Any]:
     """The loss and its gradients among sampled classes, beside one replica's among the same ones."""
     found = {}
     for name, rate in (("a third", 1 / 3), ("all", 1.0)):
@@ -299,7 +374,8 @@ def sampling(team: Team) -> dict[str, Any]:
 def everything(team: Team) -> dict[str, Any]:
     """All that there is."""
     found = {name: errors_of(team, case) for name, case in CASES.items()}
-    parts = {"training": training, "top k": top_k, "traffic": traffic, "sampling": sampling}
+    parts = {"training": training, "top k": top_k, "traffic": traffic, "sampling": samples}
+    parts["below rounding"] = below_rounding
     return {
         **found,
         "eager": errors_of(team, CASES["float64"], is_eager=True),
@@ -310,7 +386,7 @@ def everything(team: Team) -> dict[str, Any]:
 def summary(team: Team) -> dict[str, Any]:
     """What is asked where starting is what takes long."""
     cases = {name: errors_of(team, CASES[name]) for name in ("float64", "smoothed ArcFace")}
-    return {**cases, "training": training(team), "top k": top_k(team)}
+    return {**cases, "training": training(team), "top k": top_k(team), "below rounding": below_rounding(team)}
 
 
 def steps(team: Team) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,11 +17,11 @@ from lsoftmax_op import library, reference
 from lsoftmax_op.margins import ArcFace, Combined, CosFace, Margin, SphereFace, margin_of
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "lsoftmax_op"
+PACKAGE = Path(library.__file__).resolve().parent  # in the clone, or where a wheel of it was installed
 
 # Where LSOFTMAX_TEST_XLA is cuda-on-cpu, XLA's calls of our kernels are those that it makes on a GPU, over the CUDA
 # kernels as they run on the CPU (tests/test_xla_cuda.py).
-XLA_CUDA_ON_CPU = PACKAGE / "_lsoftmax_xla_cuda_on_cpu.so"
+XLA_CUDA_ON_CPU = "_lsoftmax_xla_cuda_on_cpu.so"
 XLA_CALLS_ARE_CUDA = os.environ.get("LSOFTMAX_TEST_XLA") == "cuda-on-cpu"
 if XLA_CALLS_ARE_CUDA:
     library._XLA_LIBRARY = XLA_CUDA_ON_CPU
@@ -294,12 +293,3 @@ def run_python(code: str, *, check: bool = True, **environment: str) -> subproce
     if check:
         assert finished.returncode == 0, finished.stderr[-3000:]
     return finished
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

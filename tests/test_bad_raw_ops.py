@@ -134,6 +134,8 @@ def test_and_so_is_that_of_a_margin_that_normalises(op):
         ("spread_columns", {"columns": [0, 4]}, r"columns\[1\] = 4"),
         ("spread_columns", {"columns": [0]}, "columns: expected shape"),
         ("spread_columns", {"block": Z[:2, :2]}, "block: expected shape"),
+        ("take_columns", {"matrix": Z.T, "columns": [3, 4], "class_major": True}, r"columns\[1\] = 4"),
+        ("spread_columns", {"matrix": Z.T, "class_major": True}, "block: expected shape"),
         (
             "spread_columns",
             {"block": np.ones((3, 5), np.float32), "columns": np.zeros(0, np.int64)},

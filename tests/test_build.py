@@ -15,7 +15,7 @@ PARTS = ("CMakeLists.txt", "README.md", "LICENSE", "setup.py", "pyproject.toml",
 @pytest.fixture
 def clone(tmp_path):
     """A copy of what a build needs, without anything that was built."""
-    built = shutil.ignore_patterns("*.so", "_build_info.json", "reference.c", "__pycache__")
+    built = shutil.ignore_patterns("*.so", "tf-*", "_build_info.json", "reference.c", "__pycache__")
     for part in PARTS:
         if (ROOT / part).is_dir():
             shutil.copytree(ROOT / part, tmp_path / part, ignore=built)
@@ -36,18 +36,69 @@ def run(*command, cwd, **environment):
 def test_a_build_in_place_leaves_every_part_in_the_package(clone):
     for tool in ("setuptools", "Cython", "pybind11"):
         pytest.importorskip(tool)
+    stale = clone / "lsoftmax_op" / "tf-2.17" / "_lsoftmax_ops.so"
+    stale.parent.mkdir()
+    stale.touch()
     options = {"LSOFTMAX_TF": "OFF", "LSOFTMAX_CUDA": "OFF", "LSOFTMAX_TESTING": "OFF"}
     # --debug, as compiling without optimising is the faster.
     built = run(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--debug", cwd=clone, **options)
     assert built.returncode == 0, built.stderr[-3000:]
     parts = {path.name.partition(".")[0] for path in (clone / "lsoftmax_op").glob("*.so")}
-    assert parts == {"_core", "reference"}
+    assert parts == {"_core", "_lsoftmax_core", "reference"}
     assert (clone / "lsoftmax_op" / "_build_info.json").exists()
+    assert not stale.exists()
     assert not list((clone / "build").glob("lib*/**/_core*"))
     code = "import lsoftmax_op, lsoftmax_op.__main__ as m; print(lsoftmax_op.__file__); m.main()"
     checked = run(sys.executable, "-c", code, cwd=clone).stdout
     assert checked.startswith(str(clone))
+    assert "built with LSOFTMAX_TF=OFF" in checked
     assert checked.endswith("All checks passed.\n")
+
+
+def script(path, text):
+    """Writes a program for the shell."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+# Builds that fail: what stands in for the compiler, and how the last line opens.
+FAILING = {
+    "none": (None, "error: No C++ compiler was found. Install one"),
+    "a wrong name": (
+        "no-such-compiler",
+        "error: The C++ compiler no-such-compiler, which the environment variable CXX names",
+    ),
+    "too old": (
+        'exec g++ -U__GNUC__ -D__GNUC__=8 "$@"',
+        "error: The C++ compiler is too old: expected GCC 9 or Clang 11 or later, got GNU 8.",
+    ),
+    "not whole": ("echo cannot find crt1.o; exit 1", "error: The C++ compiler"),
+    "out of memory": (
+        'case "$*" in */cc/*) ulimit -v 150000;; esac; exec g++ "$@"',
+        "error: The memory did not suffice: a compiler takes up to",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("compiler", "last"), FAILING.values(), ids=FAILING)
+def test_a_build_that_fails_says_last_what_to_do(clone, compiler, last):
+    pytest.importorskip("Cython")
+    environment = {"LSOFTMAX_TF": "OFF", "LSOFTMAX_CUDA": "OFF"}
+    if compiler is None:
+        # The build's own tools, and nothing else.
+        tools = clone / "tools"
+        tools.mkdir()
+        for tool in ("cmake", "ninja"):
+            (tools / tool).symlink_to(shutil.which(tool))
+        environment["PATH"] = str(tools)
+    else:
+        environment["CXX"] = script(clone / "fake" / "g++", compiler) if " " in compiler else compiler
+    built = run(sys.executable, "setup.py", "build_ext", cwd=clone, **environment)
+    assert built.returncode == 1
+    assert built.stderr.splitlines()[-1].startswith(last), (built.stdout + built.stderr)[-3000:]
 
 
 # What stands in for the programs that only a machine with a GPU has, or that would take long.

@@ -7,7 +7,7 @@ import subprocess
 import ml_dtypes
 import numpy as np
 import pytest
-from support import ROOT, call_of
+from support import ROOT, call_of, run_python
 
 from lsoftmax_op import _checks, _core
 
@@ -66,6 +66,46 @@ def test_a_cosine_that_rounding_carried_past_a_pole_is_clamped(kernels):
     kernels.angles(call, 1)
     np.testing.assert_array_equal(cos_theta, [1, -1, np.nan, np.nan])
     np.testing.assert_array_equal(segment, [0, 3, -1, 0])
+
+
+def geometry_of(where, rows=3000, depth=64, classes=50):
+    """[3, N] of a batch that is worth several threads."""
+    rng = np.random.default_rng(0)
+    features, weights = rng.normal(size=(rows, depth)), rng.normal(size=(depth, classes))
+    labels, geometry = rng.integers(0, classes, rows), np.full((3, rows), np.nan)
+    call = call_of(_core, "float64", features=features, weights=weights, labels=labels, geometry=geometry)
+    call.rows, call.depth, call.classes, call.wide_labels = rows, depth, classes, True
+    _core.geometry(call, where)
+    np.testing.assert_allclose(geometry[0], (features * weights.T[labels]).sum(1), atol=1e-12)
+    return geometry
+
+
+@pytest.mark.parametrize("threads", [2, 3, 1000])
+def test_threads_share_a_batch(threads):
+    expected = geometry_of(1).tobytes()
+    for _ in range(20):
+        assert geometry_of(threads).tobytes() == expected
+
+
+def test_where_the_system_gives_no_threads_the_caller_does_all():
+    code = """
+import resource, threading
+import numpy as np
+from lsoftmax_op import arrays
+rng = np.random.default_rng(0)
+features, weights, labels = rng.normal(size=(3000, 64)), rng.normal(size=(64, 5)), rng.integers(0, 5, 3000)
+expected = arrays.logits(features, weights, labels, num_threads=1)
+room = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 2**20  # for no thread's stack
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+try:
+    threading.Thread(target=print).start()
+except RuntimeError:
+    pass
+else:
+    raise AssertionError("the system gave a thread")
+assert arrays.logits(features, weights, labels, num_threads=3).tobytes() == expected.tobytes()
+"""
+    run_python(code, LD_PRELOAD="")  # a sanitizer would want room, too
 
 
 def test_the_largest_margin_is_one_number():

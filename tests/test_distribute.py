@@ -6,7 +6,9 @@ from importlib import metadata
 
 import numpy as np
 import pytest
-from support import free_ports, run_python
+from support import run_python
+
+from benchmarks.local_cluster import tf_configs
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.slow
@@ -111,14 +113,8 @@ def run(code, strategy, **environment):
 
 
 def run_on_two_workers(code):
-    addresses = [f"localhost:{port}" for port in free_ports(2)]
-
-    def worker(index):
-        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        return run(code, WORKERS, TF_CONFIG=json.dumps(config))
-
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(worker, range(2)))
+        return list(pool.map(lambda config: run(code, WORKERS, TF_CONFIG=config), tf_configs(2)))
 
 
 def mirrored(replicas):

@@ -82,19 +82,22 @@ def test_the_limit_is_one_of_the_row(lead, dtype):
         assert found == count
 
 
-def gradients(batch, margin, filter="auto", wrap=lambda f: f):
-    """The losses, and the gradients in features, weights and bias, if any."""
-    tensors = [tf.constant(a) for a in (batch.features, batch.weights, batch.bias) if a is not None]
+def gradients(batch, margin, filter="auto", wrap=lambda f: f, class_major=False):
+    """The losses, and the gradients in features, weights [D, C] and bias, if any."""
+    weights = np.ascontiguousarray(batch.weights.T) if class_major else batch.weights
+    tensors = [tf.constant(a) for a in (batch.features, weights, batch.bias) if a is not None]
+    options = {"margin": margin, "filter": filter, "class_major": class_major}
 
     @wrap
     def step(*tensors):
         with tf.GradientTape() as tape:
             tape.watch(tensors)
             x, w, *b = tensors
-            loss = lsoftmax_op.margin_softmax_loss(x, w, batch.labels, *b, margin=margin, filter=filter)
+            loss = lsoftmax_op.margin_softmax_loss(x, w, batch.labels, *b, **options)
         return loss, *tape.gradient(loss, tensors, output_gradients=tf.constant(batch.loss_grad))
 
-    return [np.asarray(tensor) for tensor in step(*tensors)]
+    loss, of_features, of_weights, *of_bias = (np.asarray(tensor) for tensor in step(*tensors))
+    return [loss, of_features, of_weights.T if class_major else of_weights, *of_bias]
 
 
 def left_out(weights_grad):
@@ -106,25 +109,33 @@ def assert_same(one, other):
         assert a.tobytes() == b.tobytes()
 
 
+LAYOUTS = pytest.mark.parametrize("class_major", [False, True], ids=["columns", "rows"])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("margin", "bias"), LAYERS)
-def test_what_matters_is_kept(margin, bias, dtype):
+@LAYOUTS
+def test_what_matters_is_kept(class_major, margin, bias, dtype):
     batch = clustered(margin, dtype, bias)
     kept = kept_by_hand(batch, margin, dtype)
     assert 0 < len(kept) <= 2 * MATES
-    assert lsoftmax_op.kept_classes(*batch.layer, margin=margin) == len(kept)
+    x, w, y, b = batch.layer
+    found = lsoftmax_op.kept_classes(x, w.T if class_major else w, y, b, margin=margin, class_major=class_major)
+    assert found == len(kept)
     labels = set(batch.labels[batch.labels >= 0])
-    assert set(left_out(gradients(batch, margin)[2])) == set(range(CLASSES)) - kept - labels
+    weights_grad = gradients(batch, margin, class_major=class_major)[2]
+    assert set(left_out(weights_grad)) == set(range(CLASSES)) - kept - labels
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("margin", "bias"), LAYERS)
-def test_results_agree_within_the_bound(margin, bias, dtype):
+@LAYOUTS
+def test_results_agree_within_the_bound(class_major, margin, bias, dtype):
     """With those of all classes, apart from the rounding of the products, and with the oracle as well as those."""
     batch, margin = clustered(margin, dtype, bias), margin_of(margin)
     exact, eps = batch.exact(), epsilon(dtype)
-    loss, *ours = gradients(batch, margin)
-    dense_loss, *dense = gradients(batch, margin, filter=False)
+    loss, *ours = gradients(batch, margin, class_major=class_major)
+    dense_loss, *dense = gradients(batch, margin, filter=False, class_major=class_major)
     assert_same([loss, *ours[2:]], [dense_loss, *dense[2:]])
 
     x, w = np.linalg.norm(exact.features, axis=1), np.linalg.norm(exact.weights, axis=0)
@@ -162,18 +173,21 @@ def test_a_row_that_is_nearly_right_keeps_its_digits(dtype):
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "function"])
 @pytest.mark.parametrize("shape", [(9, 7, 300), (40, 33, 5000), (5, 40, 41), (0, 4, 30)])
-def test_where_all_matter_every_bit_is_that_of_all(shape, compiled):
+@LAYOUTS
+def test_where_all_matter_every_bit_is_that_of_all(class_major, shape, compiled):
     batch = random_batch(shape, "float32")
     batch.features[:1] = 0
-    wrap = tf.function if compiled else lambda f: f
-    assert_same(gradients(batch, 2, wrap=wrap), gradients(batch, 2, filter=False, wrap=wrap))
+    options = {"wrap": tf.function if compiled else lambda f: f, "class_major": class_major}
+    assert_same(gradients(batch, 2, **options), gradients(batch, 2, filter=False, **options))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_is_where_it_was(value):
+@LAYOUTS
+def test_what_is_not_finite_is_where_it_was(class_major, value):
     batch = clustered()
     batch.features[3, 0] = value
-    assert_same(gradients(batch, 4), gradients(batch, 4, filter=False))
+    layout = {"class_major": class_major}
+    assert_same(gradients(batch, 4, **layout), gradients(batch, 4, filter=False, **layout))
 
 
 def test_without_any_target_nothing_matters():
@@ -195,17 +209,19 @@ def test_each_gradient_alone(n):
     np.testing.assert_array_equal(gradient, gradients(batch, 4)[n + 1])
 
 
-def step_of(batch, filter="auto", watched=None):
-    """A step, and its gradients' shapes as they are known when it is traced."""
+def step_of(batch, filter="auto", watched=None, class_major=False):
+    """A step, and its gradients' shapes as they are known when it is traced. Weights and their gradient are [D, C]."""
 
     def step(x, w):
         with tf.GradientTape() as tape:
-            tape.watch([x, w])
-            loss = tf.reduce_mean(lsoftmax_op.lsoftmax_loss(x, w, batch.labels, filter=filter))
-        found = tape.gradient(loss, [x, w])
+            own = tf.ensure_shape(tf.transpose(w), w.shape[::-1]) if class_major else w
+            tape.watch([x, own])
+            loss = lsoftmax_op.lsoftmax_loss(x, own, batch.labels, filter=filter, class_major=class_major)
+            loss = tf.reduce_mean(loss)
+        found = tape.gradient(loss, [x, own])
         if watched is not None:
             watched.extend(gradient.shape.as_list() for gradient in found)
-        return found
+        return [found[0], tf.transpose(found[1]) if class_major else found[1]]
 
     return step
 
@@ -249,15 +265,18 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_leaves_out_the_same(way):
+@LAYOUTS
+def test_every_way_leaves_out_the_same(class_major, way):
     batch, shapes = clustered(), []
     expected = WAYS["eager"](step_of(batch), batch.features, batch.weights)
     assert left_out(expected[1]).size > CLASSES / 2
-    found = WAYS[way](step_of(batch, watched=shapes), batch.features, batch.weights)
+    step = step_of(batch, watched=shapes, class_major=class_major)
+    found = WAYS[way](step, batch.features, batch.weights)
     np.testing.assert_array_equal(left_out(found[1]), left_out(expected[1]))
     for gradient, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(gradient, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
-    assert shapes[:2] == [list(batch.features.shape), list(batch.weights.shape)]
+    of_weights = list(batch.weights.shape)
+    assert shapes[:2] == [list(batch.features.shape), of_weights[::-1] if class_major else of_weights]
 
 
 XLA = pytest.mark.skipif(
@@ -267,12 +286,13 @@ XLA = pytest.mark.skipif(
 
 @XLA
 @pytest.mark.parametrize("traced_for", ["XLA", "both"])
-def test_xla_leaves_out_nothing(traced_for):
+@LAYOUTS
+def test_xla_leaves_out_nothing(class_major, traced_for):
     """Also of a function that is traced without it, and called inside one that it compiles."""
     batch = clustered()
     found = []
     for filter in ("auto", False):
-        step = step_of(batch, filter)
+        step = step_of(batch, filter, class_major=class_major)
         if traced_for == "both":
             step = tf.function(step)
             assert (left_out(step(batch.features, batch.weights)[1]).size > CLASSES / 2) == (filter == "auto")
@@ -296,8 +316,9 @@ def test_second_derivatives_are_those_of_the_whole_loss():
         np.testing.assert_allclose(ours, dense, rtol=1e-9, atol=1e-12 * np.abs(dense).max())
 
 
-def ops_of(classes, depth=64, **options):
+def ops_of(classes, depth=64, class_major=False, **options):
     """The types of the ops of a training step's graph, nothing being computed."""
+    options["class_major"] = class_major
 
     @tf.function
     def step(x, w, y):
@@ -306,22 +327,25 @@ def ops_of(classes, depth=64, **options):
             loss = lsoftmax_op.lsoftmax_loss(x, w, y, **options)
         return tape.gradient(loss, [x, w])
 
-    shapes = (([8, depth], "float32"), ([depth, classes], "float32"), ([8], "int64"))
+    of_weights = [classes, depth] if class_major else [depth, classes]
+    shapes = (([8, depth], "float32"), (of_weights, "float32"), ([8], "int64"))
     graph = step.get_concrete_function(*(tf.TensorSpec(s, d) for s, d in shapes)).graph
     return {op.type for op in graph.get_operations()}
 
 
-def test_who_is_looked_at(monkeypatch):
+@LAYOUTS
+def test_who_is_looked_at(class_major, monkeypatch):
     monkeypatch.undo()
-    assert set(OPS) <= ops_of(2**16) & ops_of(4096, depth=1024)
+    layout = {"class_major": class_major}
+    assert set(OPS) <= ops_of(2**16, **layout) & ops_of(4096, depth=1024, **layout)
     for no_look in (
-        ops_of(2**16 - 1),
-        ops_of(4095, depth=2048),
-        ops_of(4096, depth=4097),
-        ops_of(None),
-        ops_of(2**16, filter=False),
-        ops_of(2**16, label_smoothing=0.1),
-        ops_of(2**16, class_block_size=4096),
+        ops_of(2**16 - 1, **layout),
+        ops_of(4095, depth=2048, **layout),
+        ops_of(4096, depth=4097, **layout),
+        ops_of(None, **layout),
+        ops_of(2**16, filter=False, **layout),
+        ops_of(2**16, label_smoothing=0.1, **layout),
+        ops_of(2**16, class_block_size=4096, **layout),
     ):
         assert not set(OPS) & no_look
 

@@ -62,14 +62,38 @@ def test_columns_there_and_back(dtype):
     np.testing.assert_array_equal(raw().lsoftmax_spread_columns(block, columns, matrix), expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(70, 5), (3, 400), (9, 1), (9, 0)])
+def test_rows_there_and_back(shape, dtype):
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=shape).astype(DTYPES[dtype])
+    rows = rng.permutation(shape[0])[: shape[0] // 3]
+    block = raw().lsoftmax_take_columns(matrix, rows, class_major=True)
+    np.testing.assert_array_equal(block, matrix[rows])
+    expected = np.zeros_like(matrix)
+    expected[rows] = matrix[rows]
+    np.testing.assert_array_equal(raw().lsoftmax_spread_columns(block, rows, matrix, class_major=True), expected)
+    none = np.zeros(0, np.int64)
+    np.testing.assert_array_equal(raw().lsoftmax_take_columns(matrix, none, class_major=True), matrix)
+    np.testing.assert_array_equal(raw().lsoftmax_spread_columns(matrix, none, matrix, class_major=True), matrix)
+
+
 @pytest.mark.skipif(
     lsoftmax_op.build_info()["xla"] != "yes", reason="the library was built without what XLA compiles it by"
 )
-def test_columns_under_xla(dtype):
+@pytest.mark.parametrize("class_major", [False, True], ids=["columns", "rows"])
+def test_columns_under_xla(class_major, dtype):
     matrix, columns = (np.arange(12).reshape(2, 6) + 1).astype(DTYPES[dtype]), np.array([4, 1])
     matrix[1, 4] = np.inf  # the concern of its own column
-    take = tf.function(raw().lsoftmax_take_columns, jit_compile=True)
-    spread = tf.function(raw().lsoftmax_spread_columns, jit_compile=True)
+
+    def laid_out(array):
+        return np.ascontiguousarray(array.T) if class_major and array.ndim == 2 else array
+
+    def compiled(op):
+        call = tf.function(getattr(raw(), op), jit_compile=True)
+        return lambda *arrays: laid_out(call(*map(laid_out, arrays), class_major=class_major).numpy())
+
+    take, spread = compiled("lsoftmax_take_columns"), compiled("lsoftmax_spread_columns")
     expected = np.where(np.isin(np.arange(6), columns), matrix, 0).astype(matrix.dtype)
     np.testing.assert_array_equal(take(matrix, columns), matrix[:, columns])
     np.testing.assert_array_equal(spread(matrix[:, columns], columns, matrix), expected)
@@ -95,7 +119,10 @@ for shape, dtype in (((300, 9000), tf.float32), ((64, 40_000), tf.bfloat16), ((7
     kept = raw.lsoftmax_kept_classes(entries, factors, limits, most=shape[1] // 2)
     assert kept.shape[0] > 0
     block = raw.lsoftmax_take_columns(entries, kept)
-    for result in (kept, block, raw.lsoftmax_spread_columns(block, kept, entries)):
+    rows = tf.transpose(entries)
+    of_rows = raw.lsoftmax_take_columns(rows, kept, class_major=True)
+    spread = raw.lsoftmax_spread_columns(block, kept, entries)
+    for result in (kept, block, spread, of_rows, raw.lsoftmax_spread_columns(of_rows, kept, rows, class_major=True)):
         digest.update(tf.io.serialize_tensor(result).numpy())
 print(digest.hexdigest())
 """

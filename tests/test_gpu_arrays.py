@@ -132,9 +132,9 @@ def test_a_step_in_a_cuda_graph_equals_the_plain_call(torch, dtype, shape):
 
 @pytest.mark.parametrize("shape", [(130, 33, 7), (9, 19, 5000)], ids=str)
 @pytest.mark.parametrize("margin", [4, *KINDS], ids=repr)
-@pytest.mark.parametrize("transposed", [False, True], ids=["[D, C]", "[C, D]"])
-def test_the_operators_of_pytorch(torch, dtype, transposed, margin, shape):
-    batch, layer = random_batch(shape, dtype), TorchLayer("cuda", transposed)
+@pytest.mark.parametrize("class_major", [False, True], ids=["[D, C]", "[C, D]"])
+def test_the_operators_of_pytorch(torch, dtype, class_major, margin, shape):
+    batch, layer = random_batch(shape, dtype), TorchLayer("cuda", class_major)
     assert_close_to_oracle(batch, dtype, layer, margin, 0.5)
     assert_loss_close_to_oracle(batch, dtype, layer, margin, 0.5, label_smoothing=0.1)
 

@@ -20,6 +20,28 @@ def classifier(optimizer=None, backbone_trains=True, **options):
     return model
 
 
+class OfOldKeras(keras.optimizers.SGD):
+    """Gradient descent divided by what has come, whose slot is made as Keras 3.5 makes those of Adagrad and Ftrl."""
+
+    def build(self, variables):
+        super().build(variables)
+        ones = keras.initializers.Ones()
+        self.sums = [self.add_variable(shape=v.shape, dtype=v.dtype, name="sum", initializer=ones) for v in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        total = self.sums[self._get_variable_index(variable)]
+        self.assign_add(total, keras.ops.abs(gradient))
+        self.assign_sub(variable, learning_rate * gradient / total)
+
+
+class OfFeatures(keras.optimizers.SGD):
+    """Gradient descent that keeps a number for each feature, and looks at none of them."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.of_features = [self.add_variable(shape=v.shape[-1:], dtype=v.dtype, name="of_features") for v in variables]
+
+
 def rows_of(model):
     return model.head.shards[0].rows.numpy()
 
@@ -48,6 +70,25 @@ def test_a_head_that_is_not_trainable_stays(policy):
 def test_what_wants_gradients_of_a_backbone_that_has_none(optimizer, message):
     with pytest.raises(ValueError, match=message):
         classifier(optimizer, backbone_trains=False).fit(*BATCH, verbose=0)
+
+
+@pytest.mark.parametrize("sample_rate", [1.0, 0.5])
+def test_every_slot_is_one_of_the_classes(sample_rate):
+    model = classifier(OfOldKeras(0.1), sample_rate=sample_rate)
+    labels = np.zeros(N, int)
+    model.fit(BATCH[0], labels, verbose=0)
+    (shard,) = model.head.shards
+    (slot,) = shard.optimizer.slots
+    assert slot.shape == shard.rows.shape
+    assert len(shard.optimizer.counters) == 1
+    taken = (slot.numpy() != 1).any(axis=1)
+    assert taken.sum() == (C if sample_rate == 1 else 2)
+    assert taken[0]
+
+
+def test_a_slot_that_cannot_be_shared_out_is_named():
+    with pytest.raises(ValueError, match=r"got OfFeatures, whose of_features beside weights \(2, 3\) is \(3,\)"):
+        classifier(OfFeatures(0.1))
 
 
 def test_weights_are_not_told_without_the_rows():

@@ -9,13 +9,16 @@ import sys
 
 import numpy as np
 import pytest
-from support import ROOT, free_ports
+from support import ROOT
+
+from benchmarks.local_cluster import tf_configs
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.slow
 
-WORKERS = pytest.param("workers", marks=pytest.mark.long)
-REPLICAS = (2, WORKERS)  # 2 that share a process, and 2 processes
+# 2 that share a process, and 2 or 4 processes.
+REPLICAS = (2, *(pytest.param(f"{count} workers", marks=pytest.mark.long) for count in (2, 4)))
+FIRST_CLASSES = {2: [0, 4], 4: [0, 2, 4, 6]}  # of their shards
 
 
 def start(part, replicas, folder, **environment):
@@ -34,23 +37,22 @@ def result_of(process):
     return json.loads(out.splitlines()[-1])
 
 
-def start_workers(part, *folders, of_second=None):
-    addresses = [f"localhost:{port}" for port in free_ports(2)]
+def start_workers(part, *folders, of_last=None):
+    """A process for each folder."""
+    environments = [{"TF_CONFIG": config} for config in tf_configs(len(folders))]
+    environments[-1].update(of_last or {})
+    return [start(part, 0, folder, **environment) for folder, environment in zip(folders, environments, strict=True)]
 
-    def config(index):
-        return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
 
-    environments = {}, of_second or {}
-    return [
-        start(part, 0, folders[index % len(folders)], TF_CONFIG=config(index), **more)
-        for index, more in enumerate(environments)
-    ]
+def count_of(replicas):
+    return replicas if isinstance(replicas, int) else int(replicas.split()[0])
 
 
 def run(part, replicas, folder):
     """What each process of a run prints."""
-    processes = start_workers(part, folder) if replicas == "workers" else [start(part, replicas, folder)]
-    return [result_of(process) for process in processes]
+    if isinstance(replicas, int):
+        return [result_of(start(part, replicas, folder))]
+    return [result_of(process) for process in start_workers(part, *[folder] * count_of(replicas))]
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +86,7 @@ def assert_same_state(got, expected, **tolerance):
 def test_replicas_train_as_one(replicas, batches, trained):
     got, (one,) = ([result[batches] for result in trained(which)] for which in (replicas, 1))
     assert_same_state(got, [one], rtol=0, atol=1e-5)
-    firsts = sorted(int(first) for state in got for first in state["shards"])
-    assert firsts == [0, 4]
+    assert sorted(int(first) for state in got for first in state["shards"]) == FIRST_CLASSES[count_of(replicas)]
     for state in got:
         for name in ("loss", "accuracy", "lam"):
             np.testing.assert_allclose(state["logs"][name], one["logs"][name], rtol=1e-5)
@@ -97,7 +98,10 @@ def test_replicas_train_as_one(replicas, batches, trained):
 
 @pytest.mark.parametrize(
     ("saved_by", "loaded_by"),
-    [(1, 2), *(pytest.param(*pair, marks=pytest.mark.long) for pair in ((2, 1), (2, 3), ("workers", 1)))],
+    [
+        (1, 2),
+        *(pytest.param(*pair, marks=pytest.mark.long) for pair in ((2, 1), (2, 3), ("2 workers", 1), ("4 workers", 2))),
+    ],
 )
 def test_files_are_cut_anew_for_other_replicas(saved_by, loaded_by, trained, folder_of):
     saved = [result["33 by 16"] for result in trained(saved_by)]
@@ -108,7 +112,7 @@ def test_files_are_cut_anew_for_other_replicas(saved_by, loaded_by, trained, fol
         np.testing.assert_allclose(got[0]["evaluated"][name], saved[0]["evaluated"][name], rtol=1e-6)
 
 
-@pytest.mark.parametrize("replicas", REPLICAS)
+@pytest.mark.parametrize("replicas", REPLICAS[:2])
 def test_replicas_sample_among_their_own_classes(replicas, tmp_path):
     got = run("sampled", replicas, tmp_path)
     if replicas == 2:
@@ -135,13 +139,13 @@ def test_all_replicas_skip_a_step_of_which_one_has_gradients_that_are_not_finite
 
 @pytest.mark.long
 def test_a_worker_that_is_killed_goes_on_to_the_same_bits(tmp_path):
-    straight = run("killed", "workers", tmp_path / "straight")
-    first, second = start_workers("killed", tmp_path / "killed", of_second={"KILL_IN": "2"})
+    straight = run("killed", "2 workers", tmp_path / "straight")
+    first, second = start_workers("killed", *[tmp_path / "killed"] * 2, of_last={"KILL_IN": "2"})
     second.communicate(timeout=300)
     assert second.returncode == -signal.SIGKILL
     first.kill()  # it waits for the other
     first.communicate()
-    resumed = run("killed", "workers", tmp_path / "killed")
+    resumed = run("killed", "2 workers", tmp_path / "killed")
     assert [one["epochs"] for one in (*straight, *resumed)] == [[0, 1, 2, 3]] * 2 + [[2, 3]] * 2
     assert_same_state(resumed, straight, rtol=0, atol=0)
 

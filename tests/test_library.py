@@ -1,15 +1,18 @@
 """Finding and loading the op library, and what is said where that fails."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import ROOT, run_python
 
 import lsoftmax_op
+from lsoftmax_op import library
 
 PACKAGE = Path(lsoftmax_op.__file__).parent
 
@@ -28,8 +31,10 @@ def test_build_info():
     assert info["cpu_variant"] in info["cpu_variants"]
     assert info["cuda"] is None or (info["cuda"]["nvcc"] and info["cuda"]["architectures"])
     assert info["xla"] == "yes" or info["xla"].startswith("no: ")
-    assert set(info["sizes"]) == {file.name for file in PACKAGE.glob("_lsoftmax_*.so")}
-    assert all(0 < size <= (PACKAGE / name).stat().st_size for name, size in info["sizes"].items())
+    beside = [Path(info["library"]).parent] if info["library"] else []
+    files = {file.name: file for folder in (PACKAGE, *beside) for file in folder.glob("_lsoftmax_*.so")}
+    assert set(info["sizes"]) == set(files)
+    assert all(0 < size <= files[name].stat().st_size for name, size in info["sizes"].items())
 
 
 def test_importing_the_package_imports_nothing_else():
@@ -100,9 +105,8 @@ def test_loading_imports_tensorflow():
 def test_a_library_for_another_tensorflow(copy):
     tf = pytest.importorskip("tensorflow")
     folder, prelude = copy
-    info = json.loads((folder / "_build_info.json").read_text())
-    info["tensorflow"] = "2.5.0"
-    (folder / "_build_info.json").write_text(json.dumps(info))
+    for written in folder.glob("tf-*/_build_info.json"):
+        written.write_text(json.dumps(json.loads(written.read_text()) | {"tensorflow": "2.5.0"}))
     finished = run_python(prelude + "import lsoftmax_op; lsoftmax_op.lsoftmax_logits", check=False)
     warned = finished.stderr
     assert f"built for TensorFlow 2.5.0, and this is TensorFlow {tf.__version__}" in warned
@@ -116,7 +120,8 @@ def test_a_truncated_library(copy):
     """However much of it is left, it is refused by name, and never mapped."""
     pytest.importorskip("tensorflow")
     folder, prelude = copy
-    files = [file for name in ("ops", "core", "cuda") for file in folder.rglob(f"_lsoftmax_{name}.so")]
+    names = ("_lsoftmax_ops.so", "_lsoftmax_core.so", "_lsoftmax_cuda.so")
+    files = [file for name in names for file in folder.rglob(name)]
     assert files
     run_python(
         f"{prelude}files = {list(map(str, files))!r}"
@@ -144,7 +149,8 @@ lsoftmax_op.lsoftmax_logits([[1.]], [[1.]], [0])
 def test_a_missing_library(copy):
     pytest.importorskip("tensorflow")
     folder, prelude = copy
-    (folder / "_lsoftmax_ops.so").unlink()
+    for file in folder.glob("tf-*/_lsoftmax_ops.so"):
+        file.unlink()
     finished = run_python(
         prelude
         + """
@@ -165,10 +171,11 @@ def test_xla_kernels_that_are_missing_or_truncated(copy, keep):
     """What does not need them works, jit_compile=True is refused by name, and Keras does without."""
     pytest.importorskip("keras")
     folder, prelude = copy
-    library = folder / "_lsoftmax_xla.so"
-    library.write_bytes(b"" if keep is None or not library.exists() else library.read_bytes()[:keep])
-    if keep is None:
-        library.unlink()
+    for ops in folder.glob("tf-*/_lsoftmax_ops.so"):
+        xla = ops.with_name("_lsoftmax_xla.so")
+        xla.write_bytes(b"" if keep is None or not xla.exists() else xla.read_bytes()[:keep])
+        if keep is None:
+            xla.unlink()
     finished = run_python(
         prelude
         + """
@@ -184,6 +191,107 @@ tf.function(lsoftmax_op.lsoftmax_loss, jit_compile=True)(*arguments)
     assert finished.returncode == 1
     assert "No registered 'Lsoftmax" in finished.stderr
     assert ("XLA (jit_compile=True) cannot compile the ops of lsoftmax_op" in finished.stderr) == (keep is not None)
+
+
+VERSIONS = ("2.18.1", "2.19.1", "2.20.0", "2.21.0")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Makes a package with op libraries for some versions of TensorFlow, in a process that has a certain one."""
+
+    def make(built, running):
+        (tmp_path / "_build_info.json").write_text('{"version": "0", "sizes": {"_lsoftmax_cuda.so": 7}}')
+        for version in built:
+            folder = tmp_path / f"tf-{'.'.join(version.split('.')[:2])}"
+            folder.mkdir()
+            (folder / "_lsoftmax_ops.so").touch()
+            info = {
+                "tensorflow": version,
+                "xla": f"no: {version}",
+                "xla_calls": False,
+                "sizes": {"_lsoftmax_ops.so": 0},
+            }
+            (folder / "_build_info.json").write_text(json.dumps(info))
+        monkeypatch.setattr(library, "_PACKAGE", tmp_path)
+        monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(__version__=running) if running else None)
+        monkeypatch.setattr(library, "_installed_version", lambda: None)
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("running", "folder"),
+    [("2.18.0", "tf-2.18"), ("2.20.7", "tf-2.20"), ("2.21.0-rc1", "tf-2.21"), ("2.19.0.dev20250101", "tf-2.19")],
+)
+def test_the_library_that_fits_is_chosen(package, running, folder):
+    chosen = package(VERSIONS, running) / folder / "_lsoftmax_ops.so"
+    assert library.library_path() == str(chosen)
+    info = library.build_info()
+    assert info["library"] == str(chosen)
+    assert info["tensorflow"] in VERSIONS
+    assert folder == f"tf-{info['tensorflow'][:4]}"
+    assert info["xla"] == f"no: {info['tensorflow']}"
+    assert info["tensorflows"] == list(VERSIONS)
+    assert info["sizes"] == {"_lsoftmax_cuda.so": 7, "_lsoftmax_ops.so": 0}
+
+
+@pytest.mark.parametrize(
+    ("built", "running", "said"),
+    [
+        (VERSIONS, "2.22.0", "built for TensorFlow 2.18.1, 2.19.1, 2.20.0, 2.21.0, and this is TensorFlow 2.22.0"),
+        (VERSIONS, "3.18.0", "and this is TensorFlow 3.18.0"),
+        (["2.21.0"], "2.1.0", "built for TensorFlow 2.21.0, and this is TensorFlow 2.1.0"),
+        (VERSIONS, None, "2.21.0, and no TensorFlow is installed here that tells its version"),
+        ([], "2.21.0", "lsoftmax_op has no TensorFlow op library"),
+    ],
+)
+def test_no_library_fits(package, built, running, said):
+    package(built, running)
+    with pytest.raises(ImportError, match=said) as error:
+        library.library_path()
+    assert ("--no-binary lsoftmax-op" in str(error.value)) == (running is not None)
+    info = library.build_info()
+    assert info["tensorflows"] == list(built)
+    assert info["tensorflow"] == (built[-1] if built else None)
+    assert (info["library"] is None) == (not built)
+
+
+def test_a_package_without_the_ops_says_why(package):
+    folder = package([], "2.17.1")
+    assert "no_tensorflow" not in library.build_info()
+    reason = 'The TensorFlow in /venv is 2.17.1; supported is "tensorflow>=2.18,<2.22".'
+    info = {"version": "0", "sizes": {}, "no_tensorflow": reason}
+    (folder / "_build_info.json").write_text(json.dumps(info))
+    assert library.build_info()["no_tensorflow"] == reason
+    with pytest.raises(ImportError, match=re.escape(f"{reason} Rebuild where the TensorFlow is that you want: pip")):
+        library.library_path()
+
+
+def test_the_only_library_is_taken_where_no_version_is_known(package):
+    only = package(["2.20.0"], None) / "tf-2.20" / "_lsoftmax_ops.so"
+    assert library.library_path() == str(only)
+
+
+def test_an_installed_tensorflow_is_not_imported_for_its_version(tmp_path, monkeypatch):
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise AssertionError('imported')")
+    for name, top in (("tensorflow_io-0.37.1", "tensorflow_io"), ("tensorflow_cpu-2.19.1", "tensorflow")):
+        folder = tmp_path / f"{name}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text("Name: {}\nVersion: {}\n".format(*name.split("-")))
+        (folder / "top_level.txt").write_text(top + "\n")
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert library._installed_version.__wrapped__() == "2.19.1"
+
+
+def test_the_path_is_told_without_tensorflow():
+    if lsoftmax_op.build_info()["library"] is None:
+        pytest.skip("built without TensorFlow")
+    code = "import sys, lsoftmax_op; print(lsoftmax_op.library_path()); assert 'tensorflow' not in sys.modules"
+    assert run_python(code).stdout.strip() == lsoftmax_op.library_path()
 
 
 def test_no_tensorflow_at_all():

@@ -1,6 +1,7 @@
 """Sampled classes: the labels' and others, each with the same chance, none twice, the same ones for the same seed."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 
 import lsoftmax_op
+from lsoftmax_op.scale import sample_size
 
 
 def sample(labels, classes, rate, seed=(3, 5)):
@@ -22,12 +24,48 @@ def test_what_is_sampled(classes, rate, rows):
     labels = np.random.default_rng([classes, rows]).integers(-1, classes, rows)
     for seed in range(5):
         found, places = sample(labels, classes, rate, (0, seed))
-        assert len(found) == max(math.ceil(rate * classes), len({*labels} - {-1}))
+        assert len(found) == max(math.ceil(Fraction(str(rate)) * classes), len({*labels} - {-1}))
         assert (np.diff(found) > 0).all()
         assert found[0] >= 0
         assert found[-1] < classes
         np.testing.assert_array_equal(np.where(labels < 0, -1, found[places]), labels)
         assert (places[labels < 0] == -1).all()
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+@pytest.mark.parametrize("classes", [1, 3, 7, 100, 1000, 93_431, 10**8, 2**62])
+def test_how_many_is_what_a_decimal_rate_says(classes, digits):
+    """Also where the float64 next to the decimal is above it, or their product is."""
+    for part in range(1, 10**digits + 1):
+        rate = part / 10**digits
+        if classes < 10**15:  # beyond, more integers than one are within the rounding
+            assert sample_size(classes, rate) == -(-part * classes // 10**digits)
+        assert 1 <= sample_size(classes, rate) <= classes
+
+
+def test_how_many_is_what_a_fraction_says():
+    """And of a rate that was computed in two roundings."""
+    for part, of in ((one, all_of) for all_of in range(1, 120) for one in range(1, all_of + 1)):
+        assert sample_size(of, part / of) == part
+        assert sample_size(of, min(1, part * (1 / of))) == part
+        assert sample_size(1000 * of + 1, part / of) == -(-part * (1000 * of + 1) // of)
+
+
+@pytest.mark.parametrize(
+    ("rate", "classes", "size"),
+    [
+        (0.07, 100, 7),
+        (0.1 + 0.2, 10, 3),
+        (0.07 + 1e-12, 100, 8),
+        (1e-12, 10**6, 1),
+        (5e-324, 1, 1),
+        (1 - 2**-53, 5, 5),
+        (np.float32(0.5), 9, 5),
+    ],
+)
+def test_how_many_is_right_but_for_rounding(rate, classes, size):
+    assert sample_size(classes, rate) == size
+    assert sample([], classes, rate)[0].size == size
 
 
 def test_all_of_them_are_the_full_loss_to_the_bit():

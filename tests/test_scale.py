@@ -30,6 +30,20 @@ def test_two_wholes_have_as_many_numbers_as_features(replicas, dtype):
     assert step == communication(N, D, 7 * C, replicas, dtype, bias=True, label_smoothing=True)
 
 
+@pytest.mark.parametrize("rate", [0.01, 0.5])
+def test_samples_are_agreed_on_first(rate):
+    whole, sampled = communication(N, D, C, 4), communication(N, D, C, 4, sample_rate=rate)
+    before, after = sampled[:4], sampled[4:]
+    assert after == whole
+    ring = 3 / 4
+    assert {one.name: one.sent for one in before} == {
+        "shards to sample from": 2 * ring * 4 * 3 * 8,
+        "labels to sample": ring * N * 8,
+        "sizes of the samples": 2 * ring * 4 * 8,
+        "places of the labels": 2 * ring * N * 8,
+    }
+
+
 def test_halves_travel_as_halves_and_their_gradient_as_float32():
     half, single = (
         {one.name: one.sent for one in communication(N, D, C, 2, dtype)} for dtype in ("bfloat16", "float32")
@@ -49,6 +63,7 @@ def test_memory_by_hand():
     assert whole.total == sum(whole)
     assert memory(N, D, C, 3, "bfloat16", slots=1).total * 2 == whole.total
     assert memory(N, D, C, 3, class_block_size=100).products == 4 * N * 100
+    assert memory(N, D, 100, 1, sample_rate=0.07).products == 4 * N * 7
     sampled = memory(N, D, C, 1, sample_rate=0.01)
     assert sampled.gradient == 2 * 4 * D * 10_000
     assert sampled.products == 4 * N * 10_000
@@ -60,6 +75,7 @@ def test_memory_by_hand():
     [
         ({"replicas": 0}, ValueError, "replicas: expected a positive integer, got 0"),
         ({"depth": 1.5}, TypeError, "depth: expected a positive integer, got 1.5"),
+        ({"sample_rate": 0.0}, ValueError, r"sample_rate: expected a number in \(0, 1\], got 0.0"),
         ({"dtype": "int8"}, ValueError, "dtype: expected float16 or bfloat16 or float32 or float64, got 'int8'"),
     ],
 )

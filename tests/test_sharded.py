@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support import ROOT, free_ports
+from support import ROOT
 
 tf = pytest.importorskip("tensorflow")
 
 import sharded_program
 
 import lsoftmax_op
+from benchmarks.local_cluster import tf_configs
 from lsoftmax_op import sharded
 
 WORKERS = (2, pytest.param(4, marks=pytest.mark.long))
@@ -37,14 +38,8 @@ def run(part, replicas, program="sharded_program.py", **environment):
 
 
 def run_on_workers(part, count, program="sharded_program.py"):
-    addresses = [f"localhost:{port}" for port in free_ports(count)]
-
-    def worker(index):
-        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        return run(part, 0, program, TF_CONFIG=json.dumps(config))
-
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(worker, range(count)))
+        return list(pool.map(lambda config: run(part, 0, program, TF_CONFIG=config), tf_configs(count)))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +85,8 @@ def assert_summary(found):
         assert_as_one_replica(found[name], name)
     assert_weights_are_those_of_one_replica(found["training"])
     assert_top_k_is_that_of_one_replica(found.get("top k", {}))
+    for one in found.get("below rounding", {}).values():
+        assert_leaves_out_what_one_replica_does(one)
 
 
 @pytest.mark.slow
@@ -100,6 +97,24 @@ def test_fifty_steps_of_every_weight(mirrored):
 @pytest.mark.slow
 def test_top_k(mirrored):
     assert_top_k_is_that_of_one_replica(mirrored["top k"])
+
+
+def assert_leaves_out_what_one_replica_does(found):
+    assert found["left_out_of_all"] == 0
+    assert sum(replica["kept"] for replica in found["replicas"]) <= found["kept_by_one"] <= 2 * sharded_program.MATES
+    for replica in found["replicas"]:
+        assert replica["left_out"] == replica["by_one"]
+        assert len(replica["left_out"]) > 20
+        assert 0 < replica["kept"] <= sharded_program.MATES
+        assert max(replica["errors"]) <= TOLERANCE["float32"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sharded_program.FILTERED)
+def test_classes_below_rounding_are_left_out_by_each_of_its_own(name, mirrored):
+    found = mirrored["below rounding"][name]
+    assert_leaves_out_what_one_replica_does(found)
+    assert sum(replica["kept"] for replica in found["replicas"]) == found["kept_by_one"]
 
 
 ERRORS = {
@@ -140,12 +155,27 @@ def test_workers_that_disagree_do_not_wait():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_bytes_of_a_step(dtype, mirrored):
-    assert mirrored["traffic"][dtype]["came"] == mirrored["traffic"][dtype]["told"]
+@pytest.mark.parametrize("step", ["float32, 1.0", "bfloat16, 1.0", "float32, 0.5"])
+def test_the_bytes_of_a_step(step, mirrored):
+    """Of one with samples (the rate is below 1), their own collectives, too."""
+    assert mirrored["traffic"][step]["came"] == mirrored["traffic"][step]["told"]
 
 
 # ---- one replica, in this process
+
+
+def test_the_classes_that_matter_of_one_replica():
+    batch = sharded_program.random_batch((6, 5, 7), "float32")
+    batch.features[:] *= 30
+    want = lsoftmax_op.kept_classes(*batch.layer)
+    assert 0 < want < 7
+    for class_major in (False, True):
+        own = batch.weights.T if class_major else batch.weights
+        batch_of_rows = (batch.features, own, batch.labels, batch.bias)
+        found = lsoftmax_op.kept_classes(*batch_of_rows, class_major=class_major, **sharded_program.WHOLE)
+        assert found == want
+    with pytest.raises(ValueError, match="num_classes: expected an integer with first_class, as for sharded_loss"):
+        lsoftmax_op.kept_classes(*batch.layer, first_class=0)
 
 
 @pytest.mark.parametrize("margin", [1, 4, sharded_program.KINDS[2]])
@@ -186,6 +216,7 @@ def test_one_replica_compiles():
         ({"labels": [7] * 6}, tf.errors.InvalidArgumentError, r"labels: expected values in \[0, 7\), or -1"),
         ({"label_smoothing": 1.0}, ValueError, r"label_smoothing: expected a number in \[0, 1\)"),
         ({"class_block_size": 0}, ValueError, "class_block_size: expected a positive integer"),
+        ({"filter": True}, ValueError, 'filter: expected "auto" or False, got True'),
     ],
 )
 def test_bad_input(wrong, error, message):

@@ -1,4 +1,4 @@
-"""lsoftmax_op.torch: values and gradients of every order, and what PyTorch's own machinery does with the operators."""
+"""lsoftmax_op.torch: values and gradients of every order, and what is wrong with arguments."""
 
 import math
 import re
@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 from conftest import TorchLayer
-from pages import torch_blocks
 from support import (
     KINDS,
     LAMBDAS,
@@ -16,6 +15,7 @@ from support import (
     random_batch,
     run_python,
 )
+from torch_support import LAYERS, MORE_CLASSES, arguments_of, crowded
 
 from lsoftmax_op import _array_libraries, arrays
 from lsoftmax_op.margins import ArcFace, CosFace, Margin, SphereFace
@@ -25,29 +25,12 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from lsoftmax_op import torch as functions
 from lsoftmax_op.torch import operators
 
-# Row-major weights; and transposed ones, of fewer and of more classes than rows.
-LAYERS = {"[D, C]": TorchLayer(), "[C, D]": TorchLayer(transposed=True)}
 SHAPES = ((13, 33, 7), (5, 19, 40), (1, 1, 1), (1, 5, 9), (0, 4, 3))
-MORE_CLASSES = (9, 19, 40)
 
 
 @pytest.fixture(params=LAYERS)
 def layer(request):
     return LAYERS[request.param]
-
-
-def crowded(shape=MORE_CLASSES, dtype="float64", margin=4, seed=0):
-    """A batch in which several rows share a class, among them class 0 and the last; some have no target."""
-    batch = random_batch(shape, dtype, seed).beside(margin)
-    rows, _, classes = shape
-    batch.labels[:] = np.resize([0, -1, classes - 1, 0, classes // 2, classes - 1, classes // 2, -1], rows)
-    return batch
-
-
-def arguments_of(batch, layer=LAYERS["[D, C]"]):
-    """Features, weights, labels and bias, those of a floating type as leaves."""
-    tensors = layer.tensors(*batch.layer)
-    return [x.requires_grad_() if x is not None and x.is_floating_point() else x for x in tensors]
 
 
 # Values and gradients -------------------------------------------------------------------------------------------------
@@ -79,12 +62,12 @@ def test_angles_that_matter(layer, margin):
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("margin", [4, *KINDS], ids=repr)
-def test_the_results_of_arrays_to_the_last_bit(dtype, margin, label_smoothing):
+def test_the_results_of_arrays_to_the_last_bit(layer, dtype, margin, label_smoothing):
     batch = crowded(dtype=dtype, margin=margin)
-    x, w, y, b = arguments_of(batch)
+    x, w, y, b = arguments_of(batch, layer)
     leaves = [tensor for tensor in (x, w, b) if tensor is not None]
     grad = torch.linspace(-1, 2, len(x)).to(x.dtype)
-    options = {"margin": margin, "lam": 0.5, "label_smoothing": label_smoothing}
+    options = {"margin": margin, "lam": 0.5, "label_smoothing": label_smoothing, "class_major": layer.class_major}
     loss = functions.margin_softmax_loss(x, w, y, b, **options)
     expected = arrays.loss_grad(grad, x, w, y, b, **options)
     assert torch.equal(loss, expected.loss)
@@ -95,7 +78,7 @@ def test_the_results_of_arrays_to_the_last_bit(dtype, margin, label_smoothing):
 
 @pytest.mark.parametrize("margin", [4, CosFace(0.35, 16), Margin(3, 0.5, 0.1, 2, normalize_features=True)], ids=repr)
 def test_rows_that_share_a_class_among_many(dtype, margin):
-    """Where the kernels see the label columns alone, each is completed once, by all its rows and by no other."""
+    """In both layouts, the weights of a class are completed once, by all its rows and by no other."""
     batch = crowded(dtype=dtype, margin=margin)
     tolerance = {"float64": 1e-13, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}[dtype]
     for run in (TorchLayer.__call__, TorchLayer.loss):
@@ -105,14 +88,44 @@ def test_rows_that_share_a_class_among_many(dtype, margin):
             np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
 
 
+@pytest.mark.parametrize("margin", [4, ArcFace(0.5, 16)], ids=repr)
+@pytest.mark.parametrize("class_major", [False, True])
+@pytest.mark.parametrize("name", ["logits", "loss"])
+def test_the_transpose_of_weights_is_read_as_they_lie(monkeypatch, name, class_major, margin):
+    """`linear.weight.T` is no copy: the kernels are given the memory of the weights, in the layout that they have."""
+    weights_seen = set()
+
+    class Noting(_array_libraries.Torch):
+        def address(self, array):
+            if array.shape == w.shape:
+                weights_seen.add(array.data_ptr())
+            return super().address(array)
+
+    monkeypatch.setattr(operators, "Torch", Noting)
+    function = getattr(functions, f"margin_softmax_{name}")
+    x, w, y, _ = arguments_of(crowded(), LAYERS["[C, D]" if class_major else "[D, C]"])
+
+    def step(w, class_major):
+        value = function(x, w, y, margin=margin, lam=0.5, class_major=class_major)
+        return [value, *torch.autograd.grad(value.square().sum(), (x, w))]
+
+    expected = step(w, class_major)
+    got = step(w.T, not class_major)
+    got[2] = got[2].T
+    assert all(map(torch.equal, got, expected))
+    assert w.data_ptr() in weights_seen
+    assert len(weights_seen) == 3  # theirs, and those of two gradients
+
+
 def test_the_same_bits_and_the_callers_threads(layer):
     x, w, y, b = arguments_of(crowded((300, 19, 7), "float32"), layer)
+    options = {"lam": 0.5, "class_major": layer.class_major}
 
     def step():
-        loss = functions.lsoftmax_loss(x, w, y, b, lam=0.5)
+        loss = functions.lsoftmax_loss(x, w, y, b, **options)
         return [loss, *torch.autograd.grad(loss.sum(), (x, w, b), retain_graph=True)]
 
-    loss = functions.lsoftmax_loss(x, w, y, b, lam=0.5).sum()
+    loss = functions.lsoftmax_loss(x, w, y, b, **options).sum()
     expected = step()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -130,11 +143,12 @@ def test_of_what_is_frozen_no_gradient_is_computed(layer, dtype, wanted):
     batch = crowded(dtype=dtype)
     x, w, y, b = arguments_of(batch, layer)
     leaves = {"features": x, "weights": w, "bias": b}
-    expected = torch.autograd.grad(functions.lsoftmax_loss(x, w, y, b, lam=0.5).sum(), (x, w, b))
+    options = {"lam": 0.5, "class_major": layer.class_major}
+    expected = torch.autograd.grad(functions.lsoftmax_loss(x, w, y, b, **options).sum(), (x, w, b))
     for name, leaf in leaves.items():
         leaf.requires_grad_(name == wanted)
     with torch.profiler.profile() as profile:
-        (got,) = torch.autograd.grad(functions.lsoftmax_loss(x, w, y, b, lam=0.5).sum(), leaves[wanted])
+        (got,) = torch.autograd.grad(functions.lsoftmax_loss(x, w, y, b, **options).sum(), leaves[wanted])
     assert torch.equal(got, expected[list(leaves).index(wanted)])
     products = sum(event.count for event in profile.key_averages() if event.key == "aten::mm")
     assert products == (1 if wanted == "bias" else 2)
@@ -148,7 +162,8 @@ DERIVED = [4, SphereFace(3), ArcFace(0.5, 4), ArcFace(1.2, 4, "linear"), Margin(
 def test_derivatives_of_first_and_second_order(layer, name, margin):
     x, w, y, b = arguments_of(crowded((4, 3, 5), margin=margin), layer)
     function = getattr(functions, f"margin_softmax_{name}")
-    options = {"margin": margin, "lam": 0.5} | ({"label_smoothing": 0.1} if name == "loss" else {})
+    options = {"margin": margin, "lam": 0.5, "class_major": layer.class_major}
+    options |= {"label_smoothing": 0.1} if name == "loss" else {}
     leaves = [tensor for tensor in (x, w, b) if tensor is not None]
 
     def value(x, w, b=None):
@@ -176,7 +191,7 @@ def test_second_derivatives_of_zeros_are_finite(layer, margin):
     batch.features[0], batch.weights[:, 5] = 0, 0
     x, w, y, _ = arguments_of(batch, layer)
     for function in (functions.margin_softmax_logits, functions.margin_softmax_loss):
-        value = function(x, w, y, margin=margin).square().sum()
+        value = function(x, w, y, margin=margin, class_major=layer.class_major).square().sum()
         first = torch.autograd.grad(value, (x, w), create_graph=True)
         for second in torch.autograd.grad(sum(part.square().sum() for part in first), (x, w)):
             assert second.isfinite().all()
@@ -219,150 +234,6 @@ def test_where_nobody_looks_a_bad_label_makes_its_row_nan(on_the_device, layer, 
         assert np.isnan(features_grad[4]).all()
         np.testing.assert_array_equal(value[good], want[good])
         np.testing.assert_array_equal(features_grad[good], want_grad[good])
-
-
-# PyTorch's machinery --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("margin", [4, ArcFace(0.5, 16)], ids=repr)
-@pytest.mark.parametrize("name", ["logits", "loss"])
-def test_the_operators_are_what_they_say(layer, dtype, name, margin):
-    x, w, y, b = arguments_of(crowded((5, 3, 6), dtype, margin), layer)
-    smoothing = (0.1,) if name == "loss" else ()
-    numbers = (
-        (margin, 0.0, 0.0, 1.0, False, False, "unfolded") if margin == 4 else (1, 0.5, 0.0, 16.0, True, True, "linear")
-    )
-    w, lam = w.T if layer.transposed else w, torch.tensor(0.5, dtype=torch.float64)
-    arguments = (x, w.detach().requires_grad_(), y, b, lam, layer.transposed, *numbers, *smoothing)
-    torch.library.opcheck(getattr(torch.ops.lsoftmax_op, name).default, arguments)
-
-
-def compiles():
-    """Whether PyTorch finds what inductor compiles with."""
-    try:
-        return torch.equal(torch.compile(lambda x: x.sin() + 1, backend="inductor")(torch.zeros(3)), torch.ones(3))
-    except Exception:
-        return False
-
-
-@pytest.fixture(params=["aot_eager", "inductor"])
-def backend(request, monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # code of operators as they were is not for these
-    if request.param == "inductor" and not compiles():
-        pytest.skip("PyTorch finds no C++ compiler")
-    torch._dynamo.reset()
-    return request.param
-
-
-@pytest.mark.filterwarnings("ignore")  # PyTorch's own
-@pytest.mark.parametrize("margin", [4, ArcFace(0.5, 16)], ids=repr)
-@pytest.mark.parametrize("name", ["logits", "loss"])
-def test_one_graph(backend, name, margin):
-    x = torch.randn(6, 5, requires_grad=True)
-    y = torch.tensor([1, 3, -1, 1, 8, 0])
-    head = functions.LSoftmaxLinear(5, 9, margin=margin, lam=0.5)
-
-    def step(x, y):
-        if name == "loss":
-            return head.loss(2 * x, y)
-        return torch.nn.functional.cross_entropy(head(2 * x, y), y, ignore_index=-1)
-
-    def results(step):
-        loss = step(x, y)
-        return [loss.detach(), *torch.autograd.grad(loss, (x, head.weight))]
-
-    for got, want in zip(results(torch.compile(step, fullgraph=True, backend=backend)), results(step), strict=True):
-        torch.testing.assert_close(got, want)
-
-
-def test_lambda_changes_without_compiling_anew():
-    from torch._dynamo.testing import CompileCounter
-
-    counter = CompileCounter()
-    head = functions.LSoftmaxLinear(5, 9, margin=4)
-    x, y = torch.randn(6, 5), torch.tensor([1, 3, -1, 1, 8, 0])
-    compiled = torch.compile(head.loss, fullgraph=True, backend=counter)
-    losses = []
-    for lam in (0.0, 1.0, 5.0, math.inf):
-        head.set_lambda(lam)
-        losses.append(compiled(x, y).item())
-        assert losses[-1] == head.loss(x, y).item()
-    assert counter.frame_count == 1
-    assert losses == sorted(losses, reverse=True)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_number_for_lambda_that_changes_while_compiled():
-    x, w, y, b = arguments_of(crowded((5, 3, 6), "float32"))
-    loss = torch.compile(functions.lsoftmax_loss, fullgraph=True, backend="aot_eager")
-    for lam in (0.5, 0.7, 5.0, 2.0):
-        assert torch.equal(loss(x, w, y, b, lam=lam), functions.lsoftmax_loss(x, w, y, b, lam=lam))
-    with pytest.raises(ValueError, match=r"^lam: expected a number >= 0, got -1"):
-        loss(x, w, y, b, lam=-1.0)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_export_checkpoint_and_vmap():
-    head = functions.LSoftmaxLinear(5, 9, lam=0.5)
-    x, y = torch.randn(6, 5, requires_grad=True), torch.tensor([1, 3, -1, 1, 8, 0])
-    plain = torch.export.export(head, (x,))
-    assert not any("lsoftmax_op" in str(node.target) for node in plain.graph.nodes)
-    assert torch.equal(plain.module()(x), head(x))
-    assert torch.equal(torch.export.export(head, (x, y)).module()(x, y), head(x, y))
-
-    (expected,) = torch.autograd.grad(head.loss(x, y), x)
-    checkpointed = torch.utils.checkpoint.checkpoint(lambda x: head.loss(x, y), x, use_reentrant=False)
-    assert torch.equal(torch.autograd.grad(checkpointed, x)[0], expected)
-    batches = torch.vmap(lambda x: functions.lsoftmax_loss(x, head.weight.T, y, lam=0.5))(torch.stack([x, 2 * x]))
-    assert torch.equal(batches[1], functions.lsoftmax_loss(2 * x, head.weight.T, y, lam=0.5))
-
-
-def test_forward_mode_is_refused():
-    x, w, y, _ = arguments_of(crowded((5, 3, 6)))
-    for function in (functions.lsoftmax_logits, functions.lsoftmax_loss):
-        with pytest.raises(TypeError, match=r"^features: expected a tensor without a tangent"):
-            torch.func.jvp(lambda x, f=function: f(x, w, y), (x.detach(),), (torch.ones_like(x),))
-
-
-@pytest.mark.parametrize("name", ["loss", "logits"])
-@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast_with_loss_scaling_trains_as_float32_does(name, half):
-    labels = torch.arange(64) % 5
-    inputs = torch.eye(5, 8)[labels] + 0.1 * torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
-
-    def train(enabled):
-        torch.manual_seed(0)
-        backbone, head = torch.nn.Linear(8, 16), functions.LSoftmaxLinear(16, 5, margin=4, lam=5.0)
-        parameters = [*backbone.parameters(), *head.parameters()]
-        optimizer = torch.optim.SGD(parameters, lr=0.5)
-        scaler = torch.amp.GradScaler("cpu", enabled=enabled)
-        losses = []
-        for _ in range(40):
-            with torch.autocast("cpu", dtype=half, enabled=enabled):
-                features = backbone(inputs)
-                assert features.dtype == head(features).dtype == (half if enabled else torch.float32)
-                if name == "loss":
-                    loss = head.loss(features, labels)
-                else:
-                    loss = torch.nn.functional.cross_entropy(head(features, labels), labels)
-            assert loss.dtype == torch.float32
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            assert {parameter.grad.dtype for parameter in parameters} == {torch.float32}
-            scaler.step(optimizer)
-            scaler.update()
-            losses.append(loss.item())
-        return losses
-
-    in_half, in_float32 = train(True), train(False)
-    assert in_float32[-1] < in_float32[0] / 3
-    np.testing.assert_allclose(in_half, in_float32, rtol=0.05, atol=0.01)
-
-
-@pytest.mark.parametrize("block", torch_blocks("docs/arrays.md"), ids=lambda block: block.code.splitlines()[-1])
-def test_the_page_prints_what_it_shows(block, capsys):
-    exec(block.code, {})
-    assert capsys.readouterr().out == block.shown
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 # lsoftmax_add_cpu_variants(TARGET SOURCE...): compiles each SOURCE once for every CPU variant, each under the namespace
-# LSOFTMAX_VARIANT, and adds the objects to TARGET. On x86-64 these are the levels of its psABI: v1, v3 and v4.
+# LSOFTMAX_VARIANT, and adds the objects to TARGET. On x86-64 these are the levels of its psABI: v1, v3 and v4. On other
+# processors there is the baseline alone, for which the compiler uses the vector unit that all of them have (aarch64: NEON).
 function(lsoftmax_add_cpu_variants target)
   # Sums run over independent lanes, so they vectorise without -ffast-math; NaN and infinities keep their meaning.
   set(options -ffp-contract=fast -fno-math-errno -fno-trapping-math)
@@ -15,6 +16,12 @@ function(lsoftmax_add_cpu_variants target)
     list(APPEND variants avx2 avx512)
     set(options_avx2 -march=x86-64-v3)
     set(options_avx512 -march=x86-64-v4)
+    if((CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 11)
+       OR (CMAKE_CXX_COMPILER_ID STREQUAL Clang AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 12))
+      # They know the instructions of these levels, but not their names.
+      set(options_avx2 -mavx2 -mbmi -mbmi2 -mcx16 -mf16c -mfma -mlzcnt -mmovbe -mpopcnt -msahf)
+      set(options_avx512 ${options_avx2} -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl)
+    endif()
     target_compile_definitions(${target} PRIVATE LSOFTMAX_X86_VARIANTS)
   endif()
   foreach(variant IN LISTS variants)

@@ -48,12 +48,10 @@ if(NOT LSOFTMAX_CUDA STREQUAL OFF)
     add_library(lsoftmax_cuda SHARED ${cuda_sources})
     target_include_directories(lsoftmax_cuda PUBLIC cc)
     target_compile_options(lsoftmax_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
-    set_target_properties(lsoftmax_cuda PROPERTIES PREFIX "" OUTPUT_NAME _lsoftmax_cuda
-                          CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static
-                          LINK_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/cuda_exports.map)
-    target_link_options(lsoftmax_cuda PRIVATE LINKER:--version-script=${CMAKE_CURRENT_LIST_DIR}/cuda_exports.map
-                        LINKER:--no-undefined)
-    install(TARGETS lsoftmax_cuda DESTINATION .)
+    set_target_properties(lsoftmax_cuda PROPERTIES
+                          CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static)
+    target_link_options(lsoftmax_cuda PRIVATE LINKER:--no-undefined)
+    lsoftmax_export(lsoftmax_cuda _lsoftmax_cuda)
     string(REPLACE ";" "\", \"" names "${architectures}")
     set(build_info_cuda "{\"nvcc\": \"${nvcc_version}\", \"architectures\": [\"${names}\"]}")
     message(STATUS "lsoftmax_op: CUDA ${nvcc_version} for ${architectures}")

@@ -1,5 +1,5 @@
-// The classes that matter in a whole batch (filter.h), and columns of matrices: for callers that have threads, as in
-// batch.h.
+// The classes that matter in a whole batch (filter.h), and columns of matrices, or rows of class-major ones: for
+// callers that have threads, as in batch.h.
 //
 // What is found depends neither on ranges nor on threads: a search that ends early ends with the same answer.
 #ifndef LSOFTMAX_CORE_KEPT_H_
@@ -84,6 +84,32 @@ void spread_columns(const T* block, int64_t depth, int64_t classes, const std::v
     for (int64_t d = begin; d < end; ++d) {
       memset(static_cast<void*>(matrix + d * classes), 0, classes * sizeof(T));
       for (int64_t k = 0; k < width; ++k) matrix[d * classes + columns[k]] = block[d * width + k];
+    }
+  });
+}
+
+// taken[k, :] = matrix[rows[k], :]
+template <typename T, typename Over>
+void take_rows(const T* matrix, int64_t depth, const std::vector<int64_t>& rows, T* taken, const Over& over) {
+  over(static_cast<int64_t>(rows.size()), depth, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) std::copy_n(matrix + rows[k] * depth, depth, taken + k * depth);
+  });
+}
+
+// matrix[rows[k], :] = block[k, :], and 0 in all other rows.
+template <typename T, typename Over>
+void spread_rows(const T* block, int64_t depth, int64_t classes, const std::vector<int64_t>& rows, T* matrix,
+                 const Over& over) {
+  std::vector<const T*> sources(classes);  // of each class; null where it is in no row of the block
+  for (size_t k = 0; k < rows.size(); ++k) sources[rows[k]] = block + k * depth;
+  over(classes, depth, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      T* const row = matrix + c * depth;
+      if (sources[c] != nullptr) {
+        std::copy_n(sources[c], depth, row);
+      } else {
+        memset(static_cast<void*>(row), 0, depth * sizeof(T));
+      }
     }
   });
 }

@@ -6,29 +6,29 @@
 
 #include <system_error>
 #include <thread>
-#include <vector>
+#include <utility>
 
-#include "core/batch.h"
+#include "core/ranges.h"
 
 namespace lsoftmax {
 
-// On equal ranges, by at most so many threads, which are made for it. `work` must not throw.
-inline auto over(int threads) {
-  return [threads](int64_t total, int64_t cost, const auto& work) {
-    const int64_t ranges = threads_for(total, cost, threads);
-    std::vector<std::thread> others;
-    int64_t begun = 1;  // ranges given away, and the caller's own: range 0
+// A thread for every task. Nobody waits for one that comes late: PyTorch's own threads, say, may still hold its core,
+// as they wait awake for milliseconds when a product has ended.
+struct NewThreads {
+  template <typename Task>
+  void Schedule(Task task) const {
     try {
-      for (; begun < ranges; ++begun) {
-        others.emplace_back(work, total * begun / ranges, total * (begun + 1) / ranges);
-      }
+      std::thread(std::move(task)).detach();
     } catch (const std::system_error&) {
-      // The system gives no more threads: the caller does the rest.
-      work(total * begun / ranges, total);
+      // The system gives no more threads: the others take what is left.
     }
-    work(0, total / ranges);
-    for (std::thread& other : others) other.join();
-  };
+  }
+};
+
+// By at most so many threads. `work` must not throw.
+inline auto over(int threads) {
+  static const NewThreads pool;
+  return over(&pool, threads);
 }
 
 }  // namespace lsoftmax

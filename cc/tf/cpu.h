@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
+#include "core/ranges.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tf/inputs.h"
-#include "tf/ranges.h"
 
 namespace lsoftmax {
 

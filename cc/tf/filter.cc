@@ -6,6 +6,8 @@
 //   TakeColumns     block[:, k] = matrix[:, columns[k]]
 //   SpreadColumns   new_matrix[:, columns[k]] = block[:, k], 0 in the other columns
 //
+// with rows for columns, block[k, :] and matrix[columns[k], :], if the matrix is class-major.
+//
 // Not tf.gather and a scatter: along the second dimension TensorFlow has no scatter, and without anything to leave out
 // they would copy all of it. Not tf.cond: these ops say under XLA, too, where no size may depend on data, that nothing
 // is left out, and a graph that is traced for one may be compiled by the other.
@@ -41,15 +43,17 @@ REGISTER_OP("LsoftmaxTakeColumns")
     .Input("matrix: T")
     .Input("columns: int64")
     .Output("block: T")
+    .Attr("class_major: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
-Some columns of a matrix.
+Some columns of a matrix, or some rows of one that is class-major.
 
-matrix: [D, C].
+matrix: [D, C]; or [C, D] if class_major.
+class_major: whether what is taken are rows.
 columns: [B], each in [0, C), or [0] for all C, in the same buffer; on a GPU [0]. Under XLA, where nothing can raise an
   error, another number makes NaNs.
-block: [D, B].
+block: [D, B]; or [B, D] if class_major.
 )doc");
 
 REGISTER_OP("LsoftmaxSpreadColumns")
@@ -57,16 +61,18 @@ REGISTER_OP("LsoftmaxSpreadColumns")
     .Input("columns: int64")
     .Input("matrix: T")
     .Output("new_matrix: T")
+    .Attr("class_major: bool = false")
     .Attr("T: {half, bfloat16, float, double}")
     .SetShapeFn(infer_shapes)
     .Doc(R"doc(
-A matrix that is zero but in some columns: the gradient of LsoftmaxTakeColumns.
+A matrix that is zero but in some columns, or in some rows if it is class-major: the gradient of LsoftmaxTakeColumns.
 
-block: [D, B].
+block: [D, B]; or [B, D] if class_major.
+class_major: whether what is given are rows.
 columns: [B], each in [0, C), all different, or [0] for the first B; on a GPU [0], and B = C. Under XLA, where nothing
   can raise an error, another number makes NaNs.
-matrix: [D, C], of which only the shape is taken.
-new_matrix: [D, C]; `block`, the same buffer, if these are all columns.
+matrix: [D, C]; or [C, D] if class_major. Only the shape is taken.
+new_matrix: [D, C] as `matrix`; `block`, the same buffer, if these are all columns.
 )doc");
 
 // Whether classes are left out on this back end.
@@ -80,12 +86,16 @@ absl::Status read_columns(const Tensor& tensor, int64_t classes, std::vector<int
   return status_of(bad < 0 ? "" : about_bad_column(bad, (*columns)[bad], classes));
 }
 
-// What the ops have in common: inputs of the right shapes.
+// What the ops have in common: inputs of the right shapes, and one output.
 class ShapedOp : public OpKernel {
  public:
   explicit ShapedOp(OpKernelConstruction* construction) : OpKernel(construction), signature_(*this, construction) {}
 
  protected:
+  absl::Status allocate(OpKernelContext* context, const Sizes& sizes, Tensor** output) const {
+    return context->allocate_output(0, shape_in(signature_.outputs()[0].array, sizes), output);
+  }
+
   const Signature signature_;
 };
 
@@ -134,9 +144,11 @@ class TakeColumnsOp : public ShapedOp {
       std::vector<int64_t> columns;
       OP_REQUIRES_OK(context, read_columns(given, sizes.classes(), &columns));
       Tensor* block = nullptr;
-      OP_REQUIRES_OK(context, context->allocate_output(0, {sizes.depth(), sizes.block()}, &block));
-      take_columns(data_of<Core<T>>(matrix), sizes.depth(), sizes.classes(), columns,
-                   static_cast<Core<T>*>(block->data()), Cpu::over(context));
+      OP_REQUIRES_OK(context, allocate(context, sizes, &block));
+      const auto* const from = data_of<Core<T>>(matrix);
+      auto* const to = static_cast<Core<T>*>(block->data());
+      signature_.class_major() ? take_rows(from, sizes.depth(), columns, to, Cpu::over(context))
+                               : take_columns(from, sizes.depth(), sizes.classes(), columns, to, Cpu::over(context));
     } else {
       context->SetStatus(status_of(about_columns_on_gpu(given.NumElements())));
     }
@@ -160,9 +172,11 @@ class SpreadColumnsOp : public ShapedOp {
                                                       : check_first("columns", 0, width, classes));
       for (int64_t c = 0; given.NumElements() == 0 && c < width; ++c) columns.push_back(c);
       Tensor* matrix = nullptr;
-      OP_REQUIRES_OK(context, context->allocate_output(0, {sizes.depth(), classes}, &matrix));
-      spread_columns(data_of<Core<T>>(block), sizes.depth(), classes, columns, static_cast<Core<T>*>(matrix->data()),
-                     Cpu::over(context));
+      OP_REQUIRES_OK(context, allocate(context, sizes, &matrix));
+      const auto* const from = data_of<Core<T>>(block);
+      auto* const to = static_cast<Core<T>*>(matrix->data());
+      signature_.class_major() ? spread_rows(from, sizes.depth(), classes, columns, to, Cpu::over(context))
+                               : spread_columns(from, sizes.depth(), classes, columns, to, Cpu::over(context));
     } else {
       context->SetStatus(status_of(about_columns_on_gpu(width)));
     }

@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.eager import record  # whether gradients are recorded has no public name
 
-from lsoftmax_op import _checks, formula, library, ops
+from lsoftmax_op import _checks, angles, formula, library, ops
 from lsoftmax_op._terms import without_psi
 from lsoftmax_op.keras import annealing, margin_argument, plain
 from lsoftmax_op.keras.annealed_layer import AnnealedLayer
@@ -246,7 +246,7 @@ class LSoftmaxDense(AnnealedLayer, keras.layers.Dense):
         """Returns cos(theta), 0 without a target, never in a half precision: in it, angles near 0 are degrees apart."""
         dtype = "float64" if self.compute_dtype == "float64" else "float32"
         features, kernel = keras.ops.cast(features, dtype), keras.ops.cast(self._float_kernel(), dtype)
-        return ops.target_cosines(features, kernel, labels)
+        return angles.target_cosines(features, kernel, labels)
 
     def quantize(self, mode: str | None = None, type_check: bool = True, **options: Any) -> None:
         """Quantises the layer as ``keras.layers.Dense`` does.

@@ -7,7 +7,8 @@ is applied at home, by the same code, to the row and to slots that lie beside it
     sampled    rows and slots of the K sampled classes are gathered into [K, D], updated there, and scattered back; the
                others stay as they are, slots and all (An et al., Partial FC, ICCV 2021 workshops)
 
-The rule must be one of each number alone, as those of SGD or Adam are; it is tried out.
+The rule must be one of each number alone, as those of SGD or Adam are, and what it keeps of a class a row of slots
+[C_r, D]; both are tried out.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ class _AtHome(keras.optimizers.Optimizer):
     def _backend_increment_gradient_accumulators(self, grads: Any, acc_grads: Any) -> None:
         for gradient, total in zip(grads, acc_grads, strict=True):
             total.assign_add(gradient)
+
+    def add_variable(self, shape: Any, initializer: Any = "zeros", dtype: Any = None, **options: Any) -> Any:
+        """Makes a counter; or, if it has the shape of the rows, a slot: Keras 3.5 asks for some so (Adagrad, Ftrl)."""
+        for rows in getattr(self, "_trainable_variables", ()):
+            if tf.TensorShape(shape).as_list() == rows.shape.as_list():
+                return self.add_variable_from_reference(rows, options.get("name"), initializer)
+        return super().add_variable(shape, initializer, dtype, **options)
 
     def add_variable_from_reference(
         self, reference_variable: tf.Variable, name: str | None = None, initializer: Any = "zeros"
@@ -127,7 +135,7 @@ def check(optimizer: keras.optimizers.Optimizer, sampled: bool) -> None:
         sampled: whether classes are sampled.
 
     Raises:
-        ValueError: an optimizer that does something with all weights at once.
+        ValueError: an optimizer that does something with all weights at once, or keeps something of all classes.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     refused = {
@@ -146,6 +154,12 @@ def check(optimizer: keras.optimizers.Optimizer, sampled: bool) -> None:
             "optimizer: expected one that updates every number alone, as SGD, Adam and AdamW do, got "
             f"{type(inner).__name__}, which updates a row in another way when it is alone"
         )
+    for variable in without_scopes(lambda: _tried_out(inner, tf.Variable(tf.zeros([2, 3])))).variables:
+        if len(variable.shape) > 0:
+            raise ValueError(
+                "optimizer: expected one whose slots have the shape of the weights, to be shared out with the classes, "
+                f"got {type(inner).__name__}, whose {variable.name} beside weights (2, 3) is {tuple(variable.shape)}"
+            )
 
 
 def _rule_of(optimizer: keras.optimizers.Optimizer, learning_rate: Callable[[], Any]) -> Any:
@@ -158,6 +172,14 @@ def _rule_of(optimizer: keras.optimizers.Optimizer, learning_rate: Callable[[], 
     return rule
 
 
+def _tried_out(optimizer: keras.optimizers.Optimizer, variable: tf.Variable) -> Any:
+    """Returns an optimizer's rule, ready to update a variable."""
+    rule = _rule_of(optimizer, lambda: tf.constant(0.125))
+    rule.keep = lambda slot: None
+    rule.build([variable])
+    return rule
+
+
 def _is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether two rows that are updated together become what each becomes alone.
 
@@ -167,9 +189,7 @@ def _is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
 
     def after(rows: slice) -> np.ndarray:
         variable = tf.Variable(np.array([[1, 2, -3], [-0.5, 1, 4]], np.float32)[rows])
-        rule = _rule_of(optimizer, lambda: tf.constant(0.125))
-        rule.keep = lambda slot: None
-        rule.build([variable])
+        rule = _tried_out(optimizer, variable)
         for gradient in gradients:
             rule.apply([tf.constant(gradient[rows])], [variable])
         return variable.numpy()

@@ -1,7 +1,7 @@
 """The margin logits and their loss as PyTorch functions; the operators behind them are those of operators.py.
 
 What is left to do here: to spell a margin as its numbers, lambda as a tensor, and weights that are the transpose of a
-dense [C, D], as `torch.nn.Linear` keeps them, as that. Within ``torch.autocast`` floats become float32, as they do for
+dense array as that array, in the other layout. Within ``torch.autocast`` floats become float32, as they do for
 PyTorch's own losses.
 """
 
@@ -29,6 +29,7 @@ def lsoftmax_logits(
     *,
     margin: int = 4,
     lam: float | torch.Tensor = 0.0,
+    class_major: bool = False,
 ) -> torch.Tensor:
     """Computes the logits of Large-Margin Softmax (Liu et al., ICML 2016, equations 4 to 6).
 
@@ -46,13 +47,14 @@ def lsoftmax_logits(
 
     Args:
         features: [N, D], float16, bfloat16, float32 or float64, on the CPU or on a CUDA device.
-        weights: [D, C], of the same dtype and device. Of a ``torch.nn.Linear``, ``linear.weight.T``, which is not
-            copied where there are more classes than samples.
+        weights: [D, C], of the same dtype and device; [C, D] if `class_major`.
         labels: [N], integers, each in [0, C); -1 leaves its row the plain layer's.
         bias: [C], of the same dtype, or None.
         margin: the integer m from 1 (no margin) to 64.
         lam: the annealing weight lambda >= 0, a number or a scalar tensor on the same device; infinity is the plain
             layer. A tensor that changes never compiles anew. See `LambdaScheduler`.
+        class_major: whether the weights are [C, D], a row for every class, as those of a ``torch.nn.Linear``. They are
+            not copied to another layout, nor is their gradient; and neither is ``linear.weight.T`` without this.
 
     Returns:
         The logits, [N, C], of the features' dtype.
@@ -63,7 +65,7 @@ def lsoftmax_logits(
             look: a label out of range, or a lambda there, makes its row NaN.
         ImportError: tensors on a CUDA device, and the package was built without CUDA.
     """
-    return operators.logits(*_arguments(features, weights, labels, bias, _checks.margin(margin), lam))
+    return operators.logits(*_arguments(features, weights, labels, bias, _checks.margin(margin), lam, class_major))
 
 
 def margin_softmax_logits(
@@ -74,6 +76,7 @@ def margin_softmax_logits(
     *,
     margin: Margin | int,
     lam: float | torch.Tensor = 0.0,
+    class_major: bool = False,
 ) -> torch.Tensor:
     """Computes the logits of any margin: L-Softmax, SphereFace, CosFace, ArcFace or their combination.
 
@@ -86,11 +89,12 @@ def margin_softmax_logits(
 
     Args:
         features: [N, D], as for `lsoftmax_logits`.
-        weights: [D, C], as for `lsoftmax_logits`; transposed ones are copied where the margin normalises them.
+        weights: [D, C], or [C, D], as for `lsoftmax_logits`.
         labels: [N], as for `lsoftmax_logits`.
         bias: [C], of the same dtype, or None; None with a margin that normalises or scales.
         margin: of `lsoftmax_op.margins`, whose m2, m3 and scale are numbers, or an integer m for L-Softmax.
         lam: as for `lsoftmax_logits`.
+        class_major: as for `lsoftmax_logits`.
 
     Returns:
         The logits, [N, C], of the features' dtype; 0 where a norm is zero that the margin divides by.
@@ -98,7 +102,7 @@ def margin_softmax_logits(
     Raises:
         TypeError, ValueError, ImportError: as for `lsoftmax_logits`.
     """
-    return operators.logits(*_arguments(features, weights, labels, bias, margin, lam))
+    return operators.logits(*_arguments(features, weights, labels, bias, margin, lam, class_major))
 
 
 def lsoftmax_loss(
@@ -110,6 +114,7 @@ def lsoftmax_loss(
     margin: int = 4,
     lam: float | torch.Tensor = 0.0,
     label_smoothing: float = 0.0,
+    class_major: bool = False,
 ) -> torch.Tensor:
     """Computes the loss of Large-Margin Softmax (Liu et al., ICML 2016, equations 3 to 6), one number a sample.
 
@@ -120,13 +125,14 @@ def lsoftmax_loss(
 
     Args:
         features: [N, D], as for `lsoftmax_logits`.
-        weights: [D, C], as for `lsoftmax_logits`.
+        weights: [D, C], or [C, D], as for `lsoftmax_logits`.
         labels: [N], integers, each in [0, C); -1 gives its row loss 0 and gradient 0.
         bias: [C], of the same dtype, or None.
         margin: the integer m from 1 (no margin) to 64.
         lam: as for `lsoftmax_logits`.
         label_smoothing: epsilon in [0, 1), as in ``torch.nn.functional.cross_entropy``: the target distribution is
             1 - epsilon on the sample's class, and epsilon / C on each of the C classes.
+        class_major: as for `lsoftmax_logits`.
 
     Returns:
         The loss of each sample, [N], of the features' dtype (float32 within ``torch.autocast``), never negative.
@@ -134,7 +140,7 @@ def lsoftmax_loss(
     Raises:
         TypeError, ValueError, ImportError: as for `lsoftmax_logits`.
     """
-    return _loss(features, weights, labels, bias, _checks.margin(margin), lam, label_smoothing)
+    return _loss(features, weights, labels, bias, _checks.margin(margin), lam, class_major, label_smoothing)
 
 
 def margin_softmax_loss(
@@ -146,6 +152,7 @@ def margin_softmax_loss(
     margin: Margin | int,
     lam: float | torch.Tensor = 0.0,
     label_smoothing: float = 0.0,
+    class_major: bool = False,
 ) -> torch.Tensor:
     """Computes the loss of any margin, one number a sample: the softmax cross-entropy of `margin_softmax_logits`.
 
@@ -155,12 +162,13 @@ def margin_softmax_loss(
 
     Args:
         features: [N, D], as for `lsoftmax_logits`.
-        weights: [D, C], as for `margin_softmax_logits`.
+        weights: [D, C], or [C, D], as for `lsoftmax_logits`.
         labels: [N], as for `lsoftmax_loss`.
         bias: [C], of the same dtype, or None; None with a margin that normalises or scales.
         margin: as for `margin_softmax_logits`.
         lam: as for `lsoftmax_logits`.
         label_smoothing: as for `lsoftmax_loss`.
+        class_major: as for `lsoftmax_logits`.
 
     Returns:
         The loss of each sample, [N], as `lsoftmax_loss`. Of a norm of zero that is divided by come logits of 0 and
@@ -169,7 +177,7 @@ def margin_softmax_loss(
     Raises:
         TypeError, ValueError, ImportError: as for `lsoftmax_logits`.
     """
-    return _loss(features, weights, labels, bias, margin, lam, label_smoothing)
+    return _loss(features, weights, labels, bias, margin, lam, class_major, label_smoothing)
 
 
 def _loss(*arguments: Any) -> Any:
@@ -178,9 +186,16 @@ def _loss(*arguments: Any) -> Any:
 
 
 def _arguments(
-    features: Any, weights: Any, labels: Any, bias: Any, margin: Margin | int, lam: float | torch.Tensor
+    features: Any,
+    weights: Any,
+    labels: Any,
+    bias: Any,
+    margin: Margin | int,
+    lam: float | torch.Tensor,
+    class_major: bool,
 ) -> tuple[Any, ...]:
     """Returns what the operators take."""
+    class_major = _checks.flag(class_major, "class_major")
     margin = known_margin(_margin_of(margin))
     _checks.bias_beside(bias, margin)
     for name, value in (("features", features), ("weights", weights), ("labels", labels), ("bias", bias)):
@@ -196,9 +211,9 @@ def _arguments(
         raise TypeError(f"lam: expected a number >= 0 or a scalar tensor, got {_checks.described(lam)}")
     if features.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(features.device.type):
         features, weights, bias = (_as_in_autocast(tensor) for tensor in (features, weights, bias))
-    is_class_major = weights.dim() == 2 and not weights.is_contiguous() and weights.T.is_contiguous()
-    weights = weights.T if is_class_major else weights
-    return features, weights, labels, bias, lam, is_class_major, *_attributes(margin)
+    if _is_transposed(weights) and weights.shape[1 if class_major else 0] == features.shape[-1]:
+        weights, class_major = weights.T, not class_major  # as they lie
+    return features, weights, labels, bias, lam, class_major, *_attributes(margin)
 
 
 def _margin_of(margin: Margin | int) -> Margin:
@@ -220,6 +235,11 @@ def _check_tensor(name: str, value: Any, device: Any) -> None:
             f"{name}: expected a tensor without a tangent, got one with, as within torch.func.jvp and forward_ad: take "
             "gradients by backward or torch.autograd.grad"
         )
+
+
+def _is_transposed(weights: Any) -> bool:
+    """Whether they are a view of a dense matrix that has the other layout."""
+    return weights.dim() == 2 and not weights.is_contiguous() and weights.T.is_contiguous()
 
 
 def _as_in_autocast(tensor: Any) -> Any:

@@ -97,7 +97,7 @@ class LSoftmaxLinear(torch.nn.Linear):
             return formula.plain_logits(input, self.weight.T, self.margin)
         features, flat_labels = self._batch(input, labels)
         logits = margin_softmax_logits(
-            features, self.weight.T, flat_labels, self.bias, margin=self.margin, lam=self.lam
+            features, self.weight, flat_labels, self.bias, margin=self.margin, lam=self.lam, class_major=True
         )
         return logits.reshape(*labels.shape, self.out_features)
 
@@ -119,8 +119,16 @@ class LSoftmaxLinear(torch.nn.Linear):
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {_checks.shown(reduction)}")
         features, flat_labels = self._batch(input, labels)
-        options = {"margin": self.margin, "lam": self.lam, "label_smoothing": self.label_smoothing}
-        losses = margin_softmax_loss(features, self.weight.T, flat_labels, self.bias, **options)
+        losses = margin_softmax_loss(
+            features,
+            self.weight,
+            flat_labels,
+            self.bias,
+            margin=self.margin,
+            lam=self.lam,
+            label_smoothing=self.label_smoothing,
+            class_major=True,
+        )
         if reduction == "none":
             return losses.reshape(labels.shape)
         return losses.sum() if reduction == "sum" else losses.sum() / (flat_labels != -1).sum()

@@ -13,7 +13,7 @@ A margin is spelled as its attributes, in their order: an operator takes tensors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,13 +21,14 @@ import torch
 from lsoftmax_op._array_layer import Layer
 from lsoftmax_op._array_libraries import Torch
 from lsoftmax_op.margins import Margin
-from lsoftmax_op.torch import class_major, formula
+from lsoftmax_op.torch import formula
 
 _TENSORS = "Tensor features, Tensor weights, Tensor labels, Tensor? bias, Tensor lam"
 _MARGIN = "int m1, float m2, float m3, float scale, bool normalize_features, bool normalize_weights, str continuation"
 _LAYER = f"{_TENSORS}, bool class_major, {_MARGIN}"
 _LOSS_LAYER = f"{_LAYER}, float label_smoothing"
-_STATE = ("products_grad", "geometry_grad", "target_grad", "target_weights", "grad_unit", "label_order")
+_OPTIONAL = ("target_weights", "grad_unit", "label_order")  # not of every layer
+_STATE = ("products_grad", "geometry_grad", "target_grad", *_OPTIONAL)
 _STATE_TENSORS = ", ".join(f"Tensor {name}" for name in _STATE)
 _WANTED = "bool of_features, bool of_weights"
 _GRADIENTS = "(Tensor features_grad, Tensor weights_grad, Tensor bias_grad)"
@@ -49,7 +50,7 @@ def logits(*arguments: Any) -> Any:
 @_operator("logits_grad", f"Tensor grad, {_LAYER}", _GRADIENTS)
 def logits_grad(grad: Any, *arguments: Any) -> tuple[Any, ...]:
     """Computes the derivatives of sum(grad * logits) in features, weights and bias."""
-    return _as_results(arguments, *_layer(*arguments).logits_gradients(grad))
+    return _as_results(arguments[0], *_layer(*arguments).logits_gradients(grad))
 
 
 @_operator("loss", _LOSS_LAYER, f"(Tensor loss, {_STATE_TENSORS})")
@@ -57,9 +58,9 @@ def loss(*arguments: Any) -> tuple[Any, ...]:
     """Computes the loss, [N], and what its gradient is made of, by the names of cc/core/arguments.h."""
     layer = _layer(*arguments)
     with layer.array_library.device():
-        grad_unit, label_order = _optional_state(*arguments)
-        shared = {"label_order": label_order} if label_order.numel() else {}
-        state = {"grad_unit": grad_unit, "label_order": label_order} | layer.loss(**shared)
+        optional = _optional_state(layer.features, layer.class_major)
+        order = optional["label_order"]
+        state = optional | layer.loss(**{"label_order": order} if order.numel() else {})
     return state["loss"], *(state[name] for name in _STATE)
 
 
@@ -70,25 +71,17 @@ def loss_grad(grad: Any, *arguments: Any) -> tuple[Any, ...]:
     arguments, (of_features, of_weights) = arguments[:-2], arguments[-2:]
     layer = _layer(*arguments)
     grad = layer.upstream(grad, "[N]", (layer.rows,))
-    state = dict(zip(_STATE, arrays, strict=True))
-    for name in ("grad_unit", "label_order"):
-        if not state[name].numel():
-            del state[name]
-    return _as_results(arguments, *layer.loss_gradients(grad, state, of_features, of_weights))
+    state = {name: array for name, array in zip(_STATE, arrays, strict=True) if name not in _OPTIONAL or array.numel()}
+    return _as_results(arguments[0], *layer.loss_gradients(grad, state, of_features, of_weights))
 
 
-def _layer(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_class_major: bool, *numbers: Any) -> Layer:
+def _layer(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, class_major: bool, *numbers: Any) -> Layer:
     library = Torch(torch, features, torch.get_num_threads() if features.device.type == "cpu" else None)
-    margin, smoothing = Margin(*numbers[:7]), numbers[7:]
-    layer_of = class_major.layer_of if is_class_major else Layer
-    return layer_of(library, features, weights, labels, bias, margin, lam, *smoothing)
+    margin, smoothing = Margin(*numbers[:7]), numbers[7] if len(numbers) > 7 else 0.0
+    return Layer(library, features, weights, labels, bias, margin, lam, smoothing, class_major)
 
 
-def _as_results(arguments: Sequence[Any], features_grad: Any, weights_grad: Any, bias_grad: Any) -> tuple[Any, ...]:
-    features, is_class_major = arguments[0], arguments[5]
-    if is_class_major and weights_grad is not None:
-        weights_grad = weights_grad.T.contiguous()
-    gradients = features_grad, weights_grad, bias_grad
+def _as_results(features: Any, *gradients: Any) -> tuple[Any, ...]:
     return tuple(features.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
@@ -96,20 +89,19 @@ def _as_results(arguments: Sequence[Any], features_grad: Any, weights_grad: Any,
 
 
 @logits.register_fake
-def _(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_class_major: bool, *_: Any) -> Any:
-    return features.new_empty(features.shape[0], _classes(weights, is_class_major))
+def _(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, class_major: bool, *_: Any) -> Any:
+    return features.new_empty(features.shape[0], _classes(weights, class_major))
 
 
 @loss.register_fake
-def _(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_class_major: bool, *_: Any) -> Any:
-    rows, depth = features.shape
+def _(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, class_major: bool, *_: Any) -> Any:
+    rows = features.shape[0]
     return (
         features.new_empty(rows),
-        features.new_empty(rows, _classes(weights, is_class_major)),
+        features.new_empty(rows, _classes(weights, class_major)),
         features.new_empty(3, rows, dtype=torch.float64),
         features.new_empty(rows, dtype=torch.float64),
-        features.new_empty(rows, depth),
-        *_optional_state(features, weights, labels, bias, lam, is_class_major),
+        *_optional_state(features, class_major).values(),
     )
 
 
@@ -129,18 +121,19 @@ def _fake_gradients(features: Any, weights: Any, bias: Any, like: Any = None) ->
     return tuple(like.new_empty(0 if of is None else of.shape) for of in (features, weights, bias))
 
 
-def _optional_state(
-    features: Any, weights: Any, labels: Any, bias: Any, lam: Any, is_class_major: bool, *_: Any
-) -> tuple[Any, Any]:
-    """Returns memory for grad_unit and label_order, or for 0 rows where there are none."""
-    rows = features.shape[0]
-    has_order = features.device.type == "cuda" and not is_class_major
-    grad_unit = features.new_empty(rows if features.dtype == torch.float16 else 0, dtype=torch.float32)
-    return grad_unit, features.new_empty(2, rows if has_order else 0, dtype=torch.int64)
+def _optional_state(features: Any, class_major: bool) -> dict[str, Any]:
+    """Returns memory for what a layer may leave, by the names of _OPTIONAL; empty where it leaves none."""
+    rows, depth = features.shape
+    in_half, on_cuda = features.dtype == torch.float16, features.device.type == "cuda"
+    return {
+        "target_weights": features.new_empty(0 if class_major else rows, depth),
+        "grad_unit": features.new_empty(rows if in_half else 0, dtype=torch.float32),
+        "label_order": features.new_empty(2, rows if on_cuda else 0, dtype=torch.int64),
+    }
 
 
-def _classes(weights: Any, is_class_major: bool) -> Any:
-    return weights.shape[0 if is_class_major else 1]
+def _classes(weights: Any, class_major: bool) -> Any:
+    return weights.shape[0 if class_major else 1]
 
 
 # Their gradients ------------------------------------------------------------------------------------------------------
@@ -200,10 +193,10 @@ def _second_derivatives(
 ) -> tuple[Any, ...]:
     """With f = sum(grad * function(X, W, b)), those of sum(upstream * df/d(X, W, b)) in grad, X, W and b."""
     grad, features, weights, labels, bias, lam = ctx.saved_tensors
-    is_class_major, margin, smoothing = numbers[0], Margin(*numbers[1:8]), numbers[8:]
+    class_major, margin, smoothing = numbers[0], Margin(*numbers[1:8]), numbers[8:]
 
     def value(features: Any, weights: Any, bias: Any = None) -> Any:
-        weights = weights.T if is_class_major else weights
+        weights = weights.T if class_major else weights
         return function(features, weights, labels, bias, lam, margin, *smoothing)
 
     variables = [tensor for tensor in (features, weights, bias) if tensor is not None]

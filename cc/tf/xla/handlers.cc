@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "core/batch.h"
-#include "tf/ranges.h"
+#include "core/ranges.h"
 #include "tf/xla/buffers.h"
 
 namespace lsoftmax {

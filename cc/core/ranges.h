@@ -1,19 +1,18 @@
-// `over` of core/batch.h on the threads of a pool that is somebody else's.
+// `over` of batch.h on the threads of a pool.
 //
 // Threads take ranges one after the other, and the caller takes part. In the end it waits for ranges that others have
 // begun, never for a thread to come: it may itself be the last one of its pool; and to wake a thread can take as long
 // as a kernel.
-#ifndef LSOFTMAX_TF_RANGES_H_
-#define LSOFTMAX_TF_RANGES_H_
+#ifndef LSOFTMAX_CORE_RANGES_H_
+#define LSOFTMAX_CORE_RANGES_H_
 
 #include <stdint.h>
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <functional>
+#include <future>
 #include <memory>
-#include <mutex>
 #include <utility>
 
 #include "core/batch.h"
@@ -30,16 +29,10 @@ class Ranges {
     for (int64_t i = next_++; i < count_; i = next_++, ++taken) {
       work_(first(i), first(i + 1));
     }
-    if (taken == 0) return;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    done_ += taken;
-    if (done_ == count_) all_done_.notify_all();
+    if (taken > 0 && (done_ += taken) == count_) all_done_.set_value();
   }
 
-  void wait() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    all_done_.wait(lock, [&] { return done_ == count_; });
-  }
+  void wait() { all_done_.get_future().wait(); }
 
  private:
   // Where range i begins: each is smaller than the one before, so that nobody waits long for the last; or all are of one.
@@ -50,10 +43,9 @@ class Ranges {
 
   const int64_t total_, count_;
   const std::function<void(int64_t, int64_t)> work_;
-  std::atomic<int64_t> next_{0};
-  std::mutex mutex_;
-  std::condition_variable all_done_;
-  int64_t done_ = 0;  // guarded by mutex_
+  std::atomic<int64_t> next_{0}, done_{0};
+  // No std::condition_variable: waiting for one wants the libstdc++ of GCC 12, which manylinux_2_34 has not.
+  std::promise<void> all_done_;
 };
 
 // On at most `most` threads, the caller and those of the pool, which has Schedule(task).
@@ -72,4 +64,4 @@ auto over(Pool* pool, int64_t most) {
 
 }  // namespace lsoftmax
 
-#endif  // LSOFTMAX_TF_RANGES_H_
+#endif  // LSOFTMAX_CORE_RANGES_H_
