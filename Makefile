@@ -11,7 +11,7 @@ export LSOFTMAX_CUDA_ARCHITECTURES
 BIN := $(VENV)/bin
 # Files of tests side by side, one a core: most tests keep one busy. In the order of tests/conftest.py, the longest first.
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.cc' -o -name '*.cmake' -o -name '*.map' -o -name "*.in" -o -name "*.cu" -o -name "*.cuh") \
+SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.cc' -o -name '*.cmake' -o -name "*.in" -o -name "*.cu" -o -name "*.cuh") \
            CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
 CXX_FILES := $(shell find cc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
@@ -58,7 +58,7 @@ wheels: $(VENV)/ready  ## build the wheel for every TensorFlow into dist/ (WHEEL
 gpu:  ## on a machine with an NVIDIA GPU, CUDA and PyTorch: build, check and time the CUDA kernels there
 	build_tools/gpu.sh $(PYTHON)
 
-aarch64: $(VENV)/ready  ## cross-compile core, arrays and oracle for aarch64, and run their tests emulated (Debian, Ubuntu)
+aarch64: $(VENV)/ready  ## cross-compile core, arrays and oracle for aarch64, and run their tests emulated (Debian 12 or later)
 	PATH="$(abspath $(BIN)):$$PATH" build_tools/aarch64.sh $(BIN)/python
 
 sanitize: build  ## run core and bindings under the address and undefined-behaviour sanitizers
@@ -68,8 +68,10 @@ matrix: $(VENV)/ready  ## try the wheels of dist/ beside every TensorFlow and CP
 	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py release)
 	$(BIN)/python build_tools/matrix.py $(MATRIX)
 
+release-check: WHEELS = --every-python
 release-check:  ## all that a release must pass, in order, to the first that fails
-	@for step in $(RELEASE_STEPS); do echo "== make $$step" && $(MAKE) --no-print-directory $$step || exit 1; done
+	rm -rf dist
+	@for step in $(RELEASE_STEPS); do echo "== make $$step" && $(MAKE) --no-print-directory WHEELS="$(WHEELS)" $$step || exit 1; done
 
 lint: $(VENV)/linters  ## judge the code: its style, and its types in Python
 	$(BIN)/ruff format --check .
@@ -96,7 +98,11 @@ $(VENV)/linters: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py dev)
 	@touch $@
 
+# A clone holds what was built for one environment: for another one it is built anew.
+ifneq ($(shell cat build/environment 2>/dev/null),$(VENV))
+.PHONY: $(VENV)/built
+endif
 $(VENV)/built: $(VENV)/ready $(SOURCES)
 	@echo "Compiling lsoftmax_op; this takes a few minutes ..."
 	PATH="$(abspath $(BIN)):$$PATH" LSOFTMAX_TF=ON LSOFTMAX_TESTING=ON $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
-	@touch $@
+	@mkdir -p build && echo $(VENV) >build/environment && touch $@

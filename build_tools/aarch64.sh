@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compiles core, arrays and the oracle for aarch64 by a cross compiler, and runs their tests on an emulated processor.
-# usage: build_tools/aarch64.sh [PYTHON]      (an environment with the build and test requirements, on Debian or Ubuntu)
+# usage: build_tools/aarch64.sh [PYTHON]      (an environment with the build and test requirements, on Debian 12 or later)
 #
 # Asks for g++-aarch64-linux-gnu and qemu-user-static, and for a PYTHON of the distribution's own minor version, of which
 # the packages for arm64 are unpacked into build/aarch64/root: nothing is installed, and no rights are wanted.

@@ -61,10 +61,6 @@ class CMakeBuild(build_ext):
         )
         # An isolated build comes with another CMake, Ninja and pybind11 each time: find them anew, keep the objects.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
-        # The compiled parts of an earlier build, of which this one may make fewer, or have them in other folders.
-        for part in ("_lsoftmax_*.so", "_cuda*.so", "tf-*/*"):
-            for stale in destination.glob(part):
-                stale.unlink()
         options = {
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
             "Python_EXECUTABLE": sys.executable,
@@ -73,6 +69,10 @@ class CMakeBuild(build_ext):
         options |= {name: os.environ[name] for name in FROM_ENVIRONMENT if name in os.environ}
         diagnose.run("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *[f"-D{k}={v}" for k, v in options.items()])
         diagnose.run("cmake", "--build", build)
+        # The compiled parts of an earlier build, of which this one may make fewer, or have them in other folders.
+        for part in ("_lsoftmax_*.so", "_cuda*.so", "tf-*/*"):
+            for stale in destination.glob(part):
+                stale.unlink()
         diagnose.run("cmake", "--install", build, "--prefix", destination)
 
     def copy_extensions_to_source(self) -> None:

@@ -6,6 +6,7 @@ where it is read.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def _facts() -> dict[str, object]:
         "disk": _DISK_GB,
         "build": _ROOT / "build",
         "temporary": tempfile.gettempdir(),
-        "peak": max(jobs.PEAK_GB.values()),
+        "peak": jobs.PEAK_GB[jobs.largest_part(os.environ)],
         "free": "an unknown number of" if free is None else f"{free / jobs.GB:.1f}",
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
     }

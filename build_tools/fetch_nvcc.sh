@@ -7,8 +7,12 @@
 # once. An nvcc of CUDA 12.8 or 12.9 from NVIDIA's own packages makes machine code for sm_100 and sm_120, too.
 # NVIDIA's licence holds: https://docs.nvidia.com/cuda/eula
 set -euo pipefail
+folder=$(realpath -m "${1:-$(dirname "$0")/../build/cuda12}")
 cd "$(dirname "$0")/.."
-folder=${1:-build/cuda12}
+if [ -d "$folder" ] && [ -n "$(ls -A "$folder")" ] && [ ! -e "$folder/bin/nvcc.profile" ]; then
+  echo "fetch_nvcc.sh: $folder holds something else; name an empty folder, or a new one." >&2
+  exit 1
+fi
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian} keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 for tool in apt-get dpkg-deb $keyring; do
   [ -e "$tool" ] || command -v "$tool" >/dev/null || {
@@ -19,7 +23,7 @@ for tool in apt-get dpkg-deb $keyring; do
 done
 
 # apt with folders of its own.
-apt=$(realpath -m "$folder-packages")
+apt=$folder-packages
 mkdir -p "$apt"/{lists/partial,cache/archives/partial}
 echo "deb [arch=amd64 signed-by=$keyring] $mirror trixie non-free" >"$apt/sources.list"
 options=(-q -o Dir::Etc::sourcelist="$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::State::status=/dev/null

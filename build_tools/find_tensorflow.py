@@ -83,7 +83,7 @@ def describe(folder: Path) -> dict[str, str]:
     """
     # Without the paths that a build in isolation sets: they hide what TensorFlow itself imports.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHON_COLORS": "0"}
     answer = subprocess.run(
         [sys.executable, "-c", _QUESTION, str(folder)],
         env=environment,
@@ -116,11 +116,11 @@ def describe_files(folder: Path) -> dict[str, str]:
     needed = {
         "tensorflow/libtensorflow_framework.so.2": library.is_file(),
         "tensorflow/include/tensorflow": (package / "include" / "tensorflow").is_dir(),
-        "tensorflow*.dist-info with METADATA and top_level.txt": len(found) == 1,
+        "one tensorflow*.dist-info, with METADATA and top_level.txt": len(found) == 1,
     }
     for part, there in needed.items():
         if not there:
-            raise RuntimeError(f"{folder} does not hold an unpacked wheel of TensorFlow: it has no {part}.")
+            raise RuntimeError(f"{folder} does not hold an unpacked wheel of TensorFlow: it lacks {part}.")
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as symbols:
         cxx11_abi = int(symbols.find(b"St7__cxx1112basic_string") >= 0)
     info = {

@@ -26,7 +26,7 @@ check() {
 
 tests() { LSOFTMAX_REQUIRE_GPU=1 "$python" -m pytest -q -p no:cacheprovider "$@"; }
 
-build() { LSOFTMAX_CUDA=ON "$python" setup.py --quiet build_ext --inplace && du -ch lsoftmax_op/*.so lsoftmax_op/tf-*/*.so; }
+build() { LSOFTMAX_CUDA=ON "$python" setup.py --quiet build_ext --inplace && find lsoftmax_op -name '*.so' -exec du -ch {} +; }
 
 checks_and_tables() {
   echo "lsoftmax_op $(git describe --always --dirty 2>/dev/null || echo 'of no commit'), $(date -u +%F)"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 GB = 10**9
@@ -41,6 +41,13 @@ def free_memory(root: Path = Path("/")) -> int | None:
     with contextlib.suppress(OSError, KeyError):
         left.append(1024 * _counts(root / "proc/meminfo")["MemAvailable"])
     return max(0, min(left)) if left else None
+
+
+def largest_part(settings: Mapping[str, str]) -> str:
+    """Returns the part of a build whose files take the most, as the environment variables of the build say."""
+    if settings.get("LSOFTMAX_TF") == "OFF":
+        return "arrays"
+    return "tensorflow" if settings.get("LSOFTMAX_XLA") == "OFF" else "xla"
 
 
 def jobs(part: str, free: int) -> int:

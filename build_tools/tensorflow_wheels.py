@@ -14,6 +14,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from packaging.version import Version
+
 # Headers, the two libraries that op libraries link, and what tells the version.
 _READ_BY_A_BUILD = re.compile(
     r"tensorflow/include/|tensorflow/libtensorflow_(framework|cc)\.so\.|[^/]+\.dist-info/(METADATA|top_level\.txt)$"
@@ -24,7 +26,7 @@ _PYTHONS = ("3.12", "3.13", "3.11", "3.10")
 
 
 def fetch(minor: str, folder: Path) -> Path:
-    """Returns a folder that holds the newest TensorFlow of a minor version.
+    """Returns a folder that holds a TensorFlow of a minor version: the one that is kept, or else the newest.
 
     Args:
         minor: "2.21".
@@ -46,7 +48,7 @@ def fetch(minor: str, folder: Path) -> Path:
 def find(minor: str, folder: Path) -> Path | None:
     """Returns the newest TensorFlow of a minor version that is kept, or None."""
     patches = [path for path in folder.glob(f"{minor}.*") if path.is_dir() and path.suffix != ".part"]
-    return max(patches, key=lambda path: int(path.name.split(".")[2]), default=None)
+    return max(patches, key=lambda path: Version(path.name), default=None)
 
 
 def unpack(wheel: Path, folder: Path) -> Path:

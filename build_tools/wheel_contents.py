@@ -9,8 +9,11 @@ import json
 import re
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+import find_tensorflow
 
 MOST_BYTES = 25 * 10**6
 NEWEST_GLIBC = (2, 34)  # that of RHEL 9; Ubuntu 22.04 and Debian 12 have a newer one
@@ -38,8 +41,8 @@ def read(wheel: Path) -> Contents:
     return Contents(python, platform, wheel.stat().st_size, files, tensorflows, general.get("cuda"))
 
 
-def problems(wheel: Path) -> list[str]:
-    """Returns in sentences what is wrong with a wheel, for people."""
+def problems(wheel: Path, minors: Iterable[str]) -> list[str]:
+    """Returns in sentences what is wrong with a wheel that serves these minor versions of TensorFlow, for people."""
     contents = read(wheel)
     found = []
     if contents.size > MOST_BYTES:
@@ -57,8 +60,9 @@ def problems(wheel: Path) -> list[str]:
     for part in parts:
         if not any(name.startswith(f"lsoftmax_op/{part}") for name in contents.files):
             found.append(f"lsoftmax_op/{part} is missing")
-    if not contents.tensorflows:
-        found.append("there is no op library in it")
+    lacking = [minor for minor in minors if f"tf-{minor}" not in contents.tensorflows]
+    if lacking:
+        found.append(f"there is no op library for TensorFlow {', '.join(lacking)} in it")
     foreign = [name for name in contents.files if "_on_cpu" in name or ".libs/" in name]
     if foreign:
         found.append(f"it should not hold {', '.join(foreign)}")
@@ -86,7 +90,7 @@ def main(arguments: list[str]) -> int:
     """Prints the table, and what is wrong."""
     wheels = [Path(argument) for argument in arguments]
     print(table(wheels))
-    found = [problem for wheel in wheels for problem in problems(wheel)]
+    found = [problem for wheel in wheels for problem in problems(wheel, find_tensorflow.supported_minors())]
     print("\n".join(found), end="\n" if found else "")
     return 1 if found else 0
 

@@ -5,7 +5,8 @@ are compiled once, in build/wheels, and again only where they changed. A wheel o
 the modules, pybind11's cannot be built for the stable ABI (abi3). auditwheel says which Linux a wheel runs on, and
 TensorFlow's own libraries stay out of it.
 
-usage: python build_tools/wheels.py [--python PYTHON]... [--tensorflow MINOR]... [--cuda 12|any|none] [--output dist]
+usage: python build_tools/wheels.py [--python PYTHON]... [--every-python] [--tensorflow MINOR]...
+                                    [--cuda 12|any|none] [--output dist]
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import find_nvcc
 import find_tensorflow
+import pythons
 import requirements
 import tensorflow_wheels
 import wheel_contents
@@ -112,6 +114,15 @@ def _environment(python: str) -> tuple[str, Path]:
     return tag, own
 
 
+def _every_python() -> list[str]:
+    """Returns an interpreter of each CPython that wheels are made for."""
+    found = pythons.found()
+    missing = [minor for minor in pythons.supported() if minor not in found]
+    if missing:
+        raise RuntimeError(f"--every-python: expected CPython {', '.join(pythons.supported())}, not found: {missing}.")
+    return list(map(str, found.values()))
+
+
 def _build_environment(own: Path, tensorflows: list[Path], nvcc: Path | None) -> dict[str, str]:
     """Returns the environment variables of a build: cmake_build.py hands the first of them on to CMake."""
     environment = {
@@ -177,6 +188,9 @@ def main(arguments: list[str]) -> int:
     supported = find_tensorflow.supported_minors()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", action="append", help="an interpreter; repeat it for several (default: this one)")
+    parser.add_argument(
+        "--every-python", action="store_true", help="each that is supported, as for a release"
+    )
     parser.add_argument("--tensorflow", action="append", choices=supported, help="a minor version (default: each)")
     parser.add_argument("--cuda", choices=("12", "any", "none"), default="12", help="the compiler's CUDA (default: 12)")
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="where wheels go (default: dist)")
@@ -193,6 +207,7 @@ def main(arguments: list[str]) -> int:
             raise RuntimeError(
                 f"To build wheels, this interpreter ({sys.executable}) lacks: pip install {' '.join(missing)}"
             )
+        interpreters = _every_python() if options.every_python else options.python or [sys.executable]
         nvcc = choose_nvcc(options.cuda)
         print(f"CUDA compiler: {nvcc}")
         tensorflows = []
@@ -200,15 +215,14 @@ def main(arguments: list[str]) -> int:
             print(f"TensorFlow {minor}: ", end="", flush=True)
             tensorflows.append(tensorflow_wheels.fetch(minor, FOLDER / "tensorflow"))
             print(tensorflows[-1])
-        wheels = [
-            build(python, tensorflows, nvcc, options.output.resolve()) for python in options.python or [sys.executable]
-        ]
+        wheels = [build(python, tensorflows, nvcc, options.output.resolve()) for python in interpreters]
     except RuntimeError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     print(wheel_contents.table(wheels))
     print(f"{len(wheels)} in {(time.monotonic() - began) / 60:.1f} minutes.")
-    problems = [problem for wheel in wheels for problem in wheel_contents.problems(wheel)]
+    minors = options.tensorflow or supported
+    problems = [problem for wheel in wheels for problem in wheel_contents.problems(wheel, minors)]
     print("\n".join(problems), end="\n" if problems else "")
     return 1 if problems else 0
 

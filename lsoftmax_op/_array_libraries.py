@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lsoftmax_op import _checks
+from lsoftmax_op import _checks, library
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -157,9 +157,7 @@ class NumPy(Library):
     name = "NumPy array"
 
     def __init__(self, num_threads: int | None = None) -> None:
-        from lsoftmax_op import _core
-
-        self.kernels = _core
+        self.kernels = library.kernels("_core")
         self.where = threads(num_threads)
 
     def array(self, argument: str, value: Any) -> np.ndarray:
@@ -280,9 +278,7 @@ class Torch(Library):
             self.where = torch.cuda.current_stream(device).cuda_stream
             self.checks_values = False
         elif device.type == "cpu":
-            from lsoftmax_op import _core
-
-            self.kernels = _core
+            self.kernels = library.kernels("_core")
             self.where = threads(num_threads)
         else:
             raise TypeError(f"features: expected a tensor on a CPU or CUDA device, got one on {device}")
@@ -376,13 +372,12 @@ def _refuse_threads(num_threads: int | None) -> None:
 
 def _cuda_kernels() -> ModuleType:
     try:
-        from lsoftmax_op import _cuda
-    except ImportError as error:
+        return library.kernels("_cuda")
+    except ModuleNotFoundError as error:
         raise ImportError(
             "lsoftmax_op was built without CUDA, so its arrays must lie on the CPU. Rebuild where nvcc is found: "
-            "LSOFTMAX_CUDA=ON pip install --force-reinstall --no-deps --no-cache-dir lsoftmax-op"
+            "LSOFTMAX_CUDA=ON pip install --force-reinstall --no-deps --no-cache-dir . in a clone"
         ) from error
-    return _cuda
 
 
 def _is_on_cuda(argument: str, value: Any) -> bool:

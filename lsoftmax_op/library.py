@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import json
 import os
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -21,8 +23,8 @@ _OPS_LIBRARY = "_lsoftmax_ops.so"  # in the folder of a TensorFlow, as is the ne
 _XLA_LIBRARY = "_lsoftmax_xla.so"
 _KERNEL_LIBRARIES = ("_lsoftmax_core.so", "_lsoftmax_cuda.so")  # what they call, built with CUDA or not: the package's
 _BUILD_INFO = "_build_info.json"  # in every folder
-_REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir lsoftmax-op (or, in a clone: pip install .)"
-_FROM_SOURCE = _REINSTALL.replace("lsoftmax-op", "--no-binary lsoftmax-op lsoftmax-op", 1)
+_REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir and the wheel, or . in a clone"
+_FROM_SOURCE = "LSOFTMAX_TF=ON pip install --force-reinstall --no-deps --no-cache-dir . in a clone"
 
 
 class _Built(NamedTuple):
@@ -59,7 +61,7 @@ def build_info() -> dict[str, Any]:
     """
     info = _read(_PACKAGE)
     try:
-        from lsoftmax_op import _core
+        core = kernels("_core")
     except ImportError as error:
         raise _damaged(error) from error
     every = _builds()
@@ -75,7 +77,7 @@ def build_info() -> dict[str, Any]:
         "xla_calls": about["xla_calls"],
         **info,
         "sizes": info["sizes"] | about["sizes"],
-        "cpu_variant": _core.cpu_variant(),
+        "cpu_variant": core.cpu_variant(),
         "library": str(one.folder / _OPS_LIBRARY) if one else None,
     }
 
@@ -89,6 +91,16 @@ def library_path() -> str:
         ImportError: the package was built without TensorFlow, the file is missing, or it was built for other versions.
     """
     return str(_find().folder / _OPS_LIBRARY)
+
+
+def kernels(module: str) -> ModuleType:
+    """Returns a module of kernels, `_core` or `_cuda`, whose libraries have been found whole.
+
+    Raises:
+        ImportError: it was not built, or one of them is damaged.
+    """
+    _check_kernels()
+    return importlib.import_module(f"lsoftmax_op.{module}")
 
 
 def load() -> Any:
@@ -110,9 +122,7 @@ def _load() -> Any:
     built = _find()
     path = built.folder / _OPS_LIBRARY
     _check_complete(path, built.info)
-    for kernels in (_PACKAGE / name for name in _KERNEL_LIBRARIES):
-        if kernels.exists():
-            _check_complete(kernels, _read(_PACKAGE))
+    _check_kernels()
     _check_single(str(path))
     try:
         ops = tf.load_op_library(str(path))
@@ -177,8 +187,8 @@ def _find() -> _Built:
             "version. Install one of them; or import tensorflow first."
         )
     raise ImportError(
-        f"lsoftmax_op was built for TensorFlow {versions}, and this is TensorFlow {version}. A newer lsoftmax_op may "
-        f"have it; or build this one from source, for this TensorFlow: {_FROM_SOURCE}"
+        f"lsoftmax_op was built for TensorFlow {versions}, and this is TensorFlow {version}. Install one of them, or a "
+        f"newer lsoftmax_op; or build it from source for this one: {_FROM_SOURCE}"
     )
 
 
@@ -214,9 +224,11 @@ def _version_at_hand() -> str | None:
     return getattr(sys.modules.get("tensorflow"), "__version__", None) or _installed_version()
 
 
-@functools.cache
 def _installed_version() -> str | None:
-    """Asks the files that were installed, as an import takes seconds: whichever package brought `tensorflow`."""
+    """Asks the files that were installed, as an import takes seconds: whichever package brought `tensorflow`.
+
+    Where several say that they did, as one that was not removed wholly, and differ in their minor version, none tells.
+    """
     try:
         spec = importlib.util.find_spec("tensorflow")
     except ValueError:  # a module that somebody made, without a spec
@@ -225,10 +237,12 @@ def _installed_version() -> str | None:
         return None
     from importlib import metadata
 
-    for distribution in metadata.distributions(path=[str(Path(spec.origin).parent.parent)]):
-        if "tensorflow" in (distribution.read_text("top_level.txt") or "").split():
-            return distribution.version
-    return None
+    found = {
+        _minor(distribution.version): distribution.version
+        for distribution in metadata.distributions(path=[str(Path(spec.origin).parent.parent)])
+        if "tensorflow" in (distribution.read_text("top_level.txt") or "").split()
+    }
+    return found.popitem()[1] if len(found) == 1 else None
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -244,6 +258,14 @@ def _damaged(error: Exception) -> ImportError:
     return ImportError(
         f"The compiled parts of lsoftmax_op are missing or damaged in {_PACKAGE} ({error}). Rebuild: {_REINSTALL}"
     )
+
+
+@functools.cache
+def _check_kernels() -> None:
+    """Checks what both the modules of kernels and the op libraries load."""
+    for library in (_PACKAGE / name for name in _KERNEL_LIBRARIES):
+        if library.exists():
+            _check_complete(library, _read(_PACKAGE))
 
 
 def _check_complete(path: Path, info: dict[str, Any]) -> None:

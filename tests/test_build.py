@@ -1,5 +1,6 @@
 """Building in the clone itself, and `make gpu`, which does that on a machine with nothing of ours."""
 
+import fnmatch
 import os
 import shutil
 import subprocess
@@ -74,7 +75,7 @@ FAILING = {
         'exec g++ -U__GNUC__ -D__GNUC__=8 "$@"',
         "error: The C++ compiler is too old: expected GCC 9 or Clang 11 or later, got GNU 8.",
     ),
-    "not whole": ("echo cannot find crt1.o; exit 1", "error: The C++ compiler"),
+    "not whole": ("echo cannot find crt1.o; exit 1", "error: The C++ compiler * does not compile an empty program"),
     "out of memory": (
         'case "$*" in */cc/*) ulimit -v 150000;; esac; exec g++ "$@"',
         "error: The memory did not suffice: a compiler takes up to",
@@ -101,7 +102,7 @@ def test_a_build_that_fails_says_last_what_to_do(clone, compiler, last):
         environment["CXX"] = script(clone / "fake" / "g++", compiler) if " " in compiler else compiler
     built = run(sys.executable, "setup.py", "build_ext", cwd=clone, **environment)
     assert built.returncode == 1
-    assert built.stderr.splitlines()[-1].startswith(last), (built.stdout + built.stderr)[-3000:]
+    assert fnmatch.fnmatch(built.stderr.splitlines()[-1], f"{last}*"), (built.stdout + built.stderr)[-3000:]
 
 
 # What stands in for the programs that only a machine with a GPU has, or that would take long.

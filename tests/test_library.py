@@ -146,6 +146,25 @@ lsoftmax_op.lsoftmax_logits([[1.]], [[1.]], [0])
     )
 
 
+def test_a_truncated_library_of_kernels_is_not_mapped_by_anybody(copy):
+    folder, prelude = copy
+    library = next(folder.rglob("_lsoftmax_core.so"))
+    library.write_bytes(library.read_bytes()[:100_000])
+    run_python(
+        prelude
+        + """
+import lsoftmax_op
+for call in (lsoftmax_op.build_info, lambda: lsoftmax_op.arrays.logits([[1.0]], [[1.0]], [0])):
+    try:
+        call()
+    except ImportError as error:
+        assert "_lsoftmax_core.so is truncated: it has 100000 of" in str(error), error
+    else:
+        raise AssertionError("it was taken")
+"""
+    )
+
+
 def test_a_missing_library(copy):
     pytest.importorskip("tensorflow")
     folder, prelude = copy
@@ -251,7 +270,7 @@ def test_no_library_fits(package, built, running, said):
     package(built, running)
     with pytest.raises(ImportError, match=said) as error:
         library.library_path()
-    assert ("--no-binary lsoftmax-op" in str(error.value)) == (running is not None)
+    assert ("LSOFTMAX_TF=ON pip install" in str(error.value)) == (running is not None)
     info = library.build_info()
     assert info["tensorflows"] == list(built)
     assert info["tensorflow"] == (built[-1] if built else None)
@@ -265,7 +284,9 @@ def test_a_package_without_the_ops_says_why(package):
     info = {"version": "0", "sizes": {}, "no_tensorflow": reason}
     (folder / "_build_info.json").write_text(json.dumps(info))
     assert library.build_info()["no_tensorflow"] == reason
-    with pytest.raises(ImportError, match=re.escape(f"{reason} Rebuild where the TensorFlow is that you want: pip")):
+    with pytest.raises(
+        ImportError, match=re.escape(f"{reason} Rebuild where the TensorFlow is that you want: LSOFTMAX_TF=ON pip")
+    ):
         library.library_path()
 
 

@@ -2,7 +2,7 @@
 #
 #   lsoftmax_cuda           compiled by nvcc, where LSOFTMAX_CUDA and find_nvcc.py say so: a library of its own,
 #                           _lsoftmax_cuda.so, so that the module, the op library and XLA's share one copy of the
-#                           machine code, each of which finds it beside itself
+#                           machine code, which all find by its place
 #   lsoftmax_cuda_on_cpu    compiled by the host compiler over cc/cuda/testing, where LSOFTMAX_TESTING says so
 #
 # CUDA's runtime is in _lsoftmax_cuda.so, statically, and nobody sees it: the code of a compiler is launched by that

@@ -71,6 +71,14 @@ void over_columns(const Arguments<T>& args, const Over& over, int64_t passes, co
        [&](int64_t begin, int64_t end) { work(begin * kColumnBlock, std::min(end * kColumnBlock, args.classes)); });
 }
 
+// A kernel over ranges of features, in whole tiles of them.
+template <typename T, typename Over, typename Work>
+void over_features(const Arguments<T>& args, const Over& over, int64_t cost, const Work& work) {
+  const int64_t tiles = (args.depth + kTile - 1) / kTile;
+  over(tiles, cost * kTile,
+       [&](int64_t begin, int64_t end) { work(begin * kTile, std::min(end * kTile, args.depth)); });
+}
+
 template <typename T, typename Over>
 void weights_grad_of_batch(const Arguments<T>& args, const Over& over) {
   const RowGrouping grouping(args);
@@ -91,8 +99,8 @@ void weights_grad_of_batch(const Arguments<T>& args, const Over& over) {
       for (int64_t g = begin; g < end; ++g) row_kernels<T>().weights_grad(args, groups.at(g), 0, args.depth);
     });
   }
-  over(args.depth, kColumnCost * args.rows,
-       [&](int64_t begin, int64_t end) { row_kernels<T>().weights_grad(args, groups, begin, end); });
+  over_features(args, over, kColumnCost * args.rows,
+                [&](int64_t begin, int64_t end) { row_kernels<T>().weights_grad(args, groups, begin, end); });
 }
 
 template <typename T, typename Over>

@@ -27,7 +27,7 @@ class Ranges {
   void take() {
     int64_t taken = 0;
     for (int64_t i = next_++; i < count_; i = next_++, ++taken) {
-      work_(first(i), first(i + 1));
+      if (first(i) < first(i + 1)) work_(first(i), first(i + 1));
     }
     if (taken > 0 && (done_ += taken) == count_) all_done_.set_value();
   }

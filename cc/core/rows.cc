@@ -12,7 +12,6 @@ namespace {
 // Of weights [D, C] a column is strided: its D entries lie in D rows of W, C apart. Walking W in tiles of a few rows of
 // W for a block of samples lets samples whose classes share a cache line share its load, and keeps a tile's
 // loads in flight side by side where they do not.
-constexpr int64_t kTile = 32;        // feature dimensions: two cache lines of floats
 constexpr int64_t kRowBlock = 128;   // samples
 constexpr int64_t kAhead = 6;        // classes whose gradients are asked for before they are needed
 constexpr int64_t kFewClasses = 64;  // so few that a tile of all their columns stays at hand

@@ -14,6 +14,9 @@
 
 namespace lsoftmax {
 
+// Feature dimensions that kernels take together: two cache lines of floats.
+constexpr int64_t kTile = 32;
+
 template <typename T>
 struct RowKernels {
   // Rows [begin, end): geometry, and target_weights if not null, from features, weights, labels, range. A row without a

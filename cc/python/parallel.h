@@ -4,7 +4,8 @@
 
 #include <stdint.h>
 
-#include <system_error>
+#include <atomic>
+#include <exception>
 #include <thread>
 #include <utility>
 
@@ -13,22 +14,34 @@
 namespace lsoftmax {
 
 // A thread for every task. Nobody waits for one that comes late: PyTorch's own threads, say, may still hold its core,
-// as they wait awake for milliseconds when a product has ended.
+// as they wait awake for milliseconds when a product has ended. But where many have not come yet, none is made.
 struct NewThreads {
+  int most;
+  inline static std::atomic<int> alive{0};
+
   template <typename Task>
   void Schedule(Task task) const {
-    try {
-      std::thread(std::move(task)).detach();
-    } catch (const std::system_error&) {
-      // The system gives no more threads: the others take what is left.
+    if (++alive <= 4 * most) {
+      try {
+        std::thread([task = std::move(task)] {
+          task();
+          --alive;
+        }).detach();
+        return;
+      } catch (const std::exception&) {
+        // The system gives no more threads, or no memory for one.
+      }
     }
+    --alive;  // the others take what is left
   }
 };
 
 // By at most so many threads. `work` must not throw.
 inline auto over(int threads) {
-  static const NewThreads pool;
-  return over(&pool, threads);
+  return [threads](int64_t total, int64_t cost, const auto& work) {
+    const NewThreads pool{threads};
+    over(&pool, threads)(total, cost, work);
+  };
 }
 
 }  // namespace lsoftmax
