@@ -188,9 +188,7 @@ def main(arguments: list[str]) -> int:
     supported = find_tensorflow.supported_minors()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", action="append", help="an interpreter; repeat it for several (default: this one)")
-    parser.add_argument(
-        "--every-python", action="store_true", help="each that is supported, as for a release"
-    )
+    parser.add_argument("--every-python", action="store_true", help="each that is supported, as for a release")
     parser.add_argument("--tensorflow", action="append", choices=supported, help="a minor version (default: each)")
     parser.add_argument("--cuda", choices=("12", "any", "none"), default="12", help="the compiler's CUDA (default: 12)")
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="where wheels go (default: dist)")

@@ -86,6 +86,8 @@ def sample_rate(value: object) -> float:
     """
     expected = "sample_rate: expected a number in (0, 1]"
     number = real(value, expected)
+    if not isinstance(value, float) and hasattr(value, "dtype"):
+        number = float(str(value))  # of NumPy's float32 the digits that were meant: 0.1, not 0.10000000149
     if not 0 < number <= 1:
         raise ValueError(f"{expected}, got {shown(value)}")
     return number

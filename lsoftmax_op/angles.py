@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from lsoftmax_op import _op_margin, _terms, formula, library
+from lsoftmax_op import _checks, _op_margin, _terms, formula, library
 from lsoftmax_op._tensors import batch_of
 from lsoftmax_op.margins import Margin, margin_of
 
@@ -16,15 +16,21 @@ if TYPE_CHECKING:
 
 
 def target_angles(
-    features: TensorLike, weights: TensorLike, labels: TensorLike, *, margin: Margin | int = 4
+    features: TensorLike,
+    weights: TensorLike,
+    labels: TensorLike,
+    *,
+    margin: Margin | int = 4,
+    class_major: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Computes the angle between every sample and the weights of its class, to watch it while training.
 
     Args:
         features: [N, D], float16, bfloat16, float32 or float64.
-        weights: [D, C], of the same dtype.
+        weights: [D, C], of the same dtype; [C, D] if `class_major`.
         labels: [N], int32 or int64, each in [0, C), or -1.
         margin: the integer m from 1 to 64 that cuts [0, pi] into segments, or one of `lsoftmax_op.margins`.
+        class_major: whether the weights are [C, D], as for `lsoftmax_loss`.
 
     Returns:
         A pair of cos(theta) [N], of the features' dtype, 0 where a norm is zero and NaN where the label is -1; and
@@ -35,11 +41,10 @@ def target_angles(
     Raises:
         TypeError, ValueError, tf.errors.InvalidArgumentError: as for `lsoftmax_logits`.
     """
-    margin = margin_of(margin)
+    margin, class_major = margin_of(margin), _checks.flag(class_major, "class_major")
     with tf.name_scope("target_angles"):
-        batch = batch_of(features, weights, labels)
-        ops = library.load()
-        geometry = ops.lsoftmax_target_geometry(*batch).geometry
+        batch = batch_of(features, weights, labels, class_major=class_major)
+        geometry = library.load().lsoftmax_target_geometry(*batch, class_major=class_major).geometry
         return angles_of(batch.labels, geometry, margin, batch.features.dtype)
 
 

@@ -79,7 +79,7 @@ def logits(
             numbers, not tensors.
         lam: the annealing weight lambda >= 0, a number or a scalar array; infinity is the plain dense layer.
         class_major: whether the weights are [C, D], a row for every class: as they are in ``torch.nn.Linear``, and for
-            heads whose classes are gathered. They are not copied to another layout, and their gradient is [C, D], too.
+            heads whose classes are gathered. Dense ones are not copied, and their gradient is [C, D], too.
         num_threads: on the CPU, at most so many threads; by default one for each processor this process may use.
 
     Returns:

@@ -28,7 +28,13 @@ DEPTH, CLASSES = 5, 11
 SHARES = {2: ([7, 4], [6, 3]), 4: ([4, 1, 3, 3], [5, 0, 1, 4])}  # of the classes and of the samples, by replicas
 CLUSTERS, MATES = 16, 8  # classes of a cluster compete, others are at right angles
 CLUSTERED = {2: [70, 58], 4: [40, 32, 30, 26]}
-FILTERED = {"columns": {}, "rows": {"class_major": True}, "ArcFace": {"margin": ArcFace(0.2, 60), "class_major": True}}
+FILTERED = {
+    "columns": {},
+    "rows": {"class_major": True},
+    "ArcFace": {"margin": ArcFace(0.2, 60), "class_major": True},
+    "bias": {"has_bias": True},
+}
+UNFILTERED = {"not wanted": {"filter": False}, "smoothed": {"label_smoothing": 0.1}}
 WHOLE = {"first_class": 0, "num_classes": 7}  # of a single replica
 CASES = {
     **{f"{dtype}": {"dtype": dtype} for dtype in ("float16", "bfloat16", "float32", "float64")},
@@ -180,17 +186,19 @@ def below_rounding(team: Team) -> dict[str, Any]:
     team = copy.copy(team)
     team.classes = np.cumsum([0, *CLUSTERED[team.replicas]])
     batch = clustered(team.rows)
-    x, w, y, _ = batch.layer
+    x, w, y, b = batch.layer
     found = {}
-    for name, case in FILTERED.items():
+    for name, case in {**FILTERED, **UNFILTERED}.items():
         settings = {"has_bias": False, "margin": 4, "lam": 0.0, **case}
         alone = {**settings, "class_major": False}
-        dense = joined(batch, **alone, filter=False)
+        dense = joined(batch, **{**alone, "filter": False})
 
-        def count(x: Any, w: Any, y: Any, b: Any, first: Any, upstream: Any, case: dict = case) -> Any:
-            own = tf.transpose(w) if case.get("class_major") else w
-            shard = {"first_class": first, "num_classes": CLUSTERS * MATES}
-            return (lsoftmax_op.kept_classes(x, own, y, **shard, **case),)
+        def count(x: Any, w: Any, y: Any, b: Any, first: Any, upstream: Any, settings: dict = settings) -> Any:
+            class_major = settings.get("class_major", False)
+            own = tf.transpose(w) if class_major else w
+            shard = {"first_class": first, "num_classes": CLUSTERS * MATES, "class_major": class_major}
+            bias = b if settings["has_bias"] else None
+            return (lsoftmax_op.kept_classes(x, own, y, bias, **shard, margin=settings["margin"]),)
 
         with mock.patch.multiple(filtering, LEAST_CLASSES=1, LEAST_WEIGHTS=1):
             one = joined(batch, **alone)
@@ -201,11 +209,14 @@ def below_rounding(team: Team) -> dict[str, Any]:
             columns = team.columns_of(replica)
             left_out, by_one = (np.flatnonzero(~g.any(axis=0)).tolist() for g in (got[3], one[3][:, columns]))
             of_features = error_of(got[2], dense[2][team.rows_of(replica)], dense[2])
-            errors = [of_features, error_of(got[3], dense[3][:, columns], dense[3])]
+            of_classes = (error_of(got[n], dense[n][..., columns], dense[n]) for n in (3, 4))
+            errors = [of_features, *of_classes]
             replicas.append({"errors": errors, "kept": int(kept), "left_out": left_out, "by_one": by_one})
         found[name] = {
             "replicas": replicas,
-            "kept_by_one": int(lsoftmax_op.kept_classes(x, w, y, margin=settings["margin"])),
+            "kept_by_one": int(
+                lsoftmax_op.kept_classes(x, w, y, b if settings["has_bias"] else None, margin=settings["margin"])
+            ),
             "left_out_of_all": int((~dense[3].any(axis=0)).sum()),
         }
     return found
@@ -218,6 +229,7 @@ def clustered(rows: int) -> Batch:
     classes = np.repeat(directions, MATES, axis=0) + 0.04 * rng.normal(size=(CLUSTERS * MATES, CLUSTERS))
     labels = rng.integers(0, MATES, rows) + np.arange(rows) % 2 * (CLUSTERS - 1) * MATES
     features = 60 * (classes[labels] + 0.02 * rng.normal(size=(rows, CLUSTERS)))
+    labels[::9] = -1
     arrays = (features, classes.T, np.zeros(CLUSTERS * MATES), rng.normal(size=(rows, CLUSTERS * MATES)))
     x, w, b, g = (array.astype(np.float32) for array in arrays)
     return Batch(x, w, labels, b, g)

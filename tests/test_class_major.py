@@ -102,6 +102,14 @@ def test_every_dtype_compiled(way, dtype):
     assert_a_step_is_that_of_the_other_layout(way, (7, 5, 9), ArcFace(0.5, 16), dtype)
 
 
+def test_angles_are_those_of_columns():
+    batch = random_batch((13, 5, 7), "float32")
+    columns = lsoftmax_op.target_angles(*batch.layer[:3])
+    rows = lsoftmax_op.target_angles(batch.features, batch.weights.T, batch.labels, class_major=True)
+    for one, other in zip(rows, columns, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @margins
 def test_logits_and_their_second_derivatives(margin):
     batch = random_batch((6, 5, 4), "float64")
@@ -145,7 +153,7 @@ def test_second_derivatives_of_the_loss_numerically(of, class_block_size):
 
 @pytest.mark.parametrize("kernels", ["core", "cuda-on-cpu"])
 @pytest.mark.parametrize("shape", [(13, 33, 7), (40, 256, 70), (5, 129, 3), (4100, 8, 9)], ids=str)
-@pytest.mark.parametrize(("copies", "normalize"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(("copies", "normalize"), [(True, True), (False, False), (False, True)])
 def test_kernels(dtype, kernels, shape, copies, normalize):
     """On the CPU the geometry is summed up in the same order in both layouts, the norm of a class is not."""
     if kernels == "cuda-on-cpu":

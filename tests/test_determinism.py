@@ -1,4 +1,4 @@
-"""The same bits of every op that shares its rows among threads, however many they are, and again."""
+"""The same bits of the ops that share rows, columns or classes among threads, however many they are, and again."""
 
 import pytest
 from support import run_python
@@ -30,7 +30,7 @@ def logits(shape):
 def loss(shape, dtype):
     b = random_batch(shape, dtype)
     x, w, bias, g = (tf.constant(v) for v in (b.features, b.weights, b.bias, b.loss_grad))
-    no_terms, no_factors = tf.zeros([0], tf.float64), tf.zeros([0])
+    no_terms, no_factors, rows = tf.zeros([0], tf.float64), tf.zeros([0]), tf.transpose(w)
     state = ops.lsoftmax_loss(b.grad, x, w, b.labels, bias, 0.5, no_terms, no_factors, margin=4)
     first = tf.constant(0, tf.int64)
     before = tf.zeros([5, shape[0]], tf.float64)
@@ -42,6 +42,10 @@ def loss(shape, dtype):
         ops.lsoftmax_bias_grad(state.products_grad, b.labels, first, g, state.target_grad, unit),
         ops.lsoftmax_features_grad(x, x, w, b.labels, *target),
         ops.lsoftmax_weights_grad(w, x, w, b.labels, *target),
+        ops.lsoftmax_weights_grad(w, x, w, b.labels, *target, normalize_weights=True),
+        ops.lsoftmax_weights_grad(rows, x, rows, b.labels, *target, class_major=True),
+        ops.lsoftmax_class_factors(w),
+        ops.lsoftmax_class_factors(rows, class_major=True),
     ]
 
 def digest():

@@ -1,10 +1,16 @@
 """What a sharded head sends and keeps, on paper, by hand. That it is what is sent, tests/test_sharded.py shows."""
 
+import numpy as np
 import pytest
 
-from lsoftmax_op.scale import communication, memory
+from lsoftmax_op.scale import communication, memory, sample_size
 
 N, D, C = 1024, 512, 1_000_000
+
+
+@pytest.mark.parametrize(("classes", "rate", "expected"), [(1000, 0.1, 100), (100, 0.07, 7), (3, 1.0, 3)])
+def test_a_sample_of_a_rate_in_float32(classes, rate, expected):
+    assert sample_size(classes, np.float32(rate)) == expected
 
 
 def test_collectives_by_hand():

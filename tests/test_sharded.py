@@ -117,6 +117,14 @@ def test_classes_below_rounding_are_left_out_by_each_of_its_own(name, mirrored):
     assert sum(replica["kept"] for replica in found["replicas"]) == found["kept_by_one"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sharded_program.UNFILTERED)
+def test_nothing_is_left_out_where_that_is_not_wanted_or_all_classes_matter(name, mirrored):
+    for replica in mirrored["below rounding"][name]["replicas"]:
+        assert replica["left_out"] == []
+        assert max(replica["errors"]) <= TOLERANCE["float32"][1]
+
+
 ERRORS = {
     "num_classes": "num_classes: expected the same on every replica, got [11 12",
     "depth": "D, the features of a sample: expected the same on every replica, got [5 6",

@@ -242,6 +242,7 @@ BAD = {
     "features": [
         (np.ones((5, 3)), TypeError, "expected a PyTorch tensor, got numpy.ndarray"),
         (torch.ones(5), ValueError, r"expected shape \[N, D\], got \[5\]"),
+        (torch.tensor(1.0), ValueError, r"expected shape \[N, D\], got \[\]"),
         (torch.ones(5, 3, dtype=torch.int64), TypeError, "expected dtype float16 or .*, got int64"),
     ],
     "weights": [
@@ -287,6 +288,9 @@ def test_what_is_wrong_is_named(function, argument, value, error, message):
     function(**good, bias=torch.ones(6))
     with pytest.raises(error, match=rf"^{argument}: {message}"):
         function(**good | {argument: value})
+    if argument == "features":
+        with pytest.raises(error, match=rf"^{argument}: {message}"):
+            function(**good | {"features": value, "weights": torch.ones(6, 3).T})
 
 
 def test_what_a_margin_does_not_go_with():

@@ -50,6 +50,10 @@ function(lsoftmax_find_tensorflow folder)
         set(TensorFlow_XLA_REASON "TensorFlow ${TensorFlow_VERSION} came without ${needed}")
       endif()
     endforeach()
+    # Those of 2.19 include two of LLVM, too, which do not come with it.
+    if(TensorFlow_VERSION MATCHES "^2\\.19\\.")
+      list(APPEND xla_include_dirs ${CMAKE_CURRENT_SOURCE_DIR}/cc/tf/xla/without_llvm)
+    endif()
     if(NOT TensorFlow_XLA_REASON)
       add_library(${TensorFlow_FOLDER}::xla SHARED IMPORTED)
       set_target_properties(${TensorFlow_FOLDER}::xla PROPERTIES

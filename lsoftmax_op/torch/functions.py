@@ -211,7 +211,7 @@ def _arguments(
         raise TypeError(f"lam: expected a number >= 0 or a scalar tensor, got {_checks.described(lam)}")
     if features.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(features.device.type):
         features, weights, bias = (_as_in_autocast(tensor) for tensor in (features, weights, bias))
-    if _is_transposed(weights) and weights.shape[1 if class_major else 0] == features.shape[-1]:
+    if features.dim() == 2 and _is_transposed(weights) and weights.shape[1 if class_major else 0] == features.shape[1]:
         weights, class_major = weights.T, not class_major  # as they lie
     return features, weights, labels, bias, lam, class_major, *_attributes(margin)
 

@@ -59,8 +59,9 @@ def loss(*arguments: Any) -> tuple[Any, ...]:
     layer = _layer(*arguments)
     with layer.array_library.device():
         optional = _optional_state(layer.features, layer.class_major)
-        order = optional["label_order"]
-        state = optional | layer.loss(**{"label_order": order} if order.numel() else {})
+        made = {"label_order": optional["label_order"]()} if layer.features.device.type == "cuda" else {}
+        state = made | layer.loss(**made)
+        state |= {name: make() for name, make in optional.items() if name not in state}
     return state["loss"], *(state[name] for name in _STATE)
 
 
@@ -101,7 +102,7 @@ def _(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, class_major
         features.new_empty(rows, _classes(weights, class_major)),
         features.new_empty(3, rows, dtype=torch.float64),
         features.new_empty(rows, dtype=torch.float64),
-        *_optional_state(features, class_major).values(),
+        *(make() for make in _optional_state(features, class_major).values()),
     )
 
 
@@ -121,14 +122,14 @@ def _fake_gradients(features: Any, weights: Any, bias: Any, like: Any = None) ->
     return tuple(like.new_empty(0 if of is None else of.shape) for of in (features, weights, bias))
 
 
-def _optional_state(features: Any, class_major: bool) -> dict[str, Any]:
-    """Returns memory for what a layer may leave, by the names of _OPTIONAL; empty where it leaves none."""
+def _optional_state(features: Any, class_major: bool) -> dict[str, Callable[[], Any]]:
+    """Returns what makes memory for what a layer may leave, by the names of _OPTIONAL; empty where it leaves none."""
     rows, depth = features.shape
     in_half, on_cuda = features.dtype == torch.float16, features.device.type == "cuda"
     return {
-        "target_weights": features.new_empty(0 if class_major else rows, depth),
-        "grad_unit": features.new_empty(rows if in_half else 0, dtype=torch.float32),
-        "label_order": features.new_empty(2, rows if on_cuda else 0, dtype=torch.int64),
+        "target_weights": lambda: features.new_empty(0 if class_major else rows, depth),
+        "grad_unit": lambda: features.new_empty(rows if in_half else 0, dtype=torch.float32),
+        "label_order": lambda: features.new_empty(2, rows if on_cuda else 0, dtype=torch.int64),
     }
 
 
