@@ -30,8 +30,9 @@ COMPILED = "tests/test_core.py::test_the_core_compiles_without_any_framework"
 
 _VERSIONS = """
 import json, lsoftmax_op, platform
-from importlib.metadata import packages_distributions, version
-names = {name: version(packages_distributions()[name][0]) for name in ("tensorflow", "keras", "numpy")}
+from importlib.metadata import distributions
+versions = {one.metadata["Name"].lower().replace("_", "-"): one.version for one in distributions()}
+names = {name: versions.get(name) or versions[name + "-cpu"] for name in ("tensorflow", "keras", "numpy")}
 print(json.dumps({"python": platform.python_version(), "package": lsoftmax_op.__file__, **names}))
 """
 
