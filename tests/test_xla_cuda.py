@@ -1,7 +1,6 @@
 """XLA's calls of the CUDA kernels: on machines without a GPU, and how their libraries hang together."""
 
 import os
-import re
 import subprocess
 import sys
 
@@ -68,7 +67,7 @@ def test_cudart_is_nobody_elses(name):
         version = "LSOFTMAX_" + lsoftmax_op.build_info()["version"].replace(".", "_")  # so that two builds do not mix
         assert version in given
         assert len(given) > 1
-        assert all(re.fullmatch(rf"_ZN8lsoftmax4cuda.*@@{version}", symbol) for symbol in given - {version})
+        assert all(symbol.startswith("_ZN8lsoftmax4cuda") for symbol in given - {version})
 
 
 @built_with_cuda
