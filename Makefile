@@ -15,10 +15,10 @@ SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.c
            CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
 CXX_FILES := $(shell find cc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
-RELEASE_STEPS := lint test test-long docs sdist wheels matrix
+RELEASE_STEPS := lint test test-long docs sdist-check wheels matrix
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-long test-fast bench docs sdist wheels matrix release-check gpu aarch64 sanitize lint format clean
+.PHONY: help build demo test test-long test-fast bench docs sdist sdist-check wheels matrix release-check gpu aarch64 sanitize lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,13 @@ sdist: $(VENV)/ready  ## pack the sources into dist/
 	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py release)
 	$(BIN)/python -m build --sdist --outdir dist
 
+sdist-check: LSOFTMAX_CUDA_ARCHITECTURES =
+sdist-check: sdist  ## install what sdist packs beside TensorFlow, as a user does, and run its checks
+	rm -rf build/sdist-check && $(PYTHON) -m venv build/sdist-check
+	build/sdist-check/bin/python -m pip install --quiet "$(TENSORFLOW)"
+	build/sdist-check/bin/python -m pip install --quiet --no-cache-dir dist/lsoftmax_op-*.tar.gz
+	cd build/sdist-check && bin/python -m lsoftmax_op
+
 # Of all architectures, unlike the other targets' CUDA kernels.
 wheels: LSOFTMAX_CUDA_ARCHITECTURES =
 wheels: $(VENV)/ready  ## build the wheel for every TensorFlow into dist/ (WHEELS="--python python3.12 ...": more of them)
@@ -70,6 +77,7 @@ matrix: $(VENV)/ready  ## try the wheels of dist/ beside every TensorFlow and CP
 
 release-check: WHEELS = --every-python
 release-check:  ## all that a release must pass, in order, to the first that fails
+	@$(MAKE) --no-print-directory wheels WHEELS="$(WHEELS) --dry-run"
 	rm -rf dist
 	@for step in $(RELEASE_STEPS); do echo "== make $$step" && $(MAKE) --no-print-directory WHEELS="$(WHEELS)" $$step || exit 1; done
 

@@ -6,7 +6,7 @@ the modules, pybind11's cannot be built for the stable ABI (abi3). auditwheel sa
 TensorFlow's own libraries stay out of it.
 
 usage: python build_tools/wheels.py [--python PYTHON]... [--every-python] [--tensorflow MINOR]...
-                                    [--cuda 12|any|none] [--output dist]
+                                    [--cuda 12|any|none] [--output dist] [--dry-run]
 """
 
 from __future__ import annotations
@@ -192,6 +192,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tensorflow", action="append", choices=supported, help="a minor version (default: each)")
     parser.add_argument("--cuda", choices=("12", "any", "none"), default="12", help="the compiler's CUDA (default: 12)")
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="where wheels go (default: dist)")
+    parser.add_argument("--dry-run", action="store_true", help="build nothing; say what with, or what is missing")
     options = parser.parse_args(arguments)
     began = time.monotonic()
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -208,6 +209,9 @@ def main(arguments: list[str]) -> int:
         interpreters = _every_python() if options.every_python else options.python or [sys.executable]
         nvcc = choose_nvcc(options.cuda)
         print(f"CUDA compiler: {nvcc}")
+        if options.dry_run:
+            print(f"CPythons: {', '.join(interpreters)}\nTensorFlow: {', '.join(options.tensorflow or supported)}")
+            return 0
         tensorflows = []
         for minor in options.tensorflow or supported:
             print(f"TensorFlow {minor}: ", end="", flush=True)

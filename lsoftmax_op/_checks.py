@@ -93,8 +93,8 @@ def sample_rate(value: object) -> float:
     return number
 
 
-def gradient_filter(value: object) -> bool:
-    """Returns whether the gradients may leave out what is below rounding.
+def gradient_filter(value: object, label_smoothing: float) -> bool:
+    """Returns whether the gradients may leave out what is below rounding: all classes matter to smoothed labels.
 
     Raises:
         TypeError: it is neither a string nor a bool.
@@ -105,7 +105,7 @@ def gradient_filter(value: object) -> bool:
         raise TypeError(f"{expected}, got {shown(value)}")
     if value != "auto" and (isinstance(value, str) or value):
         raise ValueError(f"{expected}, got {shown(value)}")
-    return isinstance(value, str)
+    return isinstance(value, str) and label_smoothing == 0
 
 
 def positive_integer(value: object, name: str) -> int:

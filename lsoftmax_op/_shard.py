@@ -6,6 +6,7 @@ gradients    P of the classes that are here, or of those among them that matter 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -57,7 +58,7 @@ class Shard:
         self.attributes = _terms.attributes(settings.margin)
         self.normalize_features = {"normalize_features": self.attributes["normalize_features"]}
         self.class_major = class_major = settings.class_major
-        self.filters = settings.filters and not self.smooths  # which has every class matter
+        self.filters = settings.filters
         self.terms = _op_margin.terms(settings.margin, settings.label_smoothing, weights, class_major, num_classes)
         self.factors = _op_margin.class_factors(self.ops, settings.margin, weights, class_major)
         place = labels - first_class
@@ -126,7 +127,8 @@ class Shard:
         upstream, unit = self.replicas.rows(own_upstream), state.grad_unit
         if self.block_size is None:
             grad = self.products_grad(state)
-            kept = self._kept(grad, state)
+            limits = functools.partial(self.limits, state)
+            kept = filtering.keep(ops, self.filters, grad, weights, self.factors, limits, self.class_major)
             dx = tf.matmul(kept.products_grad, kept.weights, transpose_b=not self.class_major)
         else:
             dx, dw, db = self._through_blocks(state, upstream, self.block_size)
@@ -152,13 +154,6 @@ class Shard:
             normalize_weights = self.attributes["normalize_weights"]
             dw = ops.lsoftmax_weights_grad(dw, *batch, *of_loss, normalize_weights=normalize_weights, **layout)
         return own_dx, dw, db
-
-    def _kept(self, products_grad: tf.Tensor, state: Any) -> filtering.Kept:
-        """The classes that the products run over."""
-        weights = self.batch.weights
-        if not (self.filters and filtering.looks_at(weights, self.class_major)):
-            return filtering.Kept(None, products_grad, weights)
-        return filtering.keep(self.ops, products_grad, weights, self.factors, self.limits(state), self.class_major)
 
     def _through_blocks(self, state: Any, upstream: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns the gradients through X W_r: in features, not yet times the upstream gradient, weights and bias."""

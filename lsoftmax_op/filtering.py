@@ -27,6 +27,7 @@ on all of them, and C is that of all. So the bounds are the same, whichever repl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -51,7 +52,7 @@ class Kept(NamedTuple):
     weights: tf.Tensor  # [D, K], or [D, C]; [K, D], or [C, D], if they are class-major
 
 
-def looks_at(weights: tf.Tensor, class_major: bool) -> bool:
+def _looks_at(weights: tf.Tensor, class_major: bool) -> bool:
     """Whether a layer with these weights is large enough, as far as its shape is known, to look for classes at all."""
     if not weights.shape.is_fully_defined():
         return False
@@ -61,24 +62,28 @@ def looks_at(weights: tf.Tensor, class_major: bool) -> bool:
 
 def keep(
     ops: Any,
+    filters: bool,
     products_grad: tf.Tensor,
     weights: tf.Tensor,
     class_factors: tf.Tensor,
-    row_limits: tf.Tensor,
+    row_limits: Callable[[], tf.Tensor],
     class_major: bool,
 ) -> Kept:
     """Returns what is left of products_grad and weights, and which classes these are.
 
     Args:
         ops: the raw ops.
+        filters: whether anything may be left out at all; of small layers nothing is.
         products_grad: [N, C], P.
-        weights: [D, C], or [C, D] if they are class-major, which `looks_at` is True of.
+        weights: [D, C], or [C, D] if they are class-major.
         class_factors: [C], or [0] for none.
-        row_limits: [N], what `limits` returns.
+        row_limits: returns [N], what `limits` does; called if the classes are looked at.
         class_major: whether the weights are.
     """
+    if not (filters and _looks_at(weights, class_major)):
+        return Kept(None, products_grad, weights)
     most = int(MOST * weights.shape[0 if class_major else 1])
-    kept = ops.lsoftmax_kept_classes(products_grad, class_factors, row_limits, most=most)
+    kept = ops.lsoftmax_kept_classes(products_grad, class_factors, row_limits(), most=most)
     entries = ops.lsoftmax_take_columns(products_grad, kept)
     return Kept(kept, entries, ops.lsoftmax_take_columns(weights, kept, class_major=class_major))
 

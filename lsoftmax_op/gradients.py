@@ -22,6 +22,7 @@ The gradients of LsoftmaxLossGradient are those of the unfused loss, the cross-e
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -214,12 +215,11 @@ class _Gradients:
 
     def _kept(self, state: LossInputs, filters: bool, normalize_features: bool, class_major: bool) -> filtering.Kept:
         """The classes that the products run over."""
-        products_grad, weights, factors = state.whole_products_grad, state.weights, state.class_factors
-        if not (filters and filtering.looks_at(weights, class_major)):
-            return filtering.Kept(None, products_grad, weights)
+        weights, factors = state.weights, state.class_factors
         classes = weights.shape[0 if class_major else 1]
         of_rows = (state.features, state.target_grad, state.terms, factors, classes, normalize_features)
-        return filtering.keep(self.ops, products_grad, weights, factors, filtering.limits(*of_rows), class_major)
+        limits = functools.partial(filtering.limits, *of_rows)
+        return filtering.keep(self.ops, filters, state.whole_products_grad, weights, factors, limits, class_major)
 
     def _through_products(
         self,

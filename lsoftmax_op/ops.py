@@ -312,7 +312,7 @@ def loss_layer(
     """Returns the loss and the predicted classes."""
     margin, lam = margin_and_lambda(margin, lam)
     label_smoothing = _checks.label_smoothing(label_smoothing)
-    filters = _checks.gradient_filter(filter) and label_smoothing == 0  # which has every class matter
+    filters = _checks.gradient_filter(filter, label_smoothing)
     class_major = _checks.flag(class_major, "class_major")
     batch = batch_of(features, weights, labels, class_major=class_major)
     features, weights, labels = batch

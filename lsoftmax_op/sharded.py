@@ -142,7 +142,7 @@ def sharded_layer(
     label_smoothing = _checks.label_smoothing(label_smoothing)
     if class_block_size is not None:
         class_block_size = _checks.positive_integer(class_block_size, "class_block_size")
-    filters = _checks.gradient_filter(filter)
+    filters = _checks.gradient_filter(filter, label_smoothing)
     class_major = _checks.flag(class_major, "class_major")
     own = batch_of(features, weights, labels, class_major=class_major)
     bias = none(own.weights.dtype) if bias is None else bias_of(bias, own.weights, margin, class_major=class_major)

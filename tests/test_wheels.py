@@ -172,6 +172,24 @@ def test_which_compiler_is_chosen(monkeypatch, wanted, named, there, chosen):
         assert wheels.choose_nvcc(wanted) == (Path(chosen) if chosen else None)
 
 
+def test_a_dry_run_says_what_would_be_built_and_builds_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(wheels.requirements, "is_met", lambda requirement: True)
+    monkeypatch.setattr(wheels, "build", None)
+    assert wheels.main(["--dry-run", "--cuda", "none", "--tensorflow", "2.20"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "CUDA compiler: None",
+        f"CPythons: {sys.executable}",
+        "TensorFlow: 2.20",
+    ]
+
+
+def test_a_dry_run_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(wheels.requirements, "is_met", lambda requirement: True)
+    monkeypatch.setattr(wheels.pythons, "found", dict)
+    assert wheels.main(["--dry-run", "--every-python"]) == 1
+    assert "--every-python: expected CPython 3.10" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("python", ["no-such-python", "/bin/cat"])
 def test_what_is_no_python(python):
     with pytest.raises(RuntimeError, match=f"expected a CPython from 3.10 on, got {python}, which is none"):
