@@ -71,15 +71,16 @@ aarch64: $(VENV)/ready  ## cross-compile core, arrays and oracle for aarch64, an
 sanitize: build  ## run core and bindings under the address and undefined-behaviour sanitizers
 	PATH="$(abspath $(BIN)):$$PATH" build_tools/sanitize.sh $(BIN)/python
 
-matrix: $(VENV)/ready  ## try the wheels of dist/ beside every TensorFlow and CPython; MATRIX has options, such as --checks-only
+matrix: $(VENV)/ready  ## try the wheels of dist/ beside every TensorFlow and CPython; MATRIX has options, such as "--tests none"
 	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py release)
 	$(BIN)/python build_tools/matrix.py $(MATRIX)
 
 release-check: WHEELS = --every-python
+release-check: MATRIX = --tests once
 release-check:  ## all that a release must pass, in order, to the first that fails
 	@$(MAKE) --no-print-directory wheels WHEELS="$(WHEELS) --dry-run"
 	rm -rf dist
-	@for step in $(RELEASE_STEPS); do echo "== make $$step" && $(MAKE) --no-print-directory WHEELS="$(WHEELS)" $$step || exit 1; done
+	@for step in $(RELEASE_STEPS); do echo "== make $$step" && $(MAKE) --no-print-directory WHEELS="$(WHEELS)" MATRIX="$(MATRIX)" $$step || exit 1; done
 
 lint: $(VENV)/linters  ## judge the code: its style, and its types in Python
 	$(BIN)/ruff format --check .

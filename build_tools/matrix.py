@@ -4,7 +4,7 @@ A cell of the matrix is
 1. an environment with TensorFlow, and the Keras and NumPy that fit it, from PyPI (by uv, as that takes seconds);
 2. the wheel, by `pip install`, from dist/ alone;
 3. its own checks: `python -m lsoftmax_op`, in an empty folder;
-4. the fast tests, in a folder that holds what they read of this clone, but not the package.
+4. the fast tests, in a folder that holds what they read of this clone, but not the package (--tests: not everywhere).
 
 A cell that fails does not stop the others; the exit status tells. build/matrix/ has what was said in each (*.log), the
 results (results.json) and the table (table.md). uv caches every TensorFlow, 2 GB each; UV_NO_CACHE=1 has it not do so.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import matrix_table
 import pythons
-from matrix_cells import NEWEST, NEWEST_PYTHON, OLDEST_NUMPY, ROOT, cells, package_version, wheel_for
+from matrix_cells import NEWEST, NEWEST_PYTHON, OLDEST_NUMPY, ROOT, cells, once, package_version, wheel_for
 from matrix_run import RESULTS, Run
 
 PAGE = ROOT / "docs" / "install.md"
@@ -45,7 +45,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         **several,
     )
     parser.add_argument("--package", default="tensorflow", help="who brings TensorFlow, such as tensorflow-cpu")
-    parser.add_argument("--checks-only", action="store_true", help="python -m lsoftmax_op, and no tests")
+    parser.add_argument(
+        "--tests",
+        choices=["every", "once", "none"],
+        default="every",
+        help="run the fast tests in every cell (the default), once beside each TensorFlow, or not at all",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side; default: 1, its tests on all cores")
     parser.add_argument("--keep", action="store_true", help="keep the environments, in build/matrix")
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where the wheels are; default: dist")
@@ -77,7 +82,10 @@ def plan(options: argparse.Namespace) -> list[Run]:
     some = cells(options.tensorflow or [*NEWEST_PYTHON], with_wheel, options.numpy, options.package)
     if not some:
         raise ValueError("No TensorFlow that was asked for has a wheel for a CPython that was, with that NumPy.")
-    return [Run(cell, executables[cell.python], wheels[cell.python].resolve(), options) for cell in some]
+    tested = {"every": some, "once": once(some), "none": []}[options.tests]
+    return [
+        Run(cell, executables[cell.python], wheels[cell.python].resolve(), options, cell in tested) for cell in some
+    ]
 
 
 def show(texts: Sequence[str]) -> None:

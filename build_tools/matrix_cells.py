@@ -59,6 +59,18 @@ def cells(tensorflows: list[str], cpythons: list[str], numpys: list[str], packag
     return every
 
 
+def once(every: list[Cell]) -> list[Cell]:
+    """Returns one cell of each TensorFlow, with as many different CPythons and NumPys as there are."""
+    chosen: list[Cell] = []
+
+    def met(cell: Cell) -> tuple[int, int]:
+        return sum(cell.python == one.python for one in chosen), sum(cell.numpy == one.numpy for one in chosen)
+
+    for tensorflow in dict.fromkeys(cell.tensorflow for cell in every):
+        chosen.append(min((cell for cell in reversed(every) if cell.tensorflow == tensorflow), key=met))
+    return chosen
+
+
 def wheel_for(python: str, folder: Path, version: str) -> Path | None:
     """Returns the wheel of a version of this package that a CPython of this machine installs, or None."""
     fitting = set(tags.cpython_tags(minor_version(python), abis=[f"cp{python.replace('.', '')}"]))

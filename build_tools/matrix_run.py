@@ -44,8 +44,8 @@ class CellError(Exception):
 class Run:
     """One cell: its folder, its log, its results."""
 
-    def __init__(self, cell: Cell, executable: Path, wheel: Path, options: argparse.Namespace) -> None:
-        self.cell, self.executable, self.wheel, self.options = cell, executable, wheel, options
+    def __init__(self, cell: Cell, executable: Path, wheel: Path, options: argparse.Namespace, tested: bool) -> None:
+        self.cell, self.executable, self.wheel, self.options, self.tested = cell, executable, wheel, options, tested
         self.folder = RESULTS / cell.name
         self.python = self.folder / "env" / "bin" / "python"
         self.log = RESULTS / f"{cell.name}.log"
@@ -67,7 +67,7 @@ class Run:
             self._make_environment()
             self._install()
             self._check()
-            if not self.options.checks_only:
+            if self.tested:
                 self._test()
         except (CellError, OSError) as error:
             self.row["error"] = str(error)
@@ -79,7 +79,7 @@ class Run:
     def _make_environment(self) -> None:
         wanted = [f"{self.cell.package}=={self.cell.tensorflow}.*"]
         wanted += [] if self.cell.numpy == NEWEST else [f"numpy=={self.cell.numpy}.*"]
-        wanted += [] if self.options.checks_only else requirements.listed(["test"])
+        wanted += requirements.listed(["test"]) if self.tested else []
         uv = [sys.executable, "-m", "uv"]
         self._run("uv venv", *uv, "venv", "--quiet", "--seed", "--python", self.executable, self.folder / "env")
         self._run("uv pip install", *uv, "pip", "install", "--quiet", "--python", self.python, *wanted)

@@ -43,6 +43,28 @@ def test_cells(tensorflow, cpythons, numpys, expected):
     assert {cell.tensorflow for cell in found} <= {tensorflow}
 
 
+def test_the_cells_of_tests_once_meet_every_cpython_and_both_numpys():
+    every = [cell for tensorflow in matrix_cells.NEWEST_PYTHON for cell in matrix_cells.cells([tensorflow], ALL, [])]
+    found = matrix_cells.once(every)
+    assert [cell.tensorflow for cell in found] == [*matrix_cells.NEWEST_PYTHON]
+    assert {cell.python for cell in found} == set(ALL)
+    assert {cell.numpy for cell in found} == {"1.26", "newest"}
+    assert matrix_cells.once(every[:1]) == every[:1]
+
+
+@pytest.mark.parametrize(
+    ("tests", "tested"), [("every", [True, True]), ("once", [False, True]), ("none", [False, False])]
+)
+def test_which_cells_run_the_tests(tmp_path, monkeypatch, tests, tested):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(pythons, "chosen", lambda names: {"3.10": Path("none")})
+    monkeypatch.setattr(matrix, "wheel_for", lambda *_: tmp_path / "a.whl")
+    (tmp_path / "a.whl").touch()
+    runs = matrix.plan(matrix.parse(["--tensorflow", "2.18", "--tests", tests]))
+    assert [run.cell.numpy for run in runs] == ["newest", "1.26"]
+    assert [run.tested for run in runs] == tested
+
+
 @pytest.mark.parametrize(
     ("name", "fits"),
     [
@@ -138,7 +160,7 @@ def run(tmp_path, monkeypatch):
     wheel.write_bytes(b"a wheel")
 
     def make(python, *options):
-        one = matrix_run.Run(Cell("2.20", "3.12", "newest"), Path("none"), wheel, matrix.parse(list(options)))
+        one = matrix_run.Run(Cell("2.20", "3.12", "newest"), Path("none"), wheel, matrix.parse(list(options)), True)
         monkeypatch.setattr(one, "_make_environment", lambda: script(one.python, python))
         return one
 
