@@ -53,7 +53,7 @@ sdist-check: LSOFTMAX_CUDA_ARCHITECTURES =
 sdist-check: sdist  ## install what sdist packs beside TensorFlow, as a user does, and run its checks
 	rm -rf build/sdist-check && $(PYTHON) -m venv build/sdist-check
 	build/sdist-check/bin/python -m pip install --quiet "$(TENSORFLOW)"
-	build/sdist-check/bin/python -m pip install --quiet --no-cache-dir dist/lsoftmax_op-*.tar.gz
+	LSOFTMAX_TF=ON LSOFTMAX_XLA=ON build/sdist-check/bin/python -m pip install --quiet --no-cache-dir dist/lsoftmax_op-*.tar.gz
 	cd build/sdist-check && bin/python -m lsoftmax_op
 
 # Of all architectures, unlike the other targets' CUDA kernels.
@@ -68,7 +68,7 @@ gpu:  ## on a machine with an NVIDIA GPU, CUDA and PyTorch: build, check and tim
 aarch64: $(VENV)/ready  ## cross-compile core, arrays and oracle for aarch64, and run their tests emulated (Debian 12 or later)
 	PATH="$(abspath $(BIN)):$$PATH" build_tools/aarch64.sh $(BIN)/python
 
-sanitize: build  ## run core and bindings under the address and undefined-behaviour sanitizers
+sanitize: build  ## run core, bindings and CUDA kernels (on the CPU) under the address and undefined-behaviour sanitizers
 	PATH="$(abspath $(BIN)):$$PATH" build_tools/sanitize.sh $(BIN)/python
 
 matrix: $(VENV)/ready  ## try the wheels of dist/ beside every TensorFlow and CPython; MATRIX has options, such as "--tests none"
@@ -93,7 +93,7 @@ format: $(VENV)/linters  ## rewrite the code in that style
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-clean:  ## remove what was built (.venv stays)
+clean:  ## remove what was built and brought: build/ with nvcc and TensorFlows, dist/ with its wheels (.venv stays)
 	rm -rf build dist lsoftmax_op/*.so lsoftmax_op/tf-* lsoftmax_op/_build_info.json lsoftmax_op/reference.c $(VENV)/built
 
 # The build is not isolated, so that a second one compiles only what changed: its tools are installed beforehand.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Brings CUDA 12's compiler, as Debian packages it, into a folder of its own: what wheels are compiled with, on a machine
-# that has another CUDA or none. Debian or Ubuntu, amd64; no root, and the system's own packages and sources stay as they are.
+# that has another CUDA or none. Debian, or Ubuntu with debian-archive-keyring; amd64; no root, and the system's own packages
+# and sources stay as they are.
 # usage: build_tools/fetch_nvcc.sh [FOLDER]      build/cuda12, if none is given: bin/nvcc in it, 1 GB to download
 #
 # It is nvcc 12.4, which knows the architectures up to sm_90; PTX serves what came later, after the driver has compiled it

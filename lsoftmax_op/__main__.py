@@ -32,9 +32,13 @@ def main() -> int:
     _print(info)
     print("checks")
     checks = {"arrays": _check_arrays}
-    if info["tensorflow"] is not None and importlib.util.find_spec("tensorflow") is None:
+    installed = importlib.util.find_spec("tensorflow") is not None
+    if info["tensorflow"] is None:
+        if installed:
+            print(f"  tensorflow    is installed, but there are no ops for it. {info.get('no_tensorflow', '')}")
+    elif not installed:
         print("  tensorflow    is not installed: the ops are not checked")
-    elif info["tensorflow"] is not None:
+    else:
         checks |= {
             "tensorflow": _report_tensorflow,
             "eager": _check_eager,

@@ -188,7 +188,7 @@ def _find() -> _Built:
         )
     raise ImportError(
         f"lsoftmax_op was built for TensorFlow {versions}, and this is TensorFlow {version}. Install one of them, or a "
-        f"newer lsoftmax_op; or build it from source for this one: {_FROM_SOURCE}"
+        f"newer lsoftmax_op; or, where its release supports this one, build it from source: {_FROM_SOURCE}"
     )
 
 
@@ -255,9 +255,10 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _damaged(error: Exception) -> ImportError:
-    return ImportError(
-        f"The compiled parts of lsoftmax_op are missing or damaged in {_PACKAGE} ({error}). Rebuild: {_REINSTALL}"
-    )
+    remedy = f"Rebuild: {_REINSTALL}"
+    if (_PACKAGE.parent / "CMakeLists.txt").exists():
+        remedy = "These are the sources of a clone: start Python in another folder, or compile them there by make build"
+    return ImportError(f"The compiled parts of lsoftmax_op are missing or damaged in {_PACKAGE} ({error}). {remedy}")
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import pytest
 from support import ROOT, run_python
 
 import lsoftmax_op
-from lsoftmax_op import library
+from lsoftmax_op import __main__, library
 
 PACKAGE = Path(lsoftmax_op.__file__).parent
 
@@ -81,6 +81,18 @@ def test_the_self_check():
         [sys.executable, "-m", "lsoftmax_op"], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert "All checks passed." in finished.stdout
+
+
+@pytest.mark.parametrize("tensorflow", ["is installed", "is not"])
+def test_the_self_check_of_a_build_without_ops(package, monkeypatch, capsys, tensorflow):
+    folder = package([], "2.22.0")
+    reason = "The TensorFlow in /venv is 2.22.0; supported is tensorflow>=2.18,<2.22."
+    (folder / "_build_info.json").write_text(json.dumps({"version": "0", "sizes": {}, "no_tensorflow": reason}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if tensorflow == "is installed" else None)
+    monkeypatch.setattr(__main__, "_check_arrays", lambda: "ok")
+    assert __main__.main() == 0
+    said = f"  tensorflow    is installed, but there are no ops for it. {reason}"
+    assert (said in capsys.readouterr().out) == (tensorflow == "is installed")
 
 
 def test_plain_load_op_library():
@@ -327,12 +339,17 @@ def test_no_tensorflow_at_all():
     assert "ImportError: lsoftmax_op.lsoftmax_logits needs TensorFlow" in finished.stderr
 
 
-def test_missing_compiled_parts(copy):
+@pytest.mark.parametrize("of_a_clone", [False, True])
+def test_missing_compiled_parts(copy, of_a_clone):
     folder, prelude = copy
+    if of_a_clone:
+        (folder.parent / "CMakeLists.txt").touch()
     for file in folder.glob("_core*"):
         file.write_bytes(b"")  # an import hook of an editable install would find a missing one elsewhere
     finished = run_python(prelude + "import lsoftmax_op; lsoftmax_op.build_info()", check=False)
     assert "The compiled parts of lsoftmax_op are missing or damaged" in finished.stderr
+    assert ("start Python in another folder" in finished.stderr) == of_a_clone
+    assert ("pip install --force-reinstall" in finished.stderr) != of_a_clone
 
 
 def test_the_same_ops_from_two_files(copy):
