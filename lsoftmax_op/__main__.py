@@ -88,7 +88,11 @@ def _batch() -> tuple[Any, ...]:
 def _compare(got: list[Any], expected: list[Any]) -> str:
     import numpy as np
 
-    worst = max(float(np.max(np.abs(np.asarray(g) - e))) for g, e in zip(got, expected, strict=True))
+    pairs = [(np.asarray(g), e) for g, e in zip(got, expected, strict=True)]
+    for array, oracle in pairs:
+        if array.shape != oracle.shape:
+            raise AssertionError(f"of shape {list(array.shape)}, where the oracle's is {list(oracle.shape)}")
+    worst = float(np.max([np.max(np.abs(array - oracle)) for array, oracle in pairs]))  # NaN, if one is
     if not worst < 1e-12:
         raise AssertionError(f"off the float64 oracle by {worst:.1e}")
     return f"ok, within {worst:.1e} of the float64 oracle"

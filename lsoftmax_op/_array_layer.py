@@ -42,15 +42,15 @@ class Layer:
         self.array_library = library
         self.dtype = ""
         self.features = self.array("features", features, "[N, D]")
-        self.weights = self.array("weights", weights, _checks.layout(self.class_major))
-        self.columns = self.weights.T if self.class_major else self.weights  # [D, C], for products
-        self.labels = self._labels(labels)
-        self.wide_labels = self.array_library.dtype(self.labels) == "int64"
-        self.bias = None if bias is None else self.array("bias", bias, "[C]")
-        self.rows, self.depth = map(int, self.features.shape)
-        self.classes = int(self.columns.shape[1])
-        self._check_shapes()
-        with self.array_library.device():
+        with library.device():
+            self.weights = self.array("weights", weights, _checks.layout(self.class_major))
+            self.columns = self.weights.T if self.class_major else self.weights  # [D, C], for products
+            self.labels = self._labels(labels)
+            self.wide_labels = self.array_library.dtype(self.labels) == "int64"
+            self.bias = None if bias is None else self.array("bias", bias, "[C]")
+            self.rows, self.depth = map(int, self.features.shape)
+            self.classes = int(self.columns.shape[1])
+            self._check_shapes()
             self.lam = self._lambda(lam)
             self.terms = _array_factors.terms(library, self.margin, label_smoothing, self.classes)
         if self.array_library.checks_values:

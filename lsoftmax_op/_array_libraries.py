@@ -201,8 +201,7 @@ class CuPy(Library):
             ) from error
         self.kernels = _cuda_kernels()
         self.cupy = cupy
-        self.where = cupy.cuda.get_current_stream().ptr
-        self._device: int | None = None
+        self._device: int | None = None  # the features', once they have come
 
     def array(self, argument: str, value: Any) -> Any:
         expected = f"{argument}: expected an array on a CUDA device"
@@ -219,14 +218,17 @@ class CuPy(Library):
             raise TypeError(f"{expected}, got {_checks.described(value)}: {error}") from error
         if self._device is None:
             self._device = array.device.id
+            with self.device():
+                self.where = self.cupy.cuda.get_current_stream().ptr
         elif self._device != array.device.id:
             raise TypeError(
                 f"{argument}: expected an array on CUDA device {self._device}, as features is, got {array.device.id}"
             )
         if type(array) is not self.cupy.ndarray:
             array = array.view(self.cupy.ndarray)
-        array = self.cupy.ascontiguousarray(array) if array.ndim else array
-        return array.copy() if array.data.ptr % array.dtype.itemsize else array
+        with self.device():
+            array = self.cupy.ascontiguousarray(array) if array.ndim else array
+            return array.copy() if array.data.ptr % array.dtype.itemsize else array
 
     def _empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self.cupy.empty(shape, dtype)
@@ -385,7 +387,7 @@ def _is_on_cuda(argument: str, value: Any) -> bool:
         return False
     try:
         if hasattr(value, "__dlpack_device__"):
-            return int(value.__dlpack_device__()[0]) == 2  # kDLCUDA
+            return int(value.__dlpack_device__()[0]) in (2, 13)  # kDLCUDA, kDLCUDAManaged
         return hasattr(value, "__cuda_array_interface__")
     except Exception as error:  # whatever the value's own class raises
         raise TypeError(f"{argument}: expected an array, got {_checks.described(value)}: {error}") from error

@@ -7,6 +7,7 @@ the users of `lsoftmax_op.arrays` would pay its seconds, and they may not have i
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
@@ -25,8 +26,9 @@ class _Finder:
     ) -> ModuleSpec | None:
         if name != self.module:
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)
+        for finder in list(itertools.dropwhile(lambda finder: finder is not self, sys.meta_path))[1:]:
+            find_spec = getattr(finder, "find_spec", None)  # Python, too, passes over one without
+            spec: ModuleSpec | None = None if find_spec is None else find_spec(name, path, target)
             if spec is not None:
                 break
         else:
@@ -39,7 +41,7 @@ class _Finder:
         def exec_module(module: ModuleType) -> None:
             loader.exec_module = execute  # type: ignore[method-assign]
             execute(module)
-            if self in sys.meta_path:
+            if module.__name__ == self.module and self in sys.meta_path:
                 sys.meta_path.remove(self)
                 self.callback()
 

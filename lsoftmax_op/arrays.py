@@ -72,7 +72,8 @@ def logits(
     Args:
         features: [N, D], float16, bfloat16 (NumPy's is that of ml_dtypes), float32 or float64. Arrays that are
             read-only, strided or of the other byte order are fine.
-        weights: [D, C], of the same library, device and dtype, a column for every class; [C, D] if `class_major`.
+        weights: [D, C], a column for every class; [C, D] if `class_major`. Of the same dtype and device, and of the
+            same library, or of one whose arrays that one takes, as NumPy takes PyTorch's.
         labels: [N], integers, each in [0, C); -1 leaves its row the plain dense layer's.
         bias: [C], of the features' dtype, or None; None with a margin that normalises or scales.
         margin: the integer m from 1 (no margin) to 64, or any of `lsoftmax_op.margins` whose m2, m3 and scale are

@@ -31,11 +31,16 @@ from lsoftmax_op import _op_margin, blocks, filtering, formula
 
 
 def register(ops: Any) -> None:
-    """Registers the gradients of `ops`, the module of the raw ops, with TensorFlow."""
+    """Registers the gradients of `ops`, the module of the raw ops, with TensorFlow: once in a process.
+
+    TensorFlow keeps both for good, and so they are there already where this package is imported anew.
+    """
+    if hasattr(ops, "_gradients"):
+        return
     of_one_pass, of_blocks = ("Loss", "BiasGrad"), ("Sums", "Finish", "ProductsGrad", "SetColumns")
     for name in (*of_one_pass, *of_blocks, "KeptClasses", "TakeColumns", "SpreadColumns"):
         tf.no_gradient(f"Lsoftmax{name}")
-    gradients = _Gradients(ops)
+    gradients = ops._gradients = _Gradients(ops)
     for name, gradient in (
         ("TargetGeometry", gradients.of_target_geometry),
         ("ClassFactors", gradients.of_class_factors),

@@ -208,9 +208,9 @@ def sharded_top_k(
     of its own classes, and k of each other.
 
     Args:
-        features: [N_r, D], this replica's samples.
-        weights: [D, C_r], its classes.
-        bias: [C_r], or None.
+        features: [N_r, D], this replica's samples, float16, bfloat16, float32 or float64.
+        weights: [D, C_r], its classes, of the same dtype.
+        bias: [C_r], of the same dtype, or None; None with a margin that normalises or scales.
         first_class: the global class index of the first column.
         num_classes: C, of all replicas.
         k: how many classes to find, from 1 to C; the same on every replica.
@@ -222,6 +222,7 @@ def sharded_top_k(
         The logits without the margin and their classes, [N_r, k].
 
     Raises:
+        ValueError: a `k` below 1, or above C.
         TypeError, ValueError, RuntimeError, NotImplementedError, tf.errors.InvalidArgumentError: as `sharded_loss`.
     """
     with tf.name_scope(name or "sharded_top_k"):

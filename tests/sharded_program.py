@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import tensorflow as tf
-from support import KINDS, Batch, random_batch
+from support import KINDS, Batch, random_batch, worst
 
 import lsoftmax_op
 from lsoftmax_op import _collectives, filtering, ops, sampling, sharded
@@ -135,7 +135,7 @@ def errors_of(team: Team, case: dict[str, Any], is_eager: bool = False) -> dict[
         rows, columns = team.rows_of(replica), team.columns_of(replica)
         own = (want[0][rows], want[1][rows], want[2][rows], want[3][:, columns], want[4][columns])
         for name, one, expected, whole in zip(names, got, own, want, strict=True):
-            found[name] = max(found.get(name, 0.0), error_of(one, expected, whole))
+            found[name] = worst([found.get(name, 0.0), error_of(one, expected, whole)])
     return found
 
 
@@ -278,9 +278,9 @@ def training(team: Team, steps: int = 50) -> dict[str, Any]:
             team.each(lambda r, y=y: tf.constant(y[team.rows_of(r)])),
         )
     moved = np.abs(one[1].numpy() - start[1]).max()
-    backbone = max(np.abs(backbones[r].numpy() - one[0].numpy()).max() for r in team.own)
-    head = max(np.abs(heads[r].numpy() - one[1].numpy()[:, team.columns_of(r)]).max() for r in team.own)
-    return {"moved": float(moved), "backbone": float(backbone), "head": float(head)}
+    backbone = worst(np.abs(backbones[r].numpy() - one[0].numpy()).max() for r in team.own)
+    head = worst(np.abs(heads[r].numpy() - one[1].numpy()[:, team.columns_of(r)]).max() for r in team.own)
+    return {"moved": float(moved), "backbone": backbone, "head": head}
 
 
 def top_k(team: Team) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def top_k(team: Team) -> dict[str, Any]:
         for replica, got in zip(team.own, team.run(step, *team.shards(batch)), strict=True):
             for part, one, expected in zip(errors, got, want, strict=True):
                 error = np.abs(one - expected.numpy()[team.rows_of(replica)]).max(initial=0)
-                errors[part] = max(errors[part], float(error))
+                errors[part] = worst([errors[part], error])
         found[name] = errors
     return found
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import CudaLayer, TorchLayer, require_gpu, torch_sees_a_gpu
-from support import KINDS, assert_close_to_oracle, assert_loss_close_to_oracle, errors, random_batch
+from support import KINDS, assert_close_to_oracle, assert_loss_close_to_oracle, errors, random_batch, worst
 
 from lsoftmax_op import arrays
 from lsoftmax_op.margins import ArcFace
@@ -33,7 +33,7 @@ def test_cupy_arrays(cupy, dtype):
     logits, gradients = arrays.logits(*layer, lam=0.5), arrays.logits_grad(grad, *layer, lam=0.5)
     assert all(isinstance(array, cupy.ndarray) and array.dtype == dtype for array in (logits, *gradients))
     found = errors(batch, logits.get(), tuple(g.get() for g in gradients), 4, 0.5)
-    assert max(error.max() for error in found) < {"float16": 1e-2, "float32": 2e-5, "float64": 1e-10}[dtype]
+    assert worst(error.max() for error in found) < {"float16": 1e-2, "float32": 2e-5, "float64": 1e-10}[dtype]
 
 
 def test_the_callers_stream_and_the_same_bits(torch):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support import ROOT, run_python
 
@@ -15,6 +16,10 @@ import lsoftmax_op
 from lsoftmax_op import __main__, library
 
 PACKAGE = Path(lsoftmax_op.__file__).parent
+
+# What a variant of the CPU kernels asks of a processor (cc/core/dispatch.cc), as /proc/cpuinfo names it.
+FLAGS = {"baseline": (), "avx2": ("avx2", "fma", "bmi1", "bmi2")}
+FLAGS["avx512"] = (*FLAGS["avx2"], "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
 
 @pytest.fixture
@@ -53,6 +58,7 @@ except AttributeError as error:
 
 @pytest.mark.parametrize("variant", ["baseline", "avx2", "avx512"])
 def test_every_cpu_variant_is_right(variant):
+    has_it = all(re.search(rf"\b{flag}\b", Path("/proc/cpuinfo").read_text()) for flag in FLAGS[variant])
     finished = run_python(
         """
 import sys; sys.path.insert(0, "tests")
@@ -66,8 +72,10 @@ print(lsoftmax_op.build_info()["cpu_variant"])
 """,
         LSOFTMAX_CPU=variant,
     )
-    if variant not in finished.stderr:  # else this machine does not run it, and says so
+    if has_it:
         assert finished.stdout.strip() == variant
+    else:
+        assert variant in finished.stderr
 
 
 def test_an_unknown_cpu_variant_is_named():
@@ -81,6 +89,17 @@ def test_the_self_check():
         [sys.executable, "-m", "lsoftmax_op"], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert "All checks passed." in finished.stdout
+
+
+@pytest.mark.parametrize("place", [0, 1, -1])
+@pytest.mark.parametrize(("spoil", "said"), [(lambda a: a * np.nan, "by nan"), (lambda a: a[:1], "of shape [1")])
+def test_the_self_check_fails_for_any_part(place, spoil, said):
+    expected = [np.ones((3, 2)), np.ones(3), np.ones((4, 5))]
+    got = [part.copy() for part in expected]
+    assert __main__._compare(got, expected).startswith("ok, within 0.0e+00")
+    got[place] = spoil(got[place])
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        __main__._compare(got, expected)
 
 
 @pytest.mark.parametrize("tensorflow", ["is installed", "is not"])
@@ -111,7 +130,54 @@ assert "lsoftmax" in ops.lsoftmax_logits.__name__ and "products" in ops.lsoftmax
 
 def test_loading_imports_tensorflow():
     """Before and after it: tests/test_tensorflow.py."""
+    pytest.importorskip("tensorflow")
     run_python("from lsoftmax_op import library; assert library.load() is library.load()")
+
+
+def test_the_package_may_be_imported_anew():
+    pytest.importorskip("tensorflow")
+    run_python("""
+import importlib, sys
+import lsoftmax_op
+from lsoftmax_op import library
+lsoftmax_op.lsoftmax_loss([[1.0]], [[1.0]], [0])
+importlib.reload(library).load()
+for name in [name for name in sys.modules if name.split(".")[0] == "lsoftmax_op"]:
+    del sys.modules[name]
+import lsoftmax_op, tensorflow as tf
+with tf.GradientTape() as tape:
+    weights = tf.Variable([[1.0, 2.0]])
+    loss = lsoftmax_op.lsoftmax_loss([[1.0]], weights, [0])
+assert tape.gradient(loss, weights).shape == (1, 2)
+""")
+
+
+def test_finders_and_loaders_of_others():
+    pytest.importorskip("tensorflow")
+    run_python("""
+import importlib.machinery, importlib.util, sys
+class Old:
+    def find_module(self, name, path=None):  # as before Python 3.4
+        return None
+class Shared:  # one loader, of several modules
+    create_module = staticmethod(lambda spec: None)
+    def exec_module(self, module):
+        module.ran = True
+class New:
+    loader = Shared()
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self.loader) if name in ("tensorflow", "another") else None
+sys.meta_path[:0] = [Old(), New()]
+import lsoftmax_op._import_hook as hook
+ran = []
+hook.after_import("tensorflow", lambda: ran.append("hook"))
+sys.modules.pop("tensorflow", None)
+importlib.util.find_spec("tensorflow")
+import another
+assert ran == []
+import tensorflow
+assert tensorflow.ran and ran == ["hook"], ran
+""")
 
 
 def test_a_library_for_another_tensorflow(copy):

@@ -4,6 +4,7 @@ Those of NumPy and what NumPy makes arrays of; those of CuPy, over a stand-in an
 PyTorch's are in test_array_libraries.py.
 """
 
+import contextlib
 import sys
 from types import SimpleNamespace
 from unittest import mock
@@ -309,14 +310,20 @@ def test_lambda_and_shapes_are_used_as_they_were_checked():
 
 
 class DeviceArray:
-    """A CuPy array as `_array_libraries.CuPy` sees it, in the host's memory."""
+    """A CuPy array as `_array_libraries.CuPy` sees it, in the host's memory, made on the current device."""
 
-    device = SimpleNamespace(id=0)
+    current = 0
     data = property(lambda self: SimpleNamespace(ptr=self.host.__array_interface__["data"][0]))
-    T = property(lambda self: type(self)(self.host.T))
+    T = property(lambda self: self.seen(type(self), self.host.T))
 
     def __init__(self, host):
         self.host = np.asarray(host)
+        self.device = SimpleNamespace(id=DeviceArray.current)
+
+    def seen(self, array_class, host):
+        other = array_class(host)
+        other.device = self.device
+        return other
 
     def __dlpack_device__(self):
         return 2, 0
@@ -348,7 +355,7 @@ class DeviceArray:
         return type(self)(self.host < other)
 
     def __getitem__(self, key):
-        return type(self)(self.host[key])
+        return self.seen(type(self), self.host[key])
 
     def __setitem__(self, key, value):
         self.host[key] = value
@@ -363,7 +370,7 @@ class DeviceArray:
         return type(self)(self.host.sum(axis=axis, dtype=dtype))
 
     def view(self, array_class):
-        return array_class(self.host)
+        return self.seen(array_class, self.host)
 
 
 class WrongDeviceArray(DeviceArray):
@@ -384,6 +391,15 @@ class NegatedTensor:
         return DeviceArray(-self.host)
 
 
+@contextlib.contextmanager
+def current_device(number):
+    before, DeviceArray.current = DeviceArray.current, number
+    try:
+        yield
+    finally:
+        DeviceArray.current = before
+
+
 @pytest.fixture
 def cupy(monkeypatch):
     kernels = pytest.importorskip("lsoftmax_op._cuda_on_cpu", reason="built without LSOFTMAX_TESTING=ON")
@@ -395,7 +411,7 @@ def cupy(monkeypatch):
         empty=lambda shape, dtype: DeviceArray(np.empty(shape, dtype)),
         full=lambda shape, value, dtype: DeviceArray(np.full(shape, value, dtype)),
         cuda=SimpleNamespace(
-            get_current_stream=lambda: SimpleNamespace(ptr=0), Device=lambda _: mock.MagicMock(name="device")
+            get_current_stream=lambda: SimpleNamespace(ptr=DeviceArray.current), Device=current_device
         ),
     )
     monkeypatch.setitem(sys.modules, "cupy", module)
@@ -414,6 +430,31 @@ def test_arrays_of_cupy(cupy, kind, function):
     for got, want in zip(FUNCTIONS[function](**on_device), expected, strict=True):
         assert type(got) is DeviceArray
         np.testing.assert_allclose(got.host, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_arrays_of_cupy_on_another_device_than_the_current_one(cupy, function):
+    arguments = given(function)
+    expected = outcome(function, arguments)
+    arguments["labels"] = arguments["labels"].astype(np.int8)
+    with current_device(1):
+        on_device = {name: DeviceArray(np.asfortranarray(array)) for name, array in arguments.items()}
+    library = _array_libraries.CuPy()
+    library.array("features", on_device["features"])
+    assert library.where == 1  # that device's stream
+    for got, want in zip(FUNCTIONS[function](**on_device), expected, strict=True):
+        assert got.device.id == 1
+        np.testing.assert_allclose(got.host, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", [2, 13])
+def test_memory_of_a_cuda_device_managed_or_not(cupy, device):
+    class Managed(DeviceArray):
+        def __dlpack_device__(self):
+            return device, 0
+
+    arguments = {name: Managed(array) for name, array in given("arrays.loss_grad").items()}
+    assert type(arrays.loss_grad(**arguments).loss) is DeviceArray
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support import ROOT
+from support import ROOT, worst
 
 tf = pytest.importorskip("tensorflow")
 
@@ -109,13 +109,13 @@ def assert_leaves_out_what_one_replica_does(found):
         assert replica["left_out"] == replica["by_one"]
         assert len(replica["left_out"]) > 20
         assert 0 < replica["kept"] <= sharded_program.MATES
-        assert max(replica["errors"]) <= TOLERANCE["float32"][1]
+        assert worst(replica["errors"]) <= TOLERANCE["float32"][1]
 
 
 def assert_leaves_out_nothing(found):
     for replica in found["replicas"]:
         assert replica["left_out"] == []
-        assert max(replica["errors"]) <= TOLERANCE["float32"][1]
+        assert worst(replica["errors"]) <= TOLERANCE["float32"][1]
 
 
 @pytest.mark.slow
@@ -255,7 +255,7 @@ def test_top_k_of_one_replica():
 @pytest.mark.parametrize("rate", ["a third", "all"])
 def test_sampled_shards(rate, mirrored):
     found = mirrored["sampling"][rate]
-    assert max(found["errors"]) <= 1e-12
+    assert worst(found["errors"]) <= 1e-12
     assert {*found["labels"]} <= {*found["taken"]}
     assert sorted(found["taken"]) == found["taken"]
     assert len(found["indices"]) == len(found["taken"])

@@ -64,16 +64,22 @@ def test_reductions_are_those_of_pytorchs_loss(batch):
         expected = torch.nn.functional.cross_entropy(head(features), labels, ignore_index=-1, reduction=reduction)
         torch.testing.assert_close(head.loss(features, labels, reduction), expected)
     assert head.loss(features, torch.full((6,), -1)).isnan()
+    large, labels = 1000 * torch.ones(200, D).half(), torch.zeros(200, dtype=torch.int64)
+    head = LSoftmaxLinear(D, C, margin=1, dtype=torch.float16)
+    with torch.no_grad():
+        head.weight.fill_(1)[0] = 0  # losses of about 5000, whose sum is none of float16
+    assert head.loss(large, labels).isfinite()
     with pytest.raises(ValueError, match=r"^reduction: expected one of mean, sum, none, got 'max'"):
         head.loss(features, labels, "max")
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3), (2, 0, 3)], ids=str)
-def test_any_leading_axes(shape):
-    head = LSoftmaxLinear(D, C, True, margin=2)
+@pytest.mark.parametrize("margin", [2, SphereFace(2), ArcFace(0.5, 16)], ids=repr)
+def test_any_leading_axes(shape, margin):
+    head = LSoftmaxLinear(D, C, margin == 2, margin=margin)
     features, labels = torch.randn(*shape, D), torch.randint(-1, C, shape)
     flat_features, flat_labels = features.reshape(-1, D), labels.reshape(-1)
-    assert head(features).shape == (*shape, C)
+    assert torch.equal(head(features), head(flat_features).reshape(*shape, C))
     assert torch.equal(head(features, labels), head(flat_features, flat_labels).reshape(*shape, C))
     assert torch.equal(
         head.loss(features, labels, "none"), head.loss(flat_features, flat_labels, "none").reshape(shape)

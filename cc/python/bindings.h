@@ -1,6 +1,6 @@
 // The kernels of one backend as a Python module: a call in, no result out.
 //
-// A call names its arrays by their addresses, as the core's own arguments do; who makes it (lsoftmax_op/arrays.py)
+// A call names its arrays by their addresses, as the core's own arguments do; who makes it (lsoftmax_op/_array_layer.py)
 // answers for their memory, shapes, dtypes and values. The GIL is released while a kernel runs, on a copy of the call.
 #ifndef LSOFTMAX_PYTHON_BINDINGS_H_
 #define LSOFTMAX_PYTHON_BINDINGS_H_

@@ -2,6 +2,7 @@
 #ifndef LSOFTMAX_PYTHON_PARALLEL_H_
 #define LSOFTMAX_PYTHON_PARALLEL_H_
 
+#include <pthread.h>
 #include <stdint.h>
 
 #include <atomic>
@@ -35,6 +36,9 @@ struct NewThreads {
     --alive;  // the others take what is left
   }
 };
+
+// Of the threads that a process had, none is in what it forks.
+inline const int forgotten_by_a_fork = pthread_atfork(nullptr, nullptr, [] { NewThreads::alive = 0; });
 
 // By at most so many threads. `work` must not throw.
 inline auto over(int threads) {

@@ -47,7 +47,11 @@ class LambdaScheduler:
         self._set()
 
     def step(self) -> None:
-        """Counts a step of the optimizer, and sets lambda."""
+        """Counts a step of the optimizer, and sets lambda.
+
+        Raises:
+            TypeError, ValueError: the schedule returns no lambda.
+        """
         self.steps += 1
         self._set()
 

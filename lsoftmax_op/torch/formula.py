@@ -23,9 +23,9 @@ _ZERO = 2.0**-120  # a squared norm below counts as zero where it is divided by
 
 
 def plain_logits(features: Any, weights: Any, margin: Margin) -> Any:
-    """Returns the logits without the margin and without a bias, [N, C], from features [N, D] and weights [D, C]."""
+    """Returns the logits without the margin and without a bias, [..., C], from features [..., D], weights [D, C]."""
     if margin.normalize_features or margin.scale != 1:
-        factors = margin.scale * (_inverse_norm(features, 1) if margin.normalize_features else 1.0)
+        factors = margin.scale * (_inverse_norm(features, -1) if margin.normalize_features else 1.0)
         features = (features.double() * factors).to(features.dtype)
     if margin.normalize_weights:
         weights = (weights.double() * _inverse_norm(weights, 0)).to(weights.dtype)

@@ -131,7 +131,10 @@ class LSoftmaxLinear(torch.nn.Linear):
         )
         if reduction == "none":
             return losses.reshape(labels.shape)
-        return losses.sum() if reduction == "sum" else losses.sum() / (flat_labels != -1).sum()
+        if reduction == "sum":
+            return losses.sum()
+        wide = torch.promote_types(losses.dtype, torch.float32)  # a sum of halves ends at 65504
+        return (losses.sum(dtype=wide) / (flat_labels != -1).sum()).to(losses.dtype)
 
     def set_lambda(self, lam: float) -> None:
         """Sets the annealing weight, for training steps to come: large is near to no margin, 0 is the full one.
