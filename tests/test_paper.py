@@ -94,7 +94,7 @@ def test_a_killed_row_goes_on(trained, row):
     assert row.result() == dataclasses.replace(row, output=str(trained[1])).result()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_in_mixed_precision_goes_on_in_it(row):
     """On the deterministic way of a GPU, too, where all that it needs is at hand on a CPU."""
     row = dataclasses.replace(row, mixed=True)
