@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,13 +47,14 @@ def choose_nvcc(wanted: str) -> Path | None:
     """
     if wanted == "none":
         return None
-    named = os.environ.get("CUDACXX")
-    candidates = [Path(named)] if named else [*([NVCC_12] if NVCC_12.exists() else []), *find_nvcc.candidates()]
+    candidates = find_nvcc.candidates()
+    if NVCC_12.exists() and not os.environ.get("CUDACXX"):
+        candidates.insert(0, NVCC_12)
     refused = []
     for nvcc in candidates:
         try:
             version = str(find_nvcc.describe(nvcc)["version"])
-        except (OSError, RuntimeError) as error:
+        except RuntimeError as error:
             refused.append(str(error))
             continue
         if wanted == "any" or version.startswith("12."):
@@ -137,13 +139,18 @@ def _build_environment(own: Path, tensorflows: list[Path], nvcc: Path | None) ->
         "PATH": f"{_path()}:{own.parent}:{os.environ['PATH']}",
         # The names of this machine's folders stay out of the wheel: in messages of TensorFlow's headers, and in the
         # search path that a CPython which was compiled somewhere hands on to what it links.
-        "CXXFLAGS": f"-ffile-prefix-map={ROOT}=.",
+        "CXXFLAGS": _appended("CXXFLAGS", f"-ffile-prefix-map={ROOT}=."),
         "LDSHARED": "cc -shared -s",
-        "LDFLAGS": "-Wl,-s",
+        "LDFLAGS": _appended("LDFLAGS", "-Wl,-s"),
     }
     if nvcc is not None:
         environment["CUDACXX"] = str(nvcc)
     return environment
+
+
+def _appended(variable: str, flag: str) -> str:
+    """The user's own flags, and one more."""
+    return f"{os.environ.get(variable, '')} {shlex.quote(flag)}".lstrip()
 
 
 def _path() -> str:

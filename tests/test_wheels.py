@@ -1,6 +1,8 @@
 """What `make wheels` asks: which TensorFlows to build against, which compiler, and what came out."""
 
 import json
+import shlex
+import site
 import sys
 import zipfile
 from pathlib import Path
@@ -137,6 +139,15 @@ def test_the_minor_versions_that_are_supported():
     assert len(minors) >= 4
 
 
+@pytest.mark.parametrize("prefix", [sys.base_prefix, "/venv"])
+def test_the_users_own_packages_are_seen_though_pip_hides_them(monkeypatch, prefix):
+    monkeypatch.setenv("PYTHONNOUSERSITE", "1")
+    monkeypatch.setattr(site, "ENABLE_USER_SITE", False)
+    monkeypatch.setattr(sys, "prefix", prefix)
+    seen = Path(site.getusersitepackages()) in find_tensorflow.site_folders()
+    assert seen == (prefix == sys.base_prefix)
+
+
 COMPILERS = {"/a/nvcc": "13.0.88", "/b/nvcc": "12.4.131", "/c/nvcc": None}
 
 
@@ -144,11 +155,13 @@ COMPILERS = {"/a/nvcc": "13.0.88", "/b/nvcc": "12.4.131", "/c/nvcc": None}
     ("wanted", "named", "there", "chosen"),
     [
         ("12", None, ["/a/nvcc", "/c/nvcc", "/b/nvcc"], "/b/nvcc"),
-        ("12", "/b/nvcc", [], "/b/nvcc"),
+        ("12", "/b/nvcc", ["/a/nvcc"], "/b/nvcc"),
         ("any", None, ["/c/nvcc", "/a/nvcc", "/b/nvcc"], "/a/nvcc"),
         ("none", "/a/nvcc", ["/a/nvcc"], None),
         ("12", "/a/nvcc", ["/b/nvcc"], RuntimeError("/a/nvcc is of CUDA 13.0.88.")),
         ("12", None, ["/a/nvcc", "/c/nvcc"], RuntimeError("/c/nvcc does not compile")),
+        ("any", "/c/nvcc", ["/b/nvcc"], RuntimeError("/c/nvcc does not compile")),
+        ("any", "/d/nvcc", ["/b/nvcc"], RuntimeError("CUDACXX: expected a CUDA compiler, ")),
         ("any", None, [], RuntimeError("No nvcc was found. Bring one with build_tools/fetch_nvcc.sh")),
     ],
 )
@@ -159,11 +172,13 @@ def test_which_compiler_is_chosen(monkeypatch, wanted, named, there, chosen):
         return {"version": COMPILERS[str(nvcc)]}
 
     monkeypatch.setattr(wheels.find_nvcc, "describe", describe)
-    monkeypatch.setattr(wheels.find_nvcc, "candidates", lambda: [Path(path) for path in there])
     monkeypatch.setattr(wheels, "NVCC_12", Path("/none"))
-    monkeypatch.delenv("CUDACXX", raising=False)
     if named:
         monkeypatch.setenv("CUDACXX", named)
+        monkeypatch.setattr(wheels.find_nvcc.shutil, "which", lambda name: name if name in COMPILERS else None)
+    else:
+        monkeypatch.delenv("CUDACXX", raising=False)
+        monkeypatch.setattr(wheels.find_nvcc, "candidates", lambda: [Path(path) for path in there])
     if isinstance(chosen, RuntimeError):
         with pytest.raises(RuntimeError) as error:
             wheels.choose_nvcc(wanted)
