@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # Files of tests side by side, one a core: most tests keep one busy. In the order of tests/conftest.py, the longest first.
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SOURCES := $(shell find cc build_tools -name '*.py' -o -name '*.h' -o -name '*.cc' -o -name '*.cmake' -o -name "*.in" -o -name "*.cu" -o -name "*.cuh") \
-           CMakeLists.txt setup.py pyproject.toml lsoftmax_op/reference.pyx
+           CMakeLists.txt setup.py pyproject.toml lsoftmax_op/__init__.py lsoftmax_op/reference.pyx
 CXX_FILES := $(shell find cc -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
 RELEASE_STEPS := lint test test-long docs sdist-check wheels matrix
@@ -47,6 +47,7 @@ docs: build  ## make a web site of the documentation: build/docs/index.html
 
 sdist: $(VENV)/ready  ## pack the sources into dist/
 	$(BIN)/python -m pip install --quiet $$($(BIN)/python build_tools/requirements.py release)
+	rm -f dist/lsoftmax_op-*.tar.gz
 	$(BIN)/python -m build --sdist --outdir dist
 
 sdist-check: LSOFTMAX_CUDA_ARCHITECTURES =

@@ -37,15 +37,15 @@ if [ ! -d "$site/numpy" ]; then
 fi
 
 headers=$root/usr/include/python$version
-config="-idirafter $root/usr/include"  # where Debian's Python.h looks for pyconfig.h
+config=(-idirafter "$root/usr/include")  # where Debian's Python.h looks for pyconfig.h
 cmake -S . -B "$work/cmake" -G Ninja --toolchain build_tools/cmake/aarch64-linux-gnu.cmake \
   -DLSOFTMAX_TF=OFF -DLSOFTMAX_CUDA=OFF -DLSOFTMAX_VERSION=aarch64 -DPython_EXECUTABLE="$python" \
-  -DPython_INCLUDE_DIR="$headers" -DCMAKE_CXX_FLAGS="$config" -DPYTHON_MODULE_EXTENSION=".cpython-${version/./}-aarch64-linux-gnu.so"
+  -DPython_INCLUDE_DIR="$headers" -DCMAKE_CXX_FLAGS="${config[*]@Q}" -DPYTHON_MODULE_EXTENSION=".cpython-${version/./}-aarch64-linux-gnu.so"
 cmake --build "$work/cmake"
 rm -rf "$package" && mkdir -p "$package/lsoftmax_op" && cp lsoftmax_op/*.py "$package/lsoftmax_op/"
 cmake --install "$work/cmake" --prefix "$package/lsoftmax_op"
 "$python" -m cython -3 lsoftmax_op/reference.pyx -o "$work/reference.c"
-aarch64-linux-gnu-gcc -O2 -shared -fPIC -I"$headers" $config "$work/reference.c" \
+aarch64-linux-gnu-gcc -O2 -shared -fPIC -I"$headers" "${config[@]}" "$work/reference.c" \
   -o "$package/lsoftmax_op/reference.cpython-${version/./}-aarch64-linux-gnu.so"
 
 emulated() {

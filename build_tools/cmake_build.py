@@ -69,10 +69,7 @@ class CMakeBuild(build_ext):
         options |= {name: os.environ[name] for name in FROM_ENVIRONMENT if name in os.environ}
         diagnose.run("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *[f"-D{k}={v}" for k, v in options.items()])
         diagnose.run("cmake", "--build", build)
-        # The compiled parts of an earlier build, of which this one may make fewer, or have them in other folders.
-        for part in ("_lsoftmax_*.so", "_cuda*.so", "tf-*/*"):
-            for stale in destination.glob(part):
-                stale.unlink()
+        remove_stale(destination)
         diagnose.run("cmake", "--install", build, "--prefix", destination)
 
     def copy_extensions_to_source(self) -> None:
@@ -81,6 +78,17 @@ class CMakeBuild(build_ext):
         self.extensions = [ext for ext in everything if not isinstance(ext, CMakeExtension)]
         super().copy_extensions_to_source()
         self.extensions = everything
+
+
+def remove_stale(package: Path) -> None:
+    """Removes the compiled parts of an earlier build, of which the next may make fewer, or have them in other folders.
+
+    The modules of other CPythons stay.
+    """
+    for part in ("_lsoftmax_*.so", f"_cuda*{sysconfig.get_config_var('EXT_SUFFIX')}", "tf-*/*"):
+        for stale in package.glob(part):
+            if not stale.is_dir():
+                stale.unlink()
 
 
 def _check_tools() -> None:

@@ -1,13 +1,13 @@
 """Finds a CUDA compiler that works, and tells what it can compile for.
 
-Searched in this order, the first that compiles and links a kernel wins:
+Where the environment variable CUDACXX is set, it is the one that it names and no other. Else it is searched in this
+order, and the first that compiles and links a kernel wins:
 
-1. what the environment variable CUDACXX names;
-2. nvcc on the PATH;
-3. bin/nvcc in the folder that CUDA_HOME or CUDA_PATH names;
-4. NVIDIA's own packages from PyPI in this interpreter's site directories: nvidia-cuda-nvcc (with nvidia-cuda-crt and
+1. nvcc on the PATH;
+2. bin/nvcc in the folder that CUDA_HOME or CUDA_PATH names;
+3. NVIDIA's own packages from PyPI in this interpreter's site directories: nvidia-cuda-nvcc (with nvidia-cuda-crt and
    nvidia-nvvm) and nvidia-cuda-runtime of one version;
-5. /usr/local/cuda.
+4. /usr/local/cuda.
 
 Run as a script it prints JSON for Cuda.cmake, or a reason on stderr and exits with 1.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,14 +45,28 @@ int run(double* x) {
 
 
 def candidates() -> list[Path]:
-    """Returns the compilers there are, best first."""
-    named = [os.environ.get("CUDACXX"), shutil.which("nvcc")]
+    """Returns the compilers there are, best first; only the one that CUDACXX names, where it is set.
+
+    Raises:
+        RuntimeError: what it names is not there.
+    """
+    named = os.environ.get("CUDACXX")
+    if named:
+        found = shutil.which(named)
+        if found is None:
+            raise RuntimeError(
+                "CUDACXX: expected a CUDA compiler, as an absolute path or as a command on the PATH, got "
+                f"{named}, which is no program. Correct it, or unset it to have one searched."
+            )
+        return [Path(found).absolute()]
+    on_path = shutil.which("nvcc")
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     for folder in site_folders():
         homes += [str(home) for home in sorted((folder / "nvidia").glob("cu[1-9]*"), reverse=True)]
         homes.append(str(folder / "nvidia" / "cuda_nvcc"))
     homes.append("/usr/local/cuda")
-    paths = [Path(p) for p in named if p] + [Path(home) / "bin" / "nvcc" for home in homes if home]
+    paths = [Path(on_path)] if on_path else []
+    paths += [Path(home) / "bin" / "nvcc" for home in homes if home]
     return list(dict.fromkeys(path for path in paths if path.is_file()))
 
 
@@ -61,19 +76,23 @@ def describe(nvcc: Path) -> dict[str, object]:
     Raises:
         RuntimeError: it does not compile.
     """
+    who = f"CUDACXX: {nvcc}" if os.environ.get("CUDACXX") else str(nvcc)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.cu"
         source.write_text(_KERNEL)
         options = ["-std=c++17", "-shared", "-Xcompiler", "-fPIC", *_flags(nvcc)]
-        compiled = _run(nvcc, *options, source, "-o", Path(folder) / "kernel.so")
+        try:
+            compiled = _run(nvcc, *options, source, "-o", Path(folder) / "kernel.so")
+        except OSError as error:
+            raise RuntimeError(f"{who} does not run: {error}") from error
         if compiled.returncode != 0:
-            raise RuntimeError(f"{nvcc} does not compile: {first_error(compiled.stderr or compiled.stdout)}")
+            raise RuntimeError(f"{who} does not compile: {first_error(compiled.stderr or compiled.stdout)}")
     version = re.search(r"V(\d+)\.\d+\.\d+", _run(nvcc, "--version").stdout)
     known = re.findall(r"compute_(\d+)\b", _run(nvcc, "--list-gpu-arch").stdout)
     return {
         "nvcc": str(nvcc),
         "version": version.group(0)[1:] if version else "unknown",
-        "flags": " ".join(_flags(nvcc) + (_SMALLER if version and int(version.group(1)) >= 13 else [])),
+        "flags": shlex.join(_flags(nvcc) + (_SMALLER if version and int(version.group(1)) >= 13 else [])),
         "architectures": [a for a in ARCHITECTURES if a in known] or known[-1:],
     }
 
@@ -103,10 +122,14 @@ def _run(nvcc: Path, *arguments: object) -> subprocess.CompletedProcess:
 def main() -> int:
     """Prints the description as JSON."""
     reasons = []
-    for nvcc in candidates():
+    try:
+        there = candidates()
+    except RuntimeError as error:
+        there, reasons = [], [str(error)]
+    for nvcc in there:
         try:
             print(json.dumps(describe(nvcc)))
-        except (OSError, RuntimeError) as error:
+        except RuntimeError as error:
             reasons.append(str(error))
         else:
             return 0

@@ -49,7 +49,9 @@ print(json.dumps({
 def site_folders() -> list[Path]:
     """Returns this interpreter's site directories, which pip hides from a build in isolation."""
     folders = [*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    if site.ENABLE_USER_SITE:
+    # pip hides the user's own folder, too, by PYTHONNOUSERSITE; a virtual environment does without it anyway.
+    hidden = os.environ.get("PYTHONNOUSERSITE") and sys.prefix == sys.base_prefix
+    if site.ENABLE_USER_SITE or hidden:
         folders.append(site.getusersitepackages())
     return [Path(folder) for folder in dict.fromkeys(folders)]
 

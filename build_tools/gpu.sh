@@ -52,14 +52,15 @@ checks_and_tables() {
 }
 
 missing() { "$python" build_tools/requirements.py --missing build gpu; }
-if [ -n "$(missing)" ]; then
+lacking=$(missing)  # a statement: its failure ends the script
+if [ -n "$lacking" ]; then
   "$python" -m venv --system-site-packages .venv-gpu
   # It sees the system's packages; where PYTHON is in an environment of its own, it is to see those, too.
   "$python" -c 'import site; [print(f"import site; site.addsitedir({one!r})") for one in site.getsitepackages()]' \
     >"$(echo .venv-gpu/lib/python3*/site-packages)/parent.pth"
   python=$PWD/.venv-gpu/bin/python
-  needed=$(missing)  # which may be more: a new environment comes with a setuptools of its own
-  [ -z "$needed" ] || { echo "Installing into .venv-gpu:" $needed && "$python" -m pip install --quiet $needed; }
+  lacking=$(missing)  # which may be more: a new environment comes with a setuptools of its own
+  [ -z "$lacking" ] || { echo "Installing into .venv-gpu:" $lacking && "$python" -m pip install --quiet $lacking; }
 fi
 # CMake and Ninja of this environment, and machine code for the GPUs at hand alone.
 export PATH="$(dirname "$python"):$PATH"

@@ -35,9 +35,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tensorflow", choices=[*NEWEST_PYTHON], help="a minor version; repeatable; default: all", **several
     )
-    parser.add_argument(
-        "--python", help="a minor version, or an executable; repeatable; default: all that are found", **several
-    )
+    parser.add_argument("--python", help=f"{pythons.NAMED}; repeatable; default: all that are found", **several)
     parser.add_argument(
         "--numpy",
         choices=[NEWEST, OLDEST_NUMPY],

@@ -60,10 +60,10 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """Runs the cell, and returns its row of results; what went wrong stands in "error"."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        (self.folder / "empty").mkdir(parents=True)
-        self.log.write_text(f"{self.cell.name}: {self.wheel.name}\n")
         try:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            (self.folder / "empty").mkdir(parents=True)
+            self.log.write_text(f"{self.cell.name}: {self.wheel.name}\n")
             self._make_environment()
             self._install()
             self._check()
@@ -71,6 +71,8 @@ class Run:
                 self._test()
         except (CellError, OSError) as error:
             self.row["error"] = str(error)
+        except Exception as error:  # the other cells go on
+            self.row["error"] = f"{type(error).__name__}: {error}"
         finally:
             if not self.options.keep:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -140,10 +142,11 @@ class Run:
 
 
 def counts(report: Path) -> dict[str, int] | None:
-    """Returns how many tests passed, failed and were skipped, of pytest's JUnit report; None if there is none."""
-    if not report.exists():
+    """Returns how many tests passed, failed and were skipped, of pytest's JUnit report; None of none, or half a one."""
+    try:
+        suites = xml.etree.ElementTree.parse(report).getroot().iter("testsuite")
+    except (FileNotFoundError, xml.etree.ElementTree.ParseError):
         return None
-    suites = xml.etree.ElementTree.parse(report).getroot().iter("testsuite")
     total = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     for suite in suites:
         for name in total:

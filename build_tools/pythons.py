@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 OLDEST, NEWEST = 10, 13  # of the CPythons 3.X that wheels are made for
+NAMED = "a minor version that is found here, a command on the PATH, or a path"  # how a user names a CPython
 
 _QUESTION = """
 import sys, sysconfig
@@ -32,7 +33,7 @@ def supported() -> list[str]:
 
 
 def chosen(names: list[str]) -> dict[str, Path]:
-    """Returns those that a user named, by minor version or by the path of an executable; all of them, if none.
+    """Returns those that a user named, each as NAMED says, by minor version; all of them, if none.
 
     Raises:
         ValueError: a name is none.
@@ -40,19 +41,19 @@ def chosen(names: list[str]) -> dict[str, Path]:
     every = found()
     picked = {}
     for name in names:
-        path = Path(name).expanduser()
-        minor = name if name in every else (version_of(path) if path.is_file() else None)
+        path = every.get(name) or shutil.which(os.path.expanduser(name))
+        minor = version_of(Path(path)) if path else None
         if minor not in supported():
             raise ValueError(
-                f"--python: expected a CPython of {', '.join(supported())}, as a version that is found here "
-                f"({', '.join(every) or 'none is'}) or as the path of its executable, got {name}"
+                f"--python: expected a CPython of {', '.join(supported())}, none that is free-threaded, as {NAMED} "
+                f"({', '.join(every) or 'none'} found), got {name}, which is {minor or 'none'}"
             )
-        picked[minor] = every[name] if name in every else path.absolute()
+        picked[minor] = Path(path).absolute()
     return picked or every
 
 
 def version_of(executable: Path) -> str | None:
-    """Returns "3.12" of a CPython 3.12, and None of what is none, or does not run, as a shim of pyenv may not."""
+    """Returns "3.12" of a CPython 3.12; None of what is none, is free-threaded, or does not run, as a shim of pyenv."""
     try:
         answer = subprocess.run([executable, "-c", _QUESTION], capture_output=True, text=True, check=False, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

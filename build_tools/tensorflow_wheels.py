@@ -33,15 +33,18 @@ def fetch(minor: str, folder: Path) -> Path:
         folder: where TensorFlows are kept.
 
     Raises:
-        RuntimeError: there is no wheel of it, or it cannot be downloaded.
+        RuntimeError: there is no wheel of it, or it cannot be downloaded or unpacked.
     """
     kept = find(minor, folder)
     if kept is not None:
         return kept
     folder.mkdir(parents=True, exist_ok=True)
-    wheel = next(iter(folder.glob(f"tensorflow-{minor}.*.whl")), None) or _download(minor, folder)
-    unpacked = unpack(wheel, folder)
-    wheel.unlink()
+    at_hand = next(iter(folder.glob(f"tensorflow-{minor}.*.whl")), None)
+    if at_hand is not None:
+        return unpack(at_hand, folder)
+    downloaded = _download(minor, folder)
+    unpacked = unpack(downloaded, folder)
+    downloaded.unlink()
     return unpacked
 
 
@@ -52,13 +55,23 @@ def find(minor: str, folder: Path) -> Path | None:
 
 
 def unpack(wheel: Path, folder: Path) -> Path:
-    """Unpacks what a build reads of `tensorflow-2.21.0-*.whl` into `2.21.0`, wholly or not at all, and returns it."""
+    """Unpacks what a build reads of `tensorflow-2.21.0-*.whl` into `2.21.0`, wholly or not at all, and returns it.
+
+    Raises:
+        RuntimeError: it is not whole, or there is no room.
+    """
     unpacked = folder / wheel.name.split("-")[1]
     part = unpacked.with_name(unpacked.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(part, [name for name in archive.namelist() if _READ_BY_A_BUILD.match(name)])
-    part.rename(unpacked)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(part, [name for name in archive.namelist() if _READ_BY_A_BUILD.match(name)])
+        part.rename(unpacked)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise RuntimeError(
+            f"{wheel} cannot be unpacked into {folder}: {error}. If it is not whole, copy it anew, or remove it to "
+            "have one downloaded."
+        ) from error
     return unpacked
 
 

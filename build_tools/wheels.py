@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,13 +47,14 @@ def choose_nvcc(wanted: str) -> Path | None:
     """
     if wanted == "none":
         return None
-    named = os.environ.get("CUDACXX")
-    candidates = [Path(named)] if named else [*([NVCC_12] if NVCC_12.exists() else []), *find_nvcc.candidates()]
+    candidates = find_nvcc.candidates()
+    if NVCC_12.exists() and not os.environ.get("CUDACXX"):
+        candidates.insert(0, NVCC_12)
     refused = []
     for nvcc in candidates:
         try:
             version = str(find_nvcc.describe(nvcc)["version"])
-        except (OSError, RuntimeError) as error:
+        except RuntimeError as error:
             refused.append(str(error))
             continue
         if wanted == "any" or version.startswith("12."):
@@ -65,11 +67,12 @@ def choose_nvcc(wanted: str) -> Path | None:
     )
 
 
-def build(python: str, tensorflows: list[Path], nvcc: Path | None, output: Path) -> Path:
+def build(minor: str, python: Path, tensorflows: list[Path], nvcc: Path | None, output: Path) -> Path:
     """Builds the wheel of one CPython, and returns it.
 
     Args:
-        python: the interpreter.
+        minor: "3.12".
+        python: an interpreter of it.
         tensorflows: folders as tensorflow_wheels makes them.
         nvcc: the CUDA compiler, None to build without.
         output: where the wheel goes.
@@ -77,7 +80,8 @@ def build(python: str, tensorflows: list[Path], nvcc: Path | None, output: Path)
     Raises:
         RuntimeError: a step failed.
     """
-    tag, own = _environment(python)
+    tag = f"cpython-{minor.replace('.', '')}"
+    own = _environment(tag, python)
     raw = FOLDER / "raw" / tag
     # What setuptools put together before: it removes nothing.
     for stale in (raw, *(ROOT / "build").glob(f"lib.*-{tag}")):
@@ -96,31 +100,27 @@ def build(python: str, tensorflows: list[Path], nvcc: Path | None, output: Path)
     return repaired
 
 
-def _environment(python: str) -> tuple[str, Path]:
-    """Returns the tag of a CPython, and the interpreter of an environment of its own with what a build needs."""
-    tag, question = "", "import sys; print(sys.implementation.cache_tag)"
-    if shutil.which(python):
-        tag = subprocess.run([python, "-c", question], stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
-    if not re.fullmatch(r"cpython-3\d\d", tag):
-        raise RuntimeError(f"--python: expected a CPython from 3.10 on, got {python}, which is {tag or 'none'}.")
+def _environment(tag: str, python: Path) -> Path:
+    """Returns the interpreter of an environment of a CPython's own, with what a build needs."""
     environment = FOLDER / tag
     own = environment / "bin" / "python"
     ready = environment / "ready"
-    if not ready.exists() or ready.stat().st_mtime < (ROOT / "pyproject.toml").stat().st_mtime:
+    # Its interpreter is a link to the one that made it, which may be gone.
+    if not (own.exists() and ready.exists()) or ready.stat().st_mtime < (ROOT / "pyproject.toml").stat().st_mtime:
         _run([python, "-m", "venv", "--clear", environment], f"{tag}: environment", FOLDER / f"{tag}-venv.log")
         needed = requirements.listed(["build"])
         _run([own, "-m", "pip", "install", *needed], f"{tag}: build tools", FOLDER / f"{tag}-venv.log")
         ready.touch()
-    return tag, own
+    return own
 
 
-def _every_python() -> list[str]:
-    """Returns an interpreter of each CPython that wheels are made for."""
+def _every_python() -> dict[str, Path]:
+    """Returns an interpreter of each CPython that wheels are made for, by minor version."""
     found = pythons.found()
     missing = [minor for minor in pythons.supported() if minor not in found]
     if missing:
         raise RuntimeError(f"--every-python: expected CPython {', '.join(pythons.supported())}, not found: {missing}.")
-    return list(map(str, found.values()))
+    return found
 
 
 def _build_environment(own: Path, tensorflows: list[Path], nvcc: Path | None) -> dict[str, str]:
@@ -137,13 +137,18 @@ def _build_environment(own: Path, tensorflows: list[Path], nvcc: Path | None) ->
         "PATH": f"{_path()}:{own.parent}:{os.environ['PATH']}",
         # The names of this machine's folders stay out of the wheel: in messages of TensorFlow's headers, and in the
         # search path that a CPython which was compiled somewhere hands on to what it links.
-        "CXXFLAGS": f"-ffile-prefix-map={ROOT}=.",
+        "CXXFLAGS": _appended("CXXFLAGS", f"-ffile-prefix-map={ROOT}=."),
         "LDSHARED": "cc -shared -s",
-        "LDFLAGS": "-Wl,-s",
+        "LDFLAGS": _appended("LDFLAGS", "-Wl,-s"),
     }
     if nvcc is not None:
         environment["CUDACXX"] = str(nvcc)
     return environment
+
+
+def _appended(variable: str, flag: str) -> str:
+    """The user's own flags, and one more."""
+    return f"{os.environ.get(variable, '')} {shlex.quote(flag)}".lstrip()
 
 
 def _path() -> str:
@@ -156,14 +161,17 @@ def _run(command: list[object], what: str, log: Path, environment: dict[str, str
     began, shown, last = time.monotonic(), sys.stdout.isatty(), 0
     start, end = ("\r\033[K", "") if shown else ("", "\n")  # a terminal's line is written anew
     print(f"{what} ...", end=end, flush=True)
-    process = subprocess.Popen(
-        list(map(str, command)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        errors="replace",
-    )
+    try:
+        process = subprocess.Popen(
+            list(map(str, command)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            errors="replace",
+        )
+    except OSError as error:
+        raise RuntimeError(f"{what} failed: {command[0]} does not run: {error}") from error
     said = []
     with log.open("w", buffering=1) as file:
         for line in process.stdout:
@@ -187,7 +195,7 @@ def main(arguments: list[str]) -> int:
     """Builds them, and prints a table of what they are."""
     supported = find_tensorflow.supported_minors()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", action="append", help="an interpreter; repeat it for several (default: this one)")
+    parser.add_argument("--python", action="append", help=f"{pythons.NAMED}; repeatable (default: this one)")
     parser.add_argument("--every-python", action="store_true", help="each that is supported, as for a release")
     parser.add_argument("--tensorflow", action="append", choices=supported, help="a minor version (default: each)")
     parser.add_argument("--cuda", choices=("12", "any", "none"), default="12", help="the compiler's CUDA (default: 12)")
@@ -195,7 +203,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="build nothing; say what with, or what is missing")
     options = parser.parse_args(arguments)
     began = time.monotonic()
-    FOLDER.mkdir(parents=True, exist_ok=True)
     try:
         missing = [
             requirement
@@ -206,19 +213,21 @@ def main(arguments: list[str]) -> int:
             raise RuntimeError(
                 f"To build wheels, this interpreter ({sys.executable}) lacks: pip install {' '.join(missing)}"
             )
-        interpreters = _every_python() if options.every_python else options.python or [sys.executable]
+        interpreters = _every_python() if options.every_python else pythons.chosen(options.python or [sys.executable])
         nvcc = choose_nvcc(options.cuda)
         print(f"CUDA compiler: {nvcc}")
         if options.dry_run:
-            print(f"CPythons: {', '.join(interpreters)}\nTensorFlow: {', '.join(options.tensorflow or supported)}")
+            print(f"CPythons: {', '.join(map(str, interpreters.values()))}")
+            print(f"TensorFlow: {', '.join(options.tensorflow or supported)}")
             return 0
+        FOLDER.mkdir(parents=True, exist_ok=True)
         tensorflows = []
         for minor in options.tensorflow or supported:
             print(f"TensorFlow {minor}: ", end="", flush=True)
             tensorflows.append(tensorflow_wheels.fetch(minor, FOLDER / "tensorflow"))
             print(tensorflows[-1])
-        wheels = [build(python, tensorflows, nvcc, options.output.resolve()) for python in interpreters]
-    except RuntimeError as error:
+        wheels = [build(*one, tensorflows, nvcc, options.output.resolve()) for one in interpreters.items()]
+    except (RuntimeError, ValueError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     print(wheel_contents.table(wheels))

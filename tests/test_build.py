@@ -1,10 +1,12 @@
 """Building in the clone itself, and `make gpu`, which does that on a machine with nothing of ours."""
 
 import fnmatch
+import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib import metadata
 
 import pytest
@@ -54,6 +56,34 @@ def test_a_build_in_place_leaves_every_part_in_the_package(clone):
     assert checked.startswith(str(clone))
     assert "built with LSOFTMAX_TF=OFF" in checked
     assert checked.endswith("All checks passed.\n")
+
+
+def test_what_a_build_removes_of_an_earlier_one(tmp_path, monkeypatch):
+    pytest.importorskip("setuptools")
+    monkeypatch.syspath_prepend(ROOT / "build_tools")
+    import cmake_build
+
+    stale = {"_lsoftmax_core.so", f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}", "tf-2.17/_lsoftmax_ops.so"}
+    others = {"_cuda.cpython-399-x86_64-linux-gnu.so", "tf-2.17/a folder/a file"}
+    for name in stale | others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    cmake_build.remove_stale(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == others
+
+
+def test_the_reason_why_there_is_no_xla_goes_into_json(tmp_path):
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake")
+    tools = ROOT / "build_tools" / "cmake"
+    program = f"""include("{tools}/Json.cmake")
+lsoftmax_json(build_info_xla "$ENV{{REASON}}")
+set(build_info_xla_calls false)
+configure_file("{tools}/ops_build_info.json.in" _build_info.json @ONLY)
+"""
+    (tmp_path / "a.cmake").write_text(program)
+    run("cmake", "-P", "a.cmake", cwd=tmp_path, REASON='no "a\\b.h";\n[1] here')
+    assert json.loads((tmp_path / "_build_info.json").read_text())["xla"] == 'no "a\\b.h"; [1] here'
 
 
 def script(path, text):
@@ -121,6 +151,24 @@ esac
 """
 
 
+def make_gpu(clone, python):
+    """Runs `make gpu`, with stand-ins."""
+    folder = clone / "stubs"
+    folder.mkdir()
+    tools = {
+        "nvidia-smi": SMI,
+        "python3": python,
+        "compute-sanitizer": "#!/bin/sh\necho clean\n",
+    }
+    for name, text in tools.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["build_tools/gpu.sh"], cwd=clone, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+
+
 @pytest.mark.parametrize(
     ("tests", "status", "last"),
     [
@@ -133,20 +181,7 @@ esac
     ],
 )
 def test_make_gpu_ends_in_one_page(clone, tests, status, last):
-    folder = clone / "stubs"
-    folder.mkdir()
-    tools = {
-        "nvidia-smi": SMI,
-        "python3": PYTHON.replace("TESTS", tests),
-        "compute-sanitizer": "#!/bin/sh\necho clean\n",
-    }
-    for name, text in tools.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    path = f"{folder}:{os.environ['PATH']}"
-    finished = subprocess.run(
-        ["build_tools/gpu.sh"], cwd=clone, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
-    )
+    finished = make_gpu(clone, PYTHON.replace("TESTS", tests))
     assert finished.returncode == status, finished.stderr
     assert (clone / "asked").read_text() == "ON 90\n"
     page = (clone / "build" / "gpu.txt").read_text()
@@ -156,6 +191,12 @@ def test_make_gpu_ends_in_one_page(clone, tests, status, last):
     assert ("FAILED tests/test_gpu.py::test_one" in page) == bool(status)
     assert last in page.splitlines()[-1]
     assert "7 passed" in (clone / "build" / "gpu.log").read_text()
+
+
+def test_make_gpu_ends_where_it_cannot_know_what_is_missing(clone):
+    finished = make_gpu(clone, PYTHON.replace("*requirements.py*)", "*requirements.py*) exit 3"))
+    assert finished.returncode == 3
+    assert not (clone / "asked").exists()
 
 
 def test_what_is_missing_to_build_is_named(clone):

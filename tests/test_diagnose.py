@@ -1,5 +1,7 @@
 """What a source build says last where it fails: what was missing, and what to do."""
 
+import fnmatch
+import shlex
 import sys
 
 import pytest
@@ -153,6 +155,36 @@ def test_a_step_that_fails_ends_in_the_sentence(capfd):
 )
 def test_what_keeps_nvcc_from_compiling_is_told(said, reason):
     assert find_nvcc.first_error(said) == reason
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("no-such-nvcc", "CUDACXX: expected a CUDA compiler, * got no-such-nvcc, which is no program."),
+        ("an-nvcc", "CUDACXX: */an-nvcc does not compile: it rains"),
+        ("not-for-here", "CUDACXX: */not-for-here does not run: *"),
+    ],
+)
+def test_the_compiler_that_cudacxx_names_is_the_only_one(tmp_path, monkeypatch, capsys, named, said):
+    programs = {"nvcc": "#!/bin/sh\n", "an-nvcc": "#!/bin/sh\necho it rains; exit 1\n", "not-for-here": "\x7fELF"}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDACXX", named)
+    assert find_nvcc.main() == 1
+    assert fnmatch.fnmatch(capsys.readouterr().err, f"{said}*")
+
+
+def test_the_flags_of_nvcc_take_folders_with_spaces(tmp_path):
+    home = tmp_path / "a folder"
+    for folder in ("bin", "lib"):
+        (home / folder).mkdir(parents=True)
+    (home / "lib" / "libcudart_static.a").touch()
+    nvcc = home / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\n")
+    nvcc.chmod(0o755)
+    assert shlex.split(find_nvcc.describe(nvcc)["flags"]) == [f"-L{home / 'lib'}"]
 
 
 @pytest.mark.parametrize(

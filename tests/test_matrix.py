@@ -99,9 +99,11 @@ def test_cpythons_are_found_and_shims_that_do_not_run_are_not(tmp_path, monkeypa
     script(tmp_path / "bin/python3.97", "echo 'not installed' >&2; exit 127")
     on_path = script(tmp_path / "bin/python3.99", "echo 3.99")
     assert pythons.found() == {"3.98": pyenv, "3.99": on_path}
-    assert pythons.chosen([str(on_path)]) == {"3.99": on_path}
-    with pytest.raises(ValueError, match=r"--python: expected .* found here \(3.98, 3.99\).* got 3.97"):
-        pythons.chosen(["3.97"])
+    for name in ("3.99", "python3.99", str(on_path)):
+        assert pythons.chosen([name]) == {"3.99": on_path}
+    for name in ("3.97", "python3.97", "python2.99", sys.executable):
+        with pytest.raises(ValueError, match=rf"--python: expected .* \(3.98, 3.99 found\), got {name}, which is none"):
+            pythons.chosen([name])
 
 
 def row(tensorflow, python, /, **changes):
@@ -208,6 +210,19 @@ def test_a_cell_runs_its_steps_and_says_what_failed(run, tmp_path, monkeypatch, 
     assert f"$ cd {folder / 'empty'} && {folder / 'env/bin/python'} -m lsoftmax_op" in log
     if tests:  # in a folder with the tests and what they read, without the package and without tests of the clone
         assert re.findall(r"^\S+\.(?:py|toml)$", log, re.MULTILINE) == ["pyproject.toml", "tests/support.py"]
+
+
+@pytest.mark.parametrize("said", ["", "rain", "{}"])
+def test_what_nobody_expected_is_the_error_of_its_cell(run, said):
+    result = run(f"""case "$*" in *-c*) echo '{said}';; esac""").results()
+    assert re.match(r"IndexError|JSONDecodeError|KeyError", result["error"])
+
+
+@pytest.mark.parametrize("report", [None, "<testsuites><testsu"])
+def test_a_report_that_is_not_whole_counts_nothing(tmp_path, report):
+    if report is not None:
+        (tmp_path / "tests.xml").write_text(report)
+    assert matrix_run.counts(tmp_path / "tests.xml") is None
 
 
 def test_a_package_from_elsewhere_is_an_error(run):

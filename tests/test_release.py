@@ -24,6 +24,11 @@ def test_the_version_is_said_once():
     assert [path.name for path in code if path.suffix != ".pyc" and number.search(path.read_text())] == []
 
 
+def test_make_compiles_anew_for_a_new_version():
+    (sources,) = re.findall(r"^SOURCES := (?:.*\\\n)*.*", text("Makefile"), re.MULTILINE)
+    assert "lsoftmax_op/__init__.py" in sources.split()
+
+
 def test_the_newest_change_is_that_of_the_version_and_so_is_the_citation():
     version, date = re.search(
         r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)$", text("CHANGELOG.md"), re.MULTILINE

@@ -26,6 +26,26 @@ BUILT = (
 )
 
 
+def test_an_older_archive_makes_room(tmp_path):
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\ncase "$*" in *build*--sdist*) touch dist/lsoftmax_op-2.0.tar.gz;; esac\n')
+    python.chmod(0o755)
+    (tmp_path / "venv" / "ready").touch()
+    (tmp_path / "dist").mkdir()
+    for name in ("lsoftmax_op-1.0.tar.gz", "another-1.0.tar.gz"):
+        (tmp_path / "dist" / name).touch()
+    subprocess.run(["make", "sdist", "VENV=venv"], cwd=tmp_path, capture_output=True, check=True)
+    assert sorted(path.name for path in (tmp_path / "dist").iterdir()) == [
+        "another-1.0.tar.gz",
+        "lsoftmax_op-2.0.tar.gz",
+    ]
+
+
 @pytest.fixture
 def tracked():
     """The paths of the files in git."""

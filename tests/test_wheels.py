@@ -1,6 +1,8 @@
 """What `make wheels` asks: which TensorFlows to build against, which compiler, and what came out."""
 
 import json
+import shlex
+import site
 import sys
 import zipfile
 from pathlib import Path
@@ -68,7 +70,24 @@ def test_a_wheel_that_is_at_hand_is_not_downloaded(kept, monkeypatch):
     wheel = zipped(kept / "tensorflow-2.18.2-cp311-cp311-any.whl", tensorflow_files("2.18.2"))
     assert tensorflow_wheels.fetch("2.18", kept) == kept / "2.18.2"
     assert find_tensorflow.describe_files(kept / "2.18.2")["version"] == "2.18.2"
-    assert not wheel.exists()
+    assert wheel.exists()
+
+
+def test_a_wheel_that_was_downloaded_does_not_stay(kept, monkeypatch):
+    def download(minor, folder):
+        return zipped(folder / f"tensorflow-{minor}.2-cp311-cp311-any.whl", tensorflow_files(f"{minor}.2"))
+
+    monkeypatch.setattr(tensorflow_wheels, "_download", download)
+    assert tensorflow_wheels.fetch("2.18", kept) == kept / "2.18.2"
+    assert not list(kept.glob("tensorflow-2.18.*"))
+
+
+def test_a_wheel_that_is_not_whole_is_named(tmp_path):
+    wheel = zipped(tmp_path / "tensorflow-2.18.2-cp311-cp311-any.whl", tensorflow_files("2.18.2"))
+    wheel.write_bytes(wheel.read_bytes()[:-100])
+    with pytest.raises(RuntimeError, match=f"{wheel} cannot be unpacked .* copy it anew, or remove it"):
+        tensorflow_wheels.fetch("2.18", tmp_path)
+    assert wheel.exists()
 
 
 def test_why_nothing_was_downloaded(tmp_path, monkeypatch):
@@ -137,6 +156,15 @@ def test_the_minor_versions_that_are_supported():
     assert len(minors) >= 4
 
 
+@pytest.mark.parametrize("prefix", [sys.base_prefix, "/venv"])
+def test_the_users_own_packages_are_seen_though_pip_hides_them(monkeypatch, prefix):
+    monkeypatch.setenv("PYTHONNOUSERSITE", "1")
+    monkeypatch.setattr(site, "ENABLE_USER_SITE", False)
+    monkeypatch.setattr(sys, "prefix", prefix)
+    seen = Path(site.getusersitepackages()) in find_tensorflow.site_folders()
+    assert seen == (prefix == sys.base_prefix)
+
+
 COMPILERS = {"/a/nvcc": "13.0.88", "/b/nvcc": "12.4.131", "/c/nvcc": None}
 
 
@@ -144,11 +172,13 @@ COMPILERS = {"/a/nvcc": "13.0.88", "/b/nvcc": "12.4.131", "/c/nvcc": None}
     ("wanted", "named", "there", "chosen"),
     [
         ("12", None, ["/a/nvcc", "/c/nvcc", "/b/nvcc"], "/b/nvcc"),
-        ("12", "/b/nvcc", [], "/b/nvcc"),
+        ("12", "/b/nvcc", ["/a/nvcc"], "/b/nvcc"),
         ("any", None, ["/c/nvcc", "/a/nvcc", "/b/nvcc"], "/a/nvcc"),
         ("none", "/a/nvcc", ["/a/nvcc"], None),
         ("12", "/a/nvcc", ["/b/nvcc"], RuntimeError("/a/nvcc is of CUDA 13.0.88.")),
         ("12", None, ["/a/nvcc", "/c/nvcc"], RuntimeError("/c/nvcc does not compile")),
+        ("any", "/c/nvcc", ["/b/nvcc"], RuntimeError("/c/nvcc does not compile")),
+        ("any", "/d/nvcc", ["/b/nvcc"], RuntimeError("CUDACXX: expected a CUDA compiler, ")),
         ("any", None, [], RuntimeError("No nvcc was found. Bring one with build_tools/fetch_nvcc.sh")),
     ],
 )
@@ -159,11 +189,13 @@ def test_which_compiler_is_chosen(monkeypatch, wanted, named, there, chosen):
         return {"version": COMPILERS[str(nvcc)]}
 
     monkeypatch.setattr(wheels.find_nvcc, "describe", describe)
-    monkeypatch.setattr(wheels.find_nvcc, "candidates", lambda: [Path(path) for path in there])
     monkeypatch.setattr(wheels, "NVCC_12", Path("/none"))
-    monkeypatch.delenv("CUDACXX", raising=False)
     if named:
         monkeypatch.setenv("CUDACXX", named)
+        monkeypatch.setattr(wheels.find_nvcc.shutil, "which", lambda name: name if name in COMPILERS else None)
+    else:
+        monkeypatch.delenv("CUDACXX", raising=False)
+        monkeypatch.setattr(wheels.find_nvcc, "candidates", lambda: [Path(path) for path in there])
     if isinstance(chosen, RuntimeError):
         with pytest.raises(RuntimeError) as error:
             wheels.choose_nvcc(wanted)
@@ -172,8 +204,9 @@ def test_which_compiler_is_chosen(monkeypatch, wanted, named, there, chosen):
         assert wheels.choose_nvcc(wanted) == (Path(chosen) if chosen else None)
 
 
-def test_a_dry_run_says_what_would_be_built_and_builds_nothing(monkeypatch, capsys):
+def test_a_dry_run_says_what_would_be_built_and_builds_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(wheels.requirements, "is_met", lambda requirement: True)
+    monkeypatch.setattr(wheels, "FOLDER", tmp_path / "wheels")
     monkeypatch.setattr(wheels, "build", None)
     assert wheels.main(["--dry-run", "--cuda", "none", "--tensorflow", "2.20"]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -181,6 +214,7 @@ def test_a_dry_run_says_what_would_be_built_and_builds_nothing(monkeypatch, caps
         f"CPythons: {sys.executable}",
         "TensorFlow: 2.20",
     ]
+    assert not wheels.FOLDER.exists()
 
 
 def test_a_dry_run_says_what_is_missing(monkeypatch, capsys):
@@ -191,9 +225,40 @@ def test_a_dry_run_says_what_is_missing(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("python", ["no-such-python", "/bin/cat"])
-def test_what_is_no_python(python):
-    with pytest.raises(RuntimeError, match=f"expected a CPython from 3.10 on, got {python}, which is none"):
-        wheels._environment(python)
+def test_what_is_no_python(monkeypatch, capsys, python):
+    monkeypatch.setattr(wheels.requirements, "is_met", lambda requirement: True)
+    assert wheels.main(["--dry-run", "--cuda", "none", "--python", python]) == 1
+    assert f"got {python}, which is none" in capsys.readouterr().err
+
+
+def test_an_environment_whose_interpreter_is_gone_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(wheels, "FOLDER", tmp_path)
+    commands = []
+    monkeypatch.setattr(wheels, "_run", lambda command, *_: commands.append(command))
+    own = tmp_path / "cpython-312" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.symlink_to(sys.executable)
+    (tmp_path / "cpython-312" / "ready").touch()
+    assert wheels._environment("cpython-312", Path("python3.12")) == own
+    assert not commands
+    own.unlink()
+    own.symlink_to("gone")
+    wheels._environment("cpython-312", Path("python3.12"))
+    assert commands[0] == [Path("python3.12"), "-m", "venv", "--clear", tmp_path / "cpython-312"]
+
+
+def test_a_program_that_does_not_run_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match=r"compiling failed: /no/python does not run: .*No such file"):
+        wheels._run(["/no/python"], "compiling", tmp_path / "log")
+
+
+def test_a_build_keeps_the_users_flags_and_takes_folders_with_spaces(monkeypatch):
+    monkeypatch.setattr(wheels, "ROOT", Path("/a clone"))
+    monkeypatch.setenv("CXXFLAGS", "-O1 -g")
+    monkeypatch.delenv("LDFLAGS", raising=False)
+    environment = wheels._build_environment(Path(sys.executable), [], None)
+    assert shlex.split(environment["CXXFLAGS"]) == ["-O1", "-g", "-ffile-prefix-map=/a clone=."]
+    assert environment["LDFLAGS"] == "-Wl,-s"
 
 
 def test_a_step_shows_how_far_it_is_and_keeps_what_it_said(tmp_path, capsys):

@@ -61,6 +61,7 @@ function(lsoftmax_add_ops)
     set(build_info_xla "no: ${TensorFlow_XLA_REASON}")
   endif()
 
+  lsoftmax_json(build_info_xla "${build_info_xla}")
   configure_file(build_tools/cmake/ops_build_info.json.in ${tf}/_build_info.json @ONLY)
   install(FILES ${CMAKE_CURRENT_BINARY_DIR}/${tf}/_build_info.json DESTINATION ${tf})
 endfunction()
