@@ -86,7 +86,7 @@ def test_the_readme_names_the_tensorflow_that_the_build_takes():
     ).groups()
     readme = (ROOT / "README.md").read_text()
     assert f'pip install "{requirement}"' in readme
-    assert f"({first} to 2.{int(end) - 1}, Linux)" in readme
+    assert f"TensorFlow {first} to 2.{int(end) - 1} on Linux" in readme
 
 
 def documented():
