@@ -291,7 +291,7 @@ def _same_size(
 
 def _index(value: Any, expected: str) -> int:
     try:
-        if not isinstance(value, bool) and str(getattr(value, "dtype", "")) != "torch.bool":
+        if not isinstance(value, bool) and "bool" not in str(getattr(value, "dtype", "")):  # some have an index
             return operator.index(value)
     except Exception:  # scalars of TensorFlow and others raise what they like
         pass

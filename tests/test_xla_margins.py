@@ -28,11 +28,15 @@ def compiled(function):
 
 
 def batch_for(margin, dtype="float32"):
-    """Rows without a target, of zeros and of one class, a class of zeros, every segment, and a bias if there may be."""
+    """Rows without a target, of zeros and of one class, a class of zeros, every segment, and a bias if there may be.
+
+    One row is at a pole, of which the last bit of cos(theta) may not decide: its norms are powers of two.
+    """
     batch = random_batch((13, 6, 9), dtype, seed=3)
     batch.labels[:6] = [-1, 2, 2, 0, 8, 2]
     batch.features[1] = 0
-    batch.features[3] = -3 * batch.weights[:, 0]
+    batch.weights[:, 0] = 2 * np.eye(6)[0]
+    batch.features[3] = -2 * batch.weights[:, 0]
     batch.features[4] = batch.features[0]
     batch.weights[:, 8] = 0
     return batch, None if margin.has_factors else batch.bias
