@@ -151,6 +151,7 @@ class Layer:
         """
         library = self.array_library
         with library.device():
+            grad = library.zeroed(grad, self.labels == -1)  # whose gradient is 0, be it infinite
             upstream = {"loss_grad": grad} | ({"grad_unit": state["grad_unit"]} if "grad_unit" in state else {})
             products_grad = state["products_grad"]
             gradients = {}

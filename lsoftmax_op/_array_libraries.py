@@ -103,6 +103,12 @@ class Library(abc.ABC):
         """Returns a new dense array like one."""
         return self._made("copy", self._copy(array), array.dtype, array.shape)
 
+    def zeroed(self, array: Any, places: Any) -> Any:
+        """Returns a new dense array like one, with 0 in some places, an array of bools."""
+        array = self.copy(array)
+        array[places] = 0
+        return array
+
     def product(self, a: Any, b: Any) -> Any:
         """Returns a @ b, a new dense array of their dtype."""
         return self._made("product", self._product(a, b), a.dtype, (a.shape[0], b.shape[1]))
@@ -342,6 +348,9 @@ class Torch(Library):
 
     def _product(self, a: Any, b: Any) -> Any:
         return (a @ b).contiguous()
+
+    def zeroed(self, array: Any, places: Any) -> Any:
+        return self._made("zeros", array.masked_fill(places, 0), array.dtype, array.shape)
 
     def _column_sums(self, a: Any) -> Any:
         return a.sum(dim=0)

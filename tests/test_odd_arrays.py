@@ -358,7 +358,10 @@ class DeviceArray:
         return self.seen(type(self), self.host[key])
 
     def __setitem__(self, key, value):
-        self.host[key] = value
+        self.host[getattr(key, "host", key)] = value
+
+    def __eq__(self, other):
+        return type(self)(self.host == other)
 
     def astype(self, dtype, copy=True):
         return type(self)(self.host.astype(dtype, copy=copy))

@@ -63,7 +63,6 @@ def test_reductions_are_those_of_pytorchs_loss(batch):
     for reduction in ("mean", "sum", "none"):
         expected = torch.nn.functional.cross_entropy(head(features), labels, ignore_index=-1, reduction=reduction)
         torch.testing.assert_close(head.loss(features, labels, reduction), expected)
-    assert head.loss(features, torch.full((6,), -1)).isnan()
     large, labels = 1000 * torch.ones(200, D).half(), torch.zeros(200, dtype=torch.int64)
     head = LSoftmaxLinear(D, C, margin=1, dtype=torch.float16)
     with torch.no_grad():
@@ -100,6 +99,82 @@ def test_plain_logits_of_a_margin_that_normalises(batch, margin):
         expected = expected * features.norm(dim=1, keepdim=True)
     torch.testing.assert_close(head(features), expected)
     torch.testing.assert_close(head(features, torch.full_like(labels, -1)), expected)
+
+
+def prune(head):
+    from torch.nn.utils.prune import l1_unstructured
+
+    l1_unstructured(head, "weight", amount=0.5)
+    return lambda: head.weight_orig * head.weight_mask
+
+
+def parametrize(head):
+    torch.nn.utils.parametrizations.weight_norm(head)
+    return lambda: head.weight
+
+
+@pytest.mark.parametrize("wrap", [prune, parametrize])
+def test_the_loss_is_that_of_the_weights_as_hooks_make_them(batch, wrap):
+    features, labels = batch
+    head = LSoftmaxLinear(D, C, margin=1)
+    weight_of = wrap(head)
+    optimizer = torch.optim.SGD(head.parameters(), lr=1.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = head.loss(features, labels)
+        plain = torch.nn.functional.cross_entropy(features @ weight_of().T, labels, ignore_index=-1)
+        torch.testing.assert_close(loss, plain)
+        loss.backward()
+        optimizer.step()
+
+
+def test_a_wrapper_that_knows_the_forward_pass_alone_has_the_loss_of_it(batch):
+    head = LSoftmaxLinear(D, C)
+    for reduction in ("mean", "sum", "none"):
+        assert torch.equal(head(*batch, reduction), head.loss(*batch, reduction))
+
+
+def test_the_gradient_is_that_of_the_lambda_of_its_loss(batch):
+    features, labels = batch
+    gradients = []
+    for later in (0.5, 7.0):
+        torch.manual_seed(0)
+        head = LSoftmaxLinear(D, C, lam=0.5)
+        loss = head.loss(features, labels)
+        head.set_lambda(later)
+        loss.backward()
+        gradients.append(head.weight.grad)
+    assert torch.equal(*gradients)
+
+
+def test_a_head_that_was_made_without_memory(batch):
+    whole = LSoftmaxLinear(D, C, lam=0.5)
+    head = LSoftmaxLinear(D, C, lam=0.5, device="meta")
+    head.load_state_dict(whole.state_dict(), assign=True)
+    assert torch.equal(head.loss(*batch), whole.loss(*batch))
+    with pytest.raises(TypeError, match=r"^lam: expected a PyTorch tensor on cpu, as features is, got .*"):
+        lsoftmax_logits(batch[0], head.weight.T, batch[1], lam=torch.zeros((), device="meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
+def test_the_last_class_of_unsigned_labels_counts(dtype):
+    last = torch.iinfo(dtype).max
+    head = LSoftmaxLinear(1, last + 1, margin=2)
+    features, labels = torch.randn(3, 1, requires_grad=True), torch.tensor([last, 0, last])
+    torch.testing.assert_close(head.loss(features, labels.to(dtype)), head.loss(features, labels))
+    (first,) = torch.autograd.grad(head.loss(features, labels.to(dtype)), features, create_graph=True)
+    assert torch.autograd.grad(first.square().sum(), features)[0].isfinite().all()
+
+
+def test_rows_without_a_target_have_no_gradient(batch):
+    features, labels = batch
+    features.requires_grad_()
+    head = LSoftmaxLinear(D, C, True)
+    assert head.loss(features, torch.full_like(labels, -1)).isnan()
+    head.loss(features, torch.full_like(labels, -1)).backward()
+    head.loss(features, labels, "none").backward(torch.where(labels == -1, math.inf, 0.0))
+    for parameter in (features, *head.parameters()):
+        assert not parameter.grad.any()
 
 
 @pytest.mark.parametrize("margin", [4, ArcFace(0.5, 16)], ids=repr)
@@ -159,6 +234,26 @@ def test_what_is_wrong_is_named(options, error, message):
         LSoftmaxLinear(D, C, **options)
 
 
+@pytest.mark.parametrize(
+    ("input", "labels", "error", "message"),
+    [
+        (torch.zeros(2, D), [0, 1], TypeError, "^labels: expected a PyTorch tensor, got"),
+        ([[0.0] * D], torch.tensor([0]), TypeError, "^input: expected a PyTorch tensor, got"),
+        (torch.zeros(2, D), None, TypeError, "^labels: expected a PyTorch tensor, got None"),
+        (torch.tensor(3.0), torch.tensor(0), ValueError, r"^input: expected shape \[\.\.\., 5\], got \[\]"),
+        (torch.zeros(2, D), torch.tensor([0]), ValueError, r"^labels: expected shape \[2\], that of input"),
+    ],
+)
+def test_what_is_wrong_with_a_batch_is_named(input, labels, error, message):
+    with pytest.raises(error, match=message):
+        LSoftmaxLinear(D, C).loss(input, labels)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_features_of_no_dimension():
+    assert LSoftmaxLinear(0, C).loss(torch.zeros(3, 0), torch.tensor([0, 1, 2])).item() == pytest.approx(math.log(C))
+
+
 def test_a_scheduler_goes_on_where_its_checkpoint_was():
     schedule = LambdaSchedule(base=100.0, gamma=0.5, power=2.0, minimum=3.0)
     heads = [LSoftmaxLinear(D, C), LSoftmaxLinear(D, C, margin=ArcFace(0.5, 16))]
@@ -182,5 +277,14 @@ def test_a_scheduler_names_what_is_wrong():
         LambdaScheduler(head, 5.0)
     with pytest.raises(ValueError, match=r"^lam: expected a number >= 0, got -1"):
         LambdaScheduler(head, lambda step: -1)
+    for layers in (torch.nn.Linear(D, C), None):
+        with pytest.raises(TypeError, match=r"^layers: expected layers of LSoftmaxLinear, got"):
+            LambdaScheduler(layers, LambdaSchedule())
+    with pytest.raises(ValueError, match=r"^layers: expected a LSoftmaxLinear or several, got none"):
+        LambdaScheduler([], LambdaSchedule())
+    with pytest.raises(ValueError, match=r"^state_dict: expected what state_dict\(\) returned, with steps, got \[\]"):
+        LambdaScheduler(head, LambdaSchedule()).load_state_dict({})
+    LambdaScheduler(torch.compile(head), lambda step: 3.0)
+    assert head.lam.item() == 3
     with pytest.raises(ValueError, match=r"^steps: expected an integer >= 0, got -1"):
         LambdaScheduler(head, LambdaSchedule()).load_state_dict({"steps": -1})

@@ -117,10 +117,49 @@ def test_export_checkpoint_and_vmap():
     assert torch.equal(batches[1], functions.lsoftmax_loss(2 * x, head.weight.T, y, lam=0.5))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_that_change_are_one_graph():
+    x, y, w = torch.randn(6, 5), torch.tensor([1, 3, -1, 1, 8, 0]), torch.randn(5, 9)
+    torch._dynamo.reset()
+    loss = torch.compile(functions.margin_softmax_loss, fullgraph=True, backend="aot_eager")
+    for smoothing in (0.1, 0.2, 0.3):
+        got = loss(x, w, y, margin=4, label_smoothing=smoothing)
+        assert torch.equal(got, functions.margin_softmax_loss(x, w, y, margin=4, label_smoothing=smoothing))
+    head = functions.LSoftmaxLinear(5, 9, label_smoothing=0.1)
+    compiled = torch.compile(head.loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert torch.equal(compiled(x, y), head.loss(x, y))
+
+
+@pytest.mark.parametrize("name", ["loss", "logits"])
+def test_second_derivatives_within_autocast_are_those_without(name):
+    def of_weights(enabled):
+        x, w, y, _ = arguments_of(crowded((5, 3, 6)))
+        function = getattr(functions, f"lsoftmax_{name}")
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            (first,) = torch.autograd.grad(
+                function(x.float(), w.float(), y).float().square().sum(), x, create_graph=True
+            )
+            first.square().sum().backward()
+        return w.grad
+
+    torch.testing.assert_close(of_weights(True), of_weights(False), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_of_other_kinds_are_refused_by_name():
+    x, w, y = torch.randn(6, 5), torch.randn(5, 9), torch.tensor([1, 3, -1, 1, 8, 0])
+    with pytest.raises(TypeError, match=r"^weights: expected .* that is dense, got torch\.sparse_csr"):
+        functions.lsoftmax_loss(x, w.to_sparse_csr(), y)
+    with pytest.raises(TypeError, match=r"^features: expected a dense PyTorch tensor, got a nested one"):
+        functions.lsoftmax_loss(torch.nested.nested_tensor([x[0], x[1]]), w, y[:2])
+    with pytest.raises(TypeError, match=r"^features: expected a tensor of no functional derivative"):
+        torch.func.grad(lambda x: functions.lsoftmax_loss(x, w, y).sum())(x)
+
+
 def test_forward_mode_is_refused():
     x, w, y, _ = arguments_of(crowded((5, 3, 6)))
     for function in (functions.lsoftmax_logits, functions.lsoftmax_loss):
-        with pytest.raises(TypeError, match=r"^features: expected a tensor without a tangent"):
+        with pytest.raises(TypeError, match=r"^features: expected a tensor of no functional derivative"):
             torch.func.jvp(lambda x, f=function: f(x, w, y), (x.detach(),), (torch.ones_like(x),))
 
 

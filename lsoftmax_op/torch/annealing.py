@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+
 from lsoftmax_op import _checks
 from lsoftmax_op.torch.linear import LSoftmaxLinear
 
@@ -29,17 +31,21 @@ class LambdaScheduler:
 
     Raises:
         TypeError: a layer or schedule that is none.
-        ValueError: the schedule returns a number that is no lambda.
+        ValueError: no layer; or the schedule returns a number that is no lambda.
 
     Attributes:
         steps: how many steps have been taken.
     """
 
     def __init__(self, layers: LSoftmaxLinear | Iterable[LSoftmaxLinear], schedule: Callable[[int], float]) -> None:
-        self._layers = [layers] if isinstance(layers, LSoftmaxLinear) else list(layers)
+        is_one = isinstance(layers, torch.nn.Module) or not isinstance(layers, Iterable)
+        given: list[Any] = [layers] if is_one else list(layers)
+        self._layers = [getattr(layer, "_orig_mod", layer) for layer in given]  # within torch.compile's wrapper
         for layer in self._layers:
             if not isinstance(layer, LSoftmaxLinear):
                 raise TypeError(f"layers: expected layers of LSoftmaxLinear, got {_checks.described(layer)}")
+        if not self._layers:
+            raise ValueError("layers: expected a LSoftmaxLinear or several, got none")
         if not callable(schedule):
             raise TypeError(f"schedule: expected a function of the step, got {_checks.shown(schedule)}")
         self.schedule = schedule
@@ -66,9 +72,11 @@ class LambdaScheduler:
             state_dict: what `state_dict` returned.
 
         Raises:
-            TypeError, ValueError: the number of steps is no integer >= 0.
+            TypeError, ValueError: the number of steps is no integer >= 0, or is not there.
         """
         expected = "steps: expected an integer >= 0"
+        if "steps" not in state_dict:
+            raise ValueError(f"state_dict: expected what state_dict() returned, with steps, got {sorted(state_dict)}")
         steps = _checks.integer(state_dict["steps"], expected)
         if steps < 0:
             raise ValueError(f"{expected}, got {steps}")

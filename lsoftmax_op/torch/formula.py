@@ -43,7 +43,8 @@ def logits(features: Any, weights: Any, labels: Any, bias: Any, lam: Any, margin
         lam: [], the annealing weight lambda.
         margin: of `lsoftmax_op.margins`.
     """
-    has_target, column = labels >= 0, labels.long().clamp(min=0)
+    labels = labels.long()  # unsigned ones compare with nothing
+    has_target, column = labels >= 0, labels.clamp(min=0)
     x, w = features.double(), weights.index_select(1, column).T.double()
     plain = plain_logits(features, weights, margin)
     target, has_margin = _target(x, w, lam.double(), margin)

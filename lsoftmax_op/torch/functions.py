@@ -201,8 +201,11 @@ def _arguments(
     for name, value in (("features", features), ("weights", weights), ("labels", labels), ("bias", bias)):
         if value is not None or name != "bias":
             _check_tensor(name, value, getattr(features, "device", None))
+            if value.is_nested:
+                raise TypeError(f"{name}: expected a dense PyTorch tensor, got a nested one")
     if isinstance(lam, torch.Tensor):
-        lam = lam.detach()
+        _check_tensor("lam", lam, features.device)
+        lam = lam.detach().clone()  # of this pass, and the backward pass to it, whatever is set meanwhile
     elif isinstance(lam, (bool, Real)):
         # In a graph that is compiled for numbers to come, it has no value yet: the operator looks at it.
         number = lam if torch.compiler.is_compiling() else _checks.host_lambda(lam)
@@ -230,16 +233,19 @@ def _check_tensor(name: str, value: Any, device: Any) -> None:
         raise TypeError(
             f"{name}: expected a PyTorch tensor on {device}, as features is, got {_checks.described(value)}"
         )
-    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(value).tangent is not None:
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.is_gradtrackingtensor(value) or forward_ad.unpack_dual(value).tangent is not None:
         raise TypeError(
-            f"{name}: expected a tensor without a tangent, got one with, as within torch.func.jvp and forward_ad: take "
-            "gradients by backward or torch.autograd.grad"
+            f"{name}: expected a tensor of no functional derivative, got one within torch.func.grad, jvp or "
+            "forward_ad: take gradients by backward or torch.autograd.grad"
         )
 
 
 def _is_transposed(weights: Any) -> bool:
     """Whether they are a view of a dense matrix that has the other layout."""
-    return weights.dim() == 2 and not weights.is_contiguous() and weights.T.is_contiguous()
+    is_dense = weights.layout == torch.strided and weights.dim() == 2
+    return is_dense and not weights.is_contiguous() and weights.T.is_contiguous()
 
 
 def _as_in_autocast(tensor: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -77,20 +78,26 @@ class LSoftmaxLinear(torch.nn.Linear):
         self._lambda = _checks.host_lambda(lam)
         self.register_buffer("lam", self._lambda_of(self.weight.device), persistent=False)
 
-    def forward(self, input: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Computes the plain logits, or with labels those with the margin.
+    def forward(
+        self, input: torch.Tensor, labels: torch.Tensor | None = None, reduction: str | None = None
+    ) -> torch.Tensor:
+        """Computes the plain logits, or with labels those with the margin, or with a reduction their loss.
 
         Args:
-            input: [..., D], of the weight's dtype; within ``torch.autocast`` of any.
+            input: [..., D], of the weight's dtype; within ``torch.autocast`` halves beside a float32 weight, too.
             labels: [...], integers, each in [0, C); -1 leaves its row the plain logits. None for inference.
+            reduction: as of `loss`, which this is then: for wrappers that know the forward pass alone, as
+                ``DistributedDataParallel`` and ``fully_shard`` do. None for the logits.
 
         Returns:
             [..., C]. Without labels they are made by PyTorch alone: ``torch.nn.Linear``'s, or the scaled cosines of a
-            margin that normalises.
+            margin that normalises. With a reduction, what `loss` returns.
 
         Raises:
-            TypeError, ValueError, ImportError: with labels, as `margin_softmax_logits`.
+            TypeError, ValueError, ImportError: with labels, as `margin_softmax_logits`, or `loss`.
         """
+        if reduction is not None:
+            return self._loss(input, labels, reduction)
         if labels is None:
             if not self.margin.has_factors:
                 return super().forward(input)
@@ -104,18 +111,24 @@ class LSoftmaxLinear(torch.nn.Linear):
     def loss(self, input: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
         """Computes the softmax cross-entropy of the margin logits, and in the same pass its gradient.
 
+        It is ``head(input, labels, reduction)``: hooks of the module run, as those of ``torch.nn.utils.prune`` do.
+
         Args:
             input: [..., D], as for `forward`.
             labels: [...], integers, each in [0, C); -1 gives its row loss 0 and gradient 0.
             reduction: "mean", over the labels that are not -1, as PyTorch's own loss has it; "sum"; or "none".
 
         Returns:
-            The loss, [], or with "none" [...], of the weight's dtype (float32 within ``torch.autocast``). The mean over
-            no label is NaN.
+            The loss, [], or with "none" [...], of the weight's dtype (float32 within ``torch.autocast``, where the
+            weight is not float64). The mean over no label is NaN, and its gradients are 0.
 
         Raises:
             TypeError, ValueError, ImportError: as `margin_softmax_loss`; a reduction that is none of these.
         """
+        loss: torch.Tensor = self(input, labels, "" if reduction is None else reduction)
+        return loss
+
+    def _loss(self, input: Any, labels: Any, reduction: str) -> torch.Tensor:
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {_checks.shown(reduction)}")
         features, flat_labels = self._batch(input, labels)
@@ -134,7 +147,9 @@ class LSoftmaxLinear(torch.nn.Linear):
         if reduction == "sum":
             return losses.sum()
         wide = torch.promote_types(losses.dtype, torch.float32)  # a sum of halves ends at 65504
-        return (losses.sum(dtype=wide) / (flat_labels != -1).sum()).to(losses.dtype)
+        count = (flat_labels.long() != -1).sum()  # -1 would become a class of unsigned labels
+        mean = losses.sum(dtype=wide) / count.clamp(min=1)
+        return torch.where(count > 0, mean, math.nan).to(losses.dtype)
 
     def set_lambda(self, lam: float) -> None:
         """Sets the annealing weight, for training steps to come: large is near to no margin, 0 is the full one.
@@ -152,14 +167,23 @@ class LSoftmaxLinear(torch.nn.Linear):
         """Returns what printing the module shows of it."""
         return f"{super().extra_repr()}, margin={self.margin!r}, label_smoothing={self.label_smoothing}"
 
-    def _batch(self, input: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
+        super()._load_from_state_dict(*arguments, **named)
+        self._settle()  # the weights may be others now: ``load_state_dict(assign=True)`` of a module on "meta"
+
+    def _batch(self, input: Any, labels: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns features [N, D] and labels [N]."""
+        for name, value in (("input", input), ("labels", labels)):
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f"{name}: expected a PyTorch tensor, got {_checks.described(value)}")
+        if input.dim() == 0:
+            raise ValueError(f"input: expected shape [..., {self.in_features}], got {list(input.shape)}")
         if input.shape[:-1] != labels.shape:
             raise ValueError(
                 f"labels: expected shape {list(input.shape[:-1])}, that of input {list(input.shape)} without its last "
                 f"axis, got {list(labels.shape)}"
             )
-        return input.reshape(-1, input.shape[-1]), labels.reshape(-1)
+        return input.reshape(labels.numel(), input.shape[-1]), labels.reshape(-1)
 
     def _lambda_of(self, device: torch.device) -> torch.Tensor:
         return torch.full((), self._lambda, dtype=torch.float64, device=_home(device))
@@ -168,9 +192,14 @@ class LSoftmaxLinear(torch.nn.Linear):
         """Moves or casts the module as `fn` says; lambda is moved alone, as in float16 it would end at 65504."""
         lam = self.lam
         super()._apply(fn, recurse)
-        device = self.weight.device
-        self.lam = self._lambda_of(device) if lam.is_meta else lam.to(_home(device))
+        self.lam = lam
+        self._settle()
         return self
+
+    def _settle(self) -> None:
+        """Puts lambda where the weights are."""
+        device = self.weight.device
+        self.lam = self._lambda_of(device) if self.lam.is_meta else self.lam.to(_home(device))
 
 
 def _home(device: torch.device) -> torch.device:

@@ -201,7 +201,8 @@ def _second_derivatives(
         return function(features, weights, labels, bias, lam, margin, *smoothing)
 
     variables = [tensor for tensor in (features, weights, bias) if tensor is not None]
-    of_grad, *of_variables = formula.second_derivatives(value, grad, variables, upstream)
+    with torch.autocast(features.device.type, enabled=False):
+        of_grad, *of_variables = formula.second_derivatives(value, grad, variables, upstream)
     of_features, of_weights, of_bias = (*of_variables, None)[:3]
     return of_grad, of_features, of_weights, None, of_bias, *[None] * (ctx.inputs - 5)
 
