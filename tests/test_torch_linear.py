@@ -70,6 +70,8 @@ def test_reductions_are_those_of_pytorchs_loss(batch):
     assert head.loss(large, labels).isfinite()
     with pytest.raises(ValueError, match=r"^reduction: expected one of mean, sum, none, got 'max'"):
         head.loss(features, labels, "max")
+    with pytest.raises(ValueError, match=r"^reduction: expected one of mean, sum, none, got None"):
+        head.loss(features, labels, None)
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3), (2, 0, 3)], ids=str)

@@ -97,7 +97,7 @@ class LSoftmaxLinear(torch.nn.Linear):
             TypeError, ValueError, ImportError: with labels, as `margin_softmax_logits`, or `loss`.
         """
         if reduction is not None:
-            return self._loss(input, labels, reduction)
+            return self._loss(input, labels, _known(reduction))
         if labels is None:
             if not self.margin.has_factors:
                 return super().forward(input)
@@ -125,12 +125,10 @@ class LSoftmaxLinear(torch.nn.Linear):
         Raises:
             TypeError, ValueError, ImportError: as `margin_softmax_loss`; a reduction that is none of these.
         """
-        loss: torch.Tensor = self(input, labels, "" if reduction is None else reduction)
+        loss: torch.Tensor = self(input, labels, _known(reduction))
         return loss
 
     def _loss(self, input: Any, labels: Any, reduction: str) -> torch.Tensor:
-        if reduction not in _REDUCTIONS:
-            raise ValueError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {_checks.shown(reduction)}")
         features, flat_labels = self._batch(input, labels)
         losses = margin_softmax_loss(
             features,
@@ -200,6 +198,12 @@ class LSoftmaxLinear(torch.nn.Linear):
         """Puts lambda where the weights are."""
         device = self.weight.device
         self.lam = self._lambda_of(device) if self.lam.is_meta else self.lam.to(_home(device))
+
+
+def _known(reduction: object) -> str:
+    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {_checks.shown(reduction)}")
+    return reduction
 
 
 def _home(device: torch.device) -> torch.device:
